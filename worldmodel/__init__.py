@@ -1,0 +1,3 @@
+"""What happens next: environments, recorded experience, and learned worlds."""
+
+__version__ = "0.1.0"
