@@ -1,0 +1,48 @@
+# Every target makes its own environment ready first: .venv, with the versions of constraints.txt.
+#
+#   make PYTHON=/path/to/python3.12 demo     another interpreter (3.11 to 3.13)
+#   make VENV=/tmp/other test                another place for the environment
+#   make demo RUN=runs/mine ARGS="seed=1"    another run folder, more settings
+
+VENV ?= .venv
+RUN ?= runs/demo
+ARGS ?=
+PYTHON ?=
+BIN := $(VENV)/bin
+
+export PYTHON
+export PYTHONUNBUFFERED := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint doctor clean
+
+help:  ## this list
+	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "  make %-11s%s\n", $$1, $$2 }' Makefile
+
+setup:  ## only make the environment ready (the others do it themselves)
+	@sh scripts/bootstrap.sh "$(VENV)"
+
+demo: setup  ## train on Pendulum from pixels, evaluate, write runs/demo (minutes on 2 cores)
+	"$(BIN)/python" scripts/train.py run=$(RUN) $(ARGS)
+	@echo; echo "Made by this run:"
+	@find $(RUN) -maxdepth 2 \( -name summary.json -o -name '*.mp4' -o -name '*.png' \) | sort
+	@echo; echo "Curves: $(BIN)/tensorboard --logdir $(RUN)"
+
+test: lint  ## lint, types, layers and the tests (under ten minutes)
+	"$(BIN)/python" -m pytest $(ARGS)
+
+test-slow: setup  ## the tests marked slow, learning included
+	"$(BIN)/python" -m pytest -m slow --timeout 3600 $(ARGS)
+
+lint: setup  ## ruff, mypy and the layer contract
+	"$(BIN)/ruff" check .
+	"$(BIN)/ruff" format --check .
+	"$(BIN)/mypy"
+	"$(BIN)/lint-imports" --no-logo
+
+doctor: setup  ## versions, devices, rendering, disk and memory, and what to do about each
+	"$(BIN)/python" scripts/doctor.py $(ARGS)
+
+clean:  ## remove caches and build output; environments and runs stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find worldmodel agents scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
