@@ -1,0 +1,230 @@
+"""Distributions of latents, rewards, continues and actions; logits are cast to float32 first."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def symlog(x: Tensor) -> Tensor:
+    """sign(x) * log(1 + |x|)."""
+    return torch.sign(x) * torch.log1p(torch.abs(x))
+
+
+def symexp(x: Tensor) -> Tensor:
+    """The inverse of symlog."""
+    return torch.sign(x) * torch.expm1(torch.abs(x))
+
+
+def sample_one_hot(probs: Tensor) -> Tensor:
+    """One-hot draw [..., K] from probabilities [..., K], by the race of exponential clocks."""
+    index = (probs / torch.empty_like(probs).exponential_()).argmax(-1, keepdim=True)
+    return torch.zeros_like(probs).scatter_(-1, index, 1.0)
+
+
+class OneHot:
+    """Categorical over one-hot vectors [..., K] with a share `unimix` of uniform mixed in.
+
+    The same mixed probabilities serve sampling, KL and the straight-through gradient.
+    `mask` [..., K] rules classes out (zero = forbidden); a row with none allowed counts as free.
+    """
+
+    def __init__(self, logits: Tensor, unimix: float = 0.0, mask: Tensor | None = None) -> None:
+        logits = logits.float()
+        if mask is not None:
+            allowed = (mask > 0.5) | ~(mask > 0.5).any(-1, keepdim=True)
+            logits = logits.masked_fill(~allowed, -1e9)
+            uniform = allowed.float() / allowed.sum(-1, keepdim=True)
+        else:
+            uniform = 1.0 / logits.shape[-1]  # type: ignore[assignment]
+        if unimix:
+            self.probs = (1.0 - unimix) * torch.softmax(logits, -1) + unimix * uniform
+            # Forbidden classes have probability 0; the clamp keeps their log finite.
+            self.log_probs = torch.log(self.probs.clamp_min(1e-30) if mask is not None else self.probs)
+        else:
+            self.log_probs = torch.log_softmax(logits, -1)
+            self.probs = self.log_probs.exp()
+
+    def sample(self) -> Tensor:
+        """One-hot draw [..., K] with straight-through gradient to the probabilities."""
+        hot = sample_one_hot(self.probs.detach())
+        if self.probs.requires_grad:
+            hot = hot + (self.probs - self.probs.detach())
+        return hot
+
+    def mode(self) -> Tensor:
+        """The most probable class as a one-hot [..., K]."""
+        index = self.probs.argmax(-1, keepdim=True)
+        return torch.zeros_like(self.probs).scatter_(-1, index, 1.0)
+
+    def log_prob(self, hot: Tensor) -> Tensor:
+        """Log probability [...] of one-hot [..., K]."""
+        return (self.log_probs * hot).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """In nats, [...]."""
+        return -(self.probs * self.log_probs).sum(-1)
+
+    def kl(self, other: OneHot) -> Tensor:
+        """KL(self || other) in nats, [...]."""
+        return (self.probs * (self.log_probs - other.log_probs)).sum(-1)
+
+
+class FactoredOneHot:
+    """Independent categoricals whose one-hot vectors stand side by side in [..., A]."""
+
+    def __init__(
+        self,
+        logits: Tensor,
+        sizes: Sequence[int],
+        unimix: float = 0.0,
+        mask: Tensor | None = None,
+    ) -> None:
+        self.sizes = list(sizes)
+        masks = [None] * len(sizes) if mask is None else mask.split(self.sizes, -1)
+        self.parts = [
+            OneHot(part, unimix, m)
+            for part, m in zip(logits.split(self.sizes, -1), masks, strict=True)
+        ]
+
+    def sample(self) -> Tensor:
+        """[..., A]."""
+        return torch.cat([part.sample() for part in self.parts], -1)
+
+    def mode(self) -> Tensor:
+        """[..., A]."""
+        return torch.cat([part.mode() for part in self.parts], -1)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Summed over factors, [...]."""
+        pairs = zip(self.parts, action.split(self.sizes, -1), strict=True)
+        return torch.stack([part.log_prob(a) for part, a in pairs]).sum(0)
+
+    def entropy(self) -> Tensor:
+        """Summed over factors, [...]."""
+        return torch.stack([part.entropy() for part in self.parts]).sum(0)
+
+
+class Normal:
+    """Independent normals over the last axis of mean [..., N] and std (broadcast)."""
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        self.mean, self.std = mean.float(), std.float()
+
+    def sample(self) -> Tensor:
+        """Reparameterised draw [..., N]."""
+        return self.mean + self.std * torch.randn_like(self.mean)
+
+    def mode(self) -> Tensor:
+        """The mean [..., N]."""
+        return self.mean
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Summed over the last axis, [...]."""
+        z = (value - self.mean) / self.std
+        return (-0.5 * z.square() - self.std.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """In nats, summed over the last axis, [...]."""
+        return (self.std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+    def kl(self, other: Normal) -> Tensor:
+        """KL(self || other) in nats, summed over the last axis, [...]."""
+        ratio = (self.std / other.std).square()
+        shift = ((other.mean - self.mean) / other.std).square()
+        return 0.5 * (ratio + shift - ratio.log() - 1.0).sum(-1)
+
+
+@functools.lru_cache
+def _bins(count: int, device: torch.device) -> Tensor:
+    """`count` (odd) points symexp(linspace(-20, 20)), symmetric to the last bit."""
+    half = symexp(torch.linspace(-20.0, 0.0, (count - 1) // 2 + 1, dtype=torch.float32))
+    return torch.cat([half, -half[:-1].flip(0)]).to(device)
+
+
+class TwoHot:
+    """A scalar as a categorical over exponentially spaced bins; targets are linear in raw space.
+
+    logits: [..., bins], an odd number.
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits.float()
+        if self.logits.shape[-1] % 2 == 0:
+            raise ValueError(f"TwoHot needs an odd number of bins, got {self.logits.shape[-1]}.")
+        self.bins = _bins(self.logits.shape[-1], logits.device)
+
+    @property
+    def mean(self) -> Tensor:
+        """[...]; summed in symmetric pairs, so that equal logits give exactly 0."""
+        probs = torch.softmax(self.logits, -1)
+        middle = self.bins.shape[0] // 2
+        high = probs[..., middle + 1 :]
+        low = probs[..., :middle].flip(-1)
+        return ((high - low) * self.bins[middle + 1 :]).sum(-1)
+
+    def mode(self) -> Tensor:
+        """The mean [...]: what a head predicts."""
+        return self.mean
+
+    def log_prob(self, target: Tensor) -> Tensor:
+        """Negative cross-entropy [...] to the two-hot encoding of target [...]."""
+        target = target.float().unsqueeze(-1).contiguous()
+        last = self.bins.shape[0] - 1
+        above = torch.searchsorted(self.bins, target, right=True).clamp_(1, last)
+        low, high = self.bins[above - 1], self.bins[above]
+        weight = ((target - low) / (high - low)).clamp_(0.0, 1.0)  # of the bin above
+        at_low = self.logits.gather(-1, above - 1)
+        at_high = self.logits.gather(-1, above)
+        chosen = at_low + weight * (at_high - at_low)
+        return chosen.squeeze(-1) - torch.logsumexp(self.logits, -1)
+
+
+class Bernoulli:
+    """Independent coins with logits [...] (or [..., N]: log_prob is then summed by the head)."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits.float()
+
+    @property
+    def mean(self) -> Tensor:
+        """P(1)."""
+        return torch.sigmoid(self.logits)
+
+    def mode(self) -> Tensor:
+        """P(1): what a head predicts."""
+        return self.mean
+
+    def log_prob(self, target: Tensor) -> Tensor:
+        """Log likelihood of targets in [0, 1] (soft ones too)."""
+        return -F.binary_cross_entropy_with_logits(self.logits, target.float(), reduction="none")
+
+
+class Point:
+    """A prediction without spread: log_prob is minus the squared error, no half, no constant.
+
+    mean: [..., N]; `squash` maps the target before it is compared (symlog for vectors).
+    """
+
+    def __init__(self, mean: Tensor, symlog_target: bool = False) -> None:
+        self.raw = mean.float()
+        self.symlog_target = symlog_target
+
+    @property
+    def mean(self) -> Tensor:
+        """In the target's own units."""
+        return symexp(self.raw) if self.symlog_target else self.raw
+
+    def mode(self) -> Tensor:
+        """The mean."""
+        return self.mean
+
+    def log_prob(self, target: Tensor) -> Tensor:
+        """Minus the squared error summed over the last axis, [...]."""
+        target = symlog(target.float()) if self.symlog_target else target.float()
+        return -(self.raw - target).square().sum(-1)

@@ -1,0 +1,125 @@
+"""LaProp with adaptive gradient clipping, and the one step that trains every model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class OptimConfig:
+    """lr: step size after warm-up. warmup: updates over which it rises from 0, linearly.
+    agc: largest ratio of a tensor's gradient norm to its weight norm; 0 turns clipping off.
+    beta1, beta2, eps: momentum, second-moment decay, and the floor under its root."""
+
+    lr: float = 4e-5
+    warmup: int = 1000
+    agc: float = 0.3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-20
+
+
+class LaProp:
+    """Clip each tensor's gradient, scale it by its running RMS, then take momentum of the result.
+
+    In this order (Ziyin et al. 2020; DreamerV3), unlike Adam, momentum gathers scaled gradients:
+
+        g  <- g * min(1, agc * max(1e-3, |w|) / |g|)        per tensor
+        v  <- beta2 v + (1 - beta2) g^2
+        m  <- beta1 m + (1 - beta1) g / (sqrt(v / (1 - beta2^t)) + eps)
+        w  <- w - lr m / (1 - beta1^t)
+
+    Weights, gradients and both moments each live in one flat buffer; the module's tensors are
+    views into it, so that a step is a handful of operations however many tensors there are.
+    """
+
+    def __init__(self, modules: Iterable[tuple[str, nn.Module]], config: OptimConfig) -> None:
+        self.config = config
+        named = [
+            (f"{prefix}.{name}", p)
+            for prefix, module in modules
+            for name, p in module.named_parameters()
+            if p.requires_grad
+        ]
+        self.names = [name for name, _ in named]
+        self.params = [p for _, p in named]
+        self.updates = 0
+        self.flat = torch.cat([p.detach().reshape(-1) for p in self.params])
+        self.grad = torch.zeros_like(self.flat)
+        self.mean = torch.zeros_like(self.flat)
+        self.square = torch.zeros_like(self.flat)
+        sizes = [p.numel() for p in self.params]
+        shapes = [p.shape for p in self.params]
+        self.grads = [
+            g.view(s) for g, s in zip(self.grad.split(sizes), shapes, strict=True)
+        ]
+        for p, data, g in zip(self.params, self.flat.split(sizes), self.grads, strict=True):
+            p.data = data.view(p.shape)
+            p.grad = g
+        self._sizes = torch.tensor(sizes, device=self.flat.device)
+
+    @property
+    def lr(self) -> float:
+        """The step size of the next update."""
+        c = self.config
+        return c.lr * min(1.0, (self.updates + 1) / c.warmup) if c.warmup else c.lr
+
+    def step(self, loss: Tensor) -> dict[str, Tensor]:
+        """Differentiate the scalar loss and move the weights once.
+
+        Raises FloatingPointError, weights untouched, where the loss or a gradient is not finite.
+        """
+        self.grad.zero_()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norms = torch.stack(torch._foreach_norm(self.grads))
+        total = torch.linalg.vector_norm(norms)
+        if not bool(torch.isfinite(total + loss.detach())):
+            bad = [n for n, x in zip(self.names, norms.tolist(), strict=True) if x - x != 0.0]
+            raise FloatingPointError(
+                f"The loss is {float(loss.detach()):g} and {len(bad)} of {len(norms)} gradients "
+                f"are not finite (first: {', '.join(bad[:3]) or 'none'}). Weights were not changed."
+            )
+        self._apply(norms)
+        return {"grad_norm": total}
+
+    @torch.no_grad()
+    def _apply(self, norms: Tensor) -> None:
+        c = self.config
+        if c.agc:
+            weights = torch.stack(torch._foreach_norm(self.params))
+            upper = c.agc * weights.clamp_min(1e-3)
+            scale = 1.0 / torch.clamp_min(norms / upper, 1.0)
+            torch._foreach_mul_(self.grads, list(scale.unbind()))
+        lr = self.lr
+        self.updates += 1
+        t = self.updates
+        self.square.mul_(c.beta2).addcmul_(self.grad, self.grad, value=1 - c.beta2)
+        root = (self.square / (1 - c.beta2**t)).sqrt_().add_(c.eps)
+        self.mean.mul_(c.beta1).addcdiv_(self.grad, root, value=1 - c.beta1)
+        self.flat.add_(self.mean, alpha=-lr / (1 - c.beta1**t))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Moments and the number of updates."""
+        return {
+            "updates": self.updates,
+            "names": list(self.names),
+            "mean": self.mean.clone(),
+            "square": self.square.clone(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put `state_dict()` back; ValueError where it belongs to other parameters."""
+        if state["names"] != self.names or state["mean"].shape != self.mean.shape:
+            raise ValueError(
+                f"The optimizer state holds {len(state['names'])} tensors, "
+                f"{state['mean'].numel():,} numbers; this model has {len(self.names)} tensors, "
+                f"{self.mean.numel():,} numbers. Load a checkpoint of the same configuration."
+            )
+        self.updates = state["updates"]
+        self.mean.copy_(state["mean"])
+        self.square.copy_(state["square"])

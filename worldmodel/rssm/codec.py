@@ -1,0 +1,185 @@
+"""Encoder and decoder: images through convolutions, vectors through symlog and an MLP."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from worldmodel.distributions import FactoredOneHot, Point, symlog
+from worldmodel.nets import (
+    MLP,
+    BlockLinear,
+    ChannelNormSiLU,
+    Conv2d,
+    Linear,
+    NormSiLU,
+    UpConv2d,
+)
+from worldmodel.types import MASK_KEY, EnvSpec, LatentState
+
+
+def image_shape(spec: EnvSpec) -> tuple[int, int, int]:
+    """(H, W, all channels) of the image keys; ValueError on sizes that cannot be coded."""
+    shapes = {k: spec.obs[k].shape for k in spec.keys("image")}
+    sizes = {s[:2] for s in shapes.values()}
+    if len(sizes) > 1:
+        raise ValueError(f"All images must have one size, got {shapes}. Resize them alike.")
+    height, width = next(iter(sizes))
+    if height % 16 or width % 16 or min(height, width) < 32:
+        raise ValueError(
+            f"Images of {height}x{width} cannot be encoded: both sides must be multiples of 16, "
+            f"at least 32. Set env.image_size, for example to [64, 64]."
+        )
+    return height, width, sum(s[2] for s in shapes.values())
+
+
+def _stage(convolution: str, cin: int, cout: int, kernel: int) -> nn.Sequential:
+    """Halve the size: conv, (max-pool,) norm, SiLU."""
+    if convolution == "pool":
+        return nn.Sequential(Conv2d(cin, cout, kernel), nn.MaxPool2d(2), ChannelNormSiLU(cout))
+    if convolution == "strided":
+        return nn.Sequential(Conv2d(cin, cout, 4, stride=2), ChannelNormSiLU(cout))
+    raise ValueError(f"Unknown convolution '{convolution}'. Known: pool, strided.")
+
+
+class Encoder(nn.Module):
+    """Observations -> embedding [..., E].
+
+    Images (uint8 [..., H, W, C], concatenated on channels) pass one stage per entry of `mults`,
+    each halving the size; vectors (symlog) and one-hots pass an MLP; both are concatenated.
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        depth: int,
+        units: int,
+        mults: Sequence[int] = (2, 3, 4, 4),
+        kernel: int = 5,
+        layers: int = 3,
+        convolution: str = "pool",
+    ) -> None:
+        super().__init__()
+        self.images, self.vectors = spec.keys("image"), spec.keys("vector")
+        self.flat = spec.keys("discrete") + ([MASK_KEY] if spec.has_mask else [])
+        self.out_features = 0
+        if self.images:
+            height, width, channels = image_shape(spec)
+            widths = [channels] + [depth * m for m in mults]
+            self.conv = nn.Sequential(
+                *(_stage(convolution, a, b, kernel) for a, b in zip(widths, widths[1:], strict=False))
+            )
+            self.out_features += height * width // 4 ** len(mults) * widths[-1]
+        if self.vectors or self.flat:
+            size = sum(math.prod(spec.obs[k].shape) for k in self.vectors + self.flat)
+            self.mlp = MLP(size, units, layers)
+            self.out_features += units
+        if not self.out_features:
+            raise ValueError(
+                "The observation has no image and no vector to encode; keys: "
+                f"{sorted(spec.obs) or 'none'}. Give the environment one, or set env.pixels=true."
+            )
+
+    def forward(self, obs: dict[str, Tensor]) -> Tensor:
+        out = []
+        if self.images:
+            images = torch.cat([obs[k] for k in self.images], -1)
+            lead = images.shape[:-3]
+            x = images.flatten(0, -4).permute(0, 3, 1, 2)  # [N, C, H, W], channels-last memory
+            x = x.to(self.conv[0][0].weight.dtype) / 255.0 - 0.5  # type: ignore[index]
+            x = self.conv(x).permute(0, 2, 3, 1)  # [N, h, w, c]
+            out.append(x.reshape(*lead, -1))
+        if self.vectors or self.flat:
+            parts = [symlog(obs[k].float()) for k in self.vectors]
+            parts += [obs[k].float() for k in self.flat]
+            out.append(self.mlp(torch.cat(parts, -1)))
+        return torch.cat(out, -1)
+
+
+class Decoder(nn.Module):
+    """Latent state -> images in [0, 1] [..., H, W, C], and distributions of vector keys.
+
+    The smallest map is the sum of a block-linear view of deter and a two-layer view of stoch.
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        deter: int,
+        stoch: int,
+        depth: int,
+        units: int,
+        blocks: int,
+        mults: Sequence[int] = (2, 3, 4, 4),
+        kernel: int = 5,
+        layers: int = 3,
+        convolution: str = "pool",
+    ) -> None:
+        super().__init__()
+        self.images = spec.keys("image")
+        self.vectors = {k: math.prod(spec.obs[k].shape) for k in spec.keys("vector")}
+        self.discretes = {k: spec.obs[k].sizes for k in spec.keys("discrete")}
+        self.blocks = blocks
+        if self.images:
+            height, width, channels = image_shape(spec)
+            self.channels = [spec.obs[k].shape[-1] for k in self.images]
+            factor = 2 ** len(mults)
+            self.smallest = (height // factor, width // factor, depth * mults[-1])
+            size = math.prod(self.smallest)
+            self.from_deter = BlockLinear(deter, size, blocks)
+            self.from_stoch = nn.Sequential(
+                Linear(stoch, 2 * units), NormSiLU(2 * units), Linear(2 * units, size)
+            )
+            self.smallest_norm = NormSiLU(self.smallest[-1])
+            widths = [depth * m for m in reversed(mults)] + [channels]
+            pairs = list(zip(widths, widths[1:], strict=False))
+            stages: list[nn.Module] = []
+            for cin, cout in pairs:
+                up = [UpConv2d(cin, cout)] if convolution == "strided" else [
+                    nn.UpsamplingNearest2d(scale_factor=2), Conv2d(cin, cout, kernel)
+                ]
+                stages.append(nn.Sequential(*up))
+            self.conv = nn.ModuleList(stages)
+            self.norms = nn.ModuleList(ChannelNormSiLU(cout) for _, cout in pairs[:-1])
+        if self.vectors or self.discretes:
+            self.mlp = MLP(deter + stoch, units, layers)
+            sizes = self.vectors | {k: sum(s) for k, s in self.discretes.items()}
+            self.heads = nn.ModuleDict({k: Linear(units, n) for k, n in sizes.items()})
+
+    def decode_images(self, state: LatentState) -> dict[str, Tensor]:
+        """Images [..., H, W, C] in [0, 1] by key."""
+        if not self.images:
+            return {}
+        lead = state.deter.shape[:-1]
+        h, w, c = self.smallest
+        deter = state.deter.reshape(-1, self.blocks, state.deter.shape[-1] // self.blocks)
+        a = self.from_deter(deter).view(-1, self.blocks, h, w, c // self.blocks)
+        a = a.permute(0, 2, 3, 1, 4).reshape(-1, h, w, c)
+        b = self.from_stoch(state.stoch.flatten(0, -3).flatten(1)).view(-1, h, w, c)
+        x = self.smallest_norm(a + b).permute(0, 3, 1, 2)  # [N, c, h, w], channels-last memory
+        for up, norm in zip(self.conv, self.norms, strict=False):
+            x = norm(up(x))
+        x = torch.sigmoid(self.conv[-1](x).float()).permute(0, 2, 3, 1)
+        x = x.reshape(*lead, *x.shape[1:])
+        return dict(zip(self.images, x.split(self.channels, -1), strict=True))
+
+    def decode_vectors(self, state: LatentState) -> dict[str, Point | FactoredOneHot]:
+        """Distributions of the vector and discrete keys."""
+        if not (self.vectors or self.discretes):
+            return {}
+        x = self.mlp(state.feat)
+        out: dict[str, Point | FactoredOneHot] = {}
+        for key, head in self.heads.items():
+            y = head(x)
+            out[key] = (
+                Point(y, symlog_target=True)
+                if key in self.vectors
+                else FactoredOneHot(y.float(), self.discretes[key])
+            )
+        return out
+
+
+__all__ = ["Decoder", "Encoder", "image_shape"]

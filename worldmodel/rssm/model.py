@@ -1,0 +1,233 @@
+"""The world model: encoder, recurrent core, decoder and heads behind the Dynamics contract."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from worldmodel.losses import image_loss
+from worldmodel.rssm.codec import Decoder, Encoder
+from worldmodel.rssm.core import RSSM
+from worldmodel.rssm.heads import Head, HeadConfig, target_of
+from worldmodel.types import MASK_KEY, Batch, EnvSpec, LatentState, Prediction
+
+
+def _default_heads() -> dict[str, HeadConfig]:
+    return {
+        "reward": HeadConfig("reward", "twohot", outscale=0.0),
+        "cont": HeadConfig("cont", "bernoulli"),
+    }
+
+
+@dataclass
+class ModelConfig:
+    """Sizes, losses and heads of the world model.
+
+    deter: width of the recurrent state. hidden: width inside the core. groups x classes: the
+    categorical latents (groups alone for gaussian). depth: channels of the first image stage
+    before `mults`. units: width of heads and vector MLPs. blocks: of the recurrence.
+    latent: categorical or gaussian. unimix: share of uniform in the categoricals.
+    free_nats, dyn_scale, rep_scale: of the KL. image_scale, vector_scale: of reconstruction.
+    discount_horizon: steps h of the discount 1 - 1/h in the continue head. bins: of two-hot
+    heads. kernel, mults, layers: of encoder and decoder. convolution: "pool" (stride 1 and
+    max-pool, the paper's) or "strided" (kernel 4, a quarter of the arithmetic).
+    heads: by name. control: weights of the heads whose sum is the reward to maximise.
+    """
+
+    deter: int = 512
+    hidden: int = 64
+    groups: int = 32
+    classes: int = 4
+    depth: int = 4
+    units: int = 64
+    blocks: int = 8
+    latent: str = "categorical"
+    unimix: float = 0.01
+    free_nats: float = 1.0
+    dyn_scale: float = 1.0
+    rep_scale: float = 0.1
+    image_scale: float = 1.0
+    vector_scale: float = 1.0
+    discount_horizon: int = 333
+    bins: int = 255
+    kernel: int = 5
+    mults: list[int] = field(default_factory=lambda: [2, 3, 4, 4])
+    layers: int = 3
+    convolution: str = "pool"
+    heads: dict[str, HeadConfig] = field(default_factory=_default_heads)
+    control: dict[str, float] = field(default_factory=lambda: {"reward": 1.0})
+
+
+class ModelOutput(NamedTuple):
+    """losses: each [B, T], unscaled. states: the posteriors [B, T, ...] with gradient."""
+
+    losses: dict[str, Tensor]
+    states: LatentState
+    metrics: dict[str, Tensor]
+
+
+class WorldModel(nn.Module):
+    """Learns latent dynamics from pixels and vectors; satisfies `worldmodel.types.Dynamics`."""
+
+    def __init__(self, spec: EnvSpec, config: ModelConfig) -> None:
+        super().__init__()
+        self.spec, self.config = spec, config
+        c = config
+        if c.blocks < 1 or c.deter % c.blocks or (spec.keys("image") and c.depth * c.mults[-1] % c.blocks):
+            raise ValueError(
+                f"deter={c.deter} and depth*mults[-1]={c.depth * c.mults[-1]} must both be "
+                f"multiples of blocks={c.blocks}."
+            )
+        for name in [*c.control, "cont"]:
+            if name not in c.heads:
+                raise ValueError(f"Unknown head '{name}'. Known heads: {', '.join(c.heads)}.")
+        classes = 1 if c.latent == "gaussian" else c.classes
+        self.feat_size = c.deter + c.groups * classes
+        conv = dict(mults=c.mults, kernel=c.kernel, layers=c.layers, convolution=c.convolution)
+        self.encoder = Encoder(spec, c.depth, c.units, **conv)  # type: ignore[arg-type]
+        self.core = RSSM(
+            c.deter, c.hidden, c.groups, c.classes, c.blocks,
+            self.encoder.out_features, spec.action.size, c.latent, c.unimix,
+        )  # fmt: skip
+        self.decoder = Decoder(
+            spec, c.deter, c.groups * classes, c.depth, c.units, c.blocks, **conv  # type: ignore[arg-type]
+        )
+        heads = {
+            name: Head(h, self.feat_size, c.units, c.bins, self._head_size(h))
+            for name, h in c.heads.items()
+        }
+        if spec.has_mask:
+            mask = HeadConfig(MASK_KEY, "bernoulli")
+            heads[MASK_KEY] = Head(mask, self.feat_size, c.units, c.bins, spec.action.size)
+        self.heads = nn.ModuleDict(heads)
+        self.to(memory_format=torch.channels_last)
+
+    def _head_size(self, head: HeadConfig) -> int | None:
+        if head.target in ("reward", "cont"):
+            return None
+        if head.target not in self.spec.obs:
+            known = ", ".join(["reward", "cont", *sorted(self.spec.obs)])
+            raise ValueError(f"No target '{head.target}' for a head. Known: {known}.")
+        return math.prod(self.spec.obs[head.target].shape)
+
+    @property
+    def discount(self) -> float:
+        """1 - 1/discount_horizon, which the continue head carries."""
+        return 1.0 - 1.0 / self.config.discount_horizon
+
+    def initial(self, batch_size: int) -> LatentState:
+        """The state before anything was seen: zeros [B, ...]."""
+        return self.core.initial(batch_size)
+
+    def observe(
+        self, state: LatentState, obs: dict[str, Tensor], action: Tensor, is_first: Tensor
+    ) -> LatentState:
+        """Filter one step (obs [B, ...], action [B, A], is_first [B]) or a sequence
+        ([B, T, ...]); `action` is the one that led to `obs`. Returns [B, ...] or [B, T, ...]."""
+        if is_first.dim() == 1:
+            one = {k: v.unsqueeze(1) for k, v in obs.items()}
+            states = self.observe(state, one, action.unsqueeze(1), is_first.unsqueeze(1))
+            return states.map(lambda x: x.squeeze(1))
+        return self.core.observe(state, self.encoder(obs), action, is_first)[0]
+
+    def step(self, state: LatentState, action: Tensor) -> Prediction:
+        """What action [B, A] leads to: next state, reward [B] (weighted by `control`), and the
+        discounted probability [B] that the episode goes on."""
+        state = self.core.step(state, action)
+        feat = state.feat
+        return Prediction(state, self.reward(feat), self.heads["cont"].predict(feat))  # type: ignore[operator]
+
+    def imagine(
+        self, state: LatentState, policy: Tensor | Callable[[LatentState], Tensor], horizon: int
+    ) -> tuple[LatentState, Tensor]:
+        """Roll out H steps from state [B, ...] under a policy or given actions [B, H, A].
+
+        Returns H + 1 states [B, H+1, ...], the start included, and the actions [B, H, A]; the
+        action at index h leads from state h to state h + 1. Rewards are the heads' to read.
+        """
+        states, actions = [state], []
+        for h in range(horizon):
+            action = policy(state) if callable(policy) else policy[:, h]
+            state = self.core.step(state, action)
+            states.append(state)
+            actions.append(action)
+        deter = torch.stack([s.deter for s in states], 1)
+        stoch = torch.stack([s.stoch for s in states], 1)
+        return LatentState(deter, stoch), torch.stack(actions, 1)
+
+    def reward(self, feat: Tensor) -> Tensor:
+        """The sum of the controlled heads' predictions [...], each times its weight."""
+        parts = [w * self.heads[k].predict(feat) for k, w in self.config.control.items()]  # type: ignore[operator]
+        return torch.stack(parts).sum(0)
+
+    def cont(self, feat: Tensor) -> Tensor:
+        """Discounted probability [...] that the episode goes on."""
+        out: Tensor = self.heads["cont"].predict(feat)  # type: ignore[operator]
+        return out
+
+    def action_mask(self, feat: Tensor) -> Tensor | None:
+        """Which actions [..., A] the state allows (0 or 1), or None where all are."""
+        if MASK_KEY not in self.heads:
+            return None
+        return (self.heads[MASK_KEY].predict(feat) > 0.5).float()  # type: ignore[operator]
+
+    def decode(self, state: LatentState) -> dict[str, Tensor]:
+        """What the state looks like: images in [0, 1] [..., H, W, C], vectors in their units."""
+        out = self.decoder.decode_images(state)
+        for key, dist in self.decoder.decode_vectors(state).items():
+            out[key] = dist.mode()
+        return out
+
+    def losses(self, batch: Batch) -> ModelOutput:
+        """Every loss of the world model, [B, T] each, and the posterior states."""
+        start = batch.context or self.initial(batch.shape[0])
+        embed = self.encoder(batch.obs)
+        start = start.map(lambda x: x.to(embed.dtype))
+        states, posterior = self.core.observe(start, embed, batch.action, batch.is_first)
+        prior = self.core.prior(states.deter)
+        kl = self.core.kl(posterior.detach(), prior)  # teaches the prior alone
+        free = self.config.free_nats
+        losses = {
+            "dyn": kl.clamp_min(free),
+            # Makes the posterior predictable, without moving the prior.
+            "rep": self.core.kl(posterior, prior.detach()).clamp_min(free),
+        }
+        for key, image in self.decoder.decode_images(states).items():
+            losses[key] = image_loss(image, batch.obs[key])
+        for key, dist in self.decoder.decode_vectors(states).items():
+            losses[key] = -dist.log_prob(batch.obs[key])
+        feat = states.feat
+        for name, head in self.heads.items():
+            target = target_of(batch, head.config.target, self.discount)  # type: ignore[union-attr, arg-type]
+            losses[name] = head.loss(feat, target)  # type: ignore[operator]
+        metrics = {
+            "kl": kl.detach().mean(),
+            "prior_entropy": self.core.entropy(prior.detach()).mean(),
+            "posterior_entropy": self.core.entropy(posterior.detach()).mean(),
+        }
+        return ModelOutput(losses, states, metrics)
+
+    def scale(self, name: str) -> float:
+        """The weight of a loss by its name in `losses`."""
+        c = self.config
+        if name in c.heads:
+            return c.heads[name].scale
+        fixed = {"dyn": c.dyn_scale, "rep": c.rep_scale, MASK_KEY: 1.0}
+        if name in fixed:
+            return fixed[name]
+        return c.image_scale if self.spec.obs[name].kind == "image" else c.vector_scale
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar to minimise and its parts; never steps, never calls backward."""
+        output = self.losses(batch)
+        total = torch.stack([self.scale(k) * v.mean() for k, v in output.losses.items()]).sum()
+        parts = {f"loss/{k}": v.detach().mean() for k, v in output.losses.items()}
+        return total, parts | output.metrics
+
+
+__all__ = ["ModelConfig", "ModelOutput", "WorldModel"]
