@@ -1,0 +1,72 @@
+"""How a latent state is packed into one replay row, and unpacked again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from worldmodel.types import LatentState
+
+
+@dataclass(frozen=True)
+class LatentSpec:
+    """The sizes of a latent state: deter D, groups S and classes K (K = 1: real-valued).
+
+    Packed, deter is float16 [D]; stoch is a class index [S] (uint8, or uint16 where K > 256), or
+    float16 [S] where K = 1.
+    """
+
+    deter: int
+    groups: int
+    classes: int
+
+    def __post_init__(self) -> None:
+        if min(self.deter, self.groups, self.classes) < 1 or self.classes > 65536:
+            raise ValueError(f"Latent sizes must be 1 or more, and classes 65536 or less: {self}")
+
+    @property
+    def stoch_dtype(self) -> np.dtype:
+        """The element type of a packed stoch."""
+        if self.classes == 1:
+            return np.dtype(np.float16)
+        return np.dtype(np.uint8 if self.classes <= 256 else np.uint16)
+
+    def pack(self, deter: Any, stoch: Any) -> tuple[np.ndarray, np.ndarray]:
+        """deter [..., D] and stoch [..., S, K], arrays or tensors on any device -> packed
+        [..., D] and [..., S].
+
+        Raises ValueError where the shapes differ from the spec, or where a value is not finite
+        or does not fit float16.
+        """
+        deter, stoch = torch.as_tensor(deter).detach(), torch.as_tensor(stoch).detach()
+        tail = (self.groups, self.classes)
+        if (
+            deter.shape[-1:] != (self.deter,)
+            or stoch.shape[-2:] != tail
+            or deter.shape[:-1] != stoch.shape[:-2]
+        ):
+            raise ValueError(
+                f"Latent state has deter {tuple(deter.shape)} and stoch {tuple(stoch.shape)}; "
+                f"expected [..., {self.deter}] and [..., {self.groups}, {self.classes}]."
+            )
+        half = deter.to(torch.float16)
+        # Reduced where the state lives, so that a GPU sends bytes instead of one-hot floats.
+        peak, index = stoch.max(-1)
+        packed = peak.to(torch.float16) if self.classes == 1 else index.to(torch.int32)
+        if not bool(torch.isfinite(half).all() & torch.isfinite(peak.to(torch.float16)).all()):
+            raise ValueError("Latent state has values that are not finite or do not fit float16.")
+        return half.cpu().numpy(), packed.cpu().numpy().astype(self.stoch_dtype)
+
+    def unpack(self, deter: np.ndarray, stoch: np.ndarray) -> LatentState:
+        """Packed [..., D] and [..., S] -> a float32 state on the CPU, [..., D] and [..., S, K]."""
+        if self.classes == 1:
+            return LatentState(
+                torch.from_numpy(deter.astype(np.float32)),
+                torch.from_numpy(stoch.astype(np.float32)).unsqueeze(-1),
+            )
+        index = torch.from_numpy(stoch.astype(np.int64)).unsqueeze(-1)
+        one_hot = torch.zeros(*stoch.shape, self.classes).scatter_(-1, index, 1.0)
+        return LatentState(torch.from_numpy(deter.astype(np.float32)), one_hot)
