@@ -1,0 +1,153 @@
+"""Real environments, all through gymnasium's API.
+
+A new family is one file with `build(config)` and one line in FAMILIES. Somebody's own environment
+needs neither: its id is "package.module:Name".
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.wrappers import TimeLimit
+
+from .actions import Actions
+from .config import AtariConfig, EnvConfig, EnvError, as_config, unknown
+from .observe import Observe
+from .spaces import OneHot, class_counts
+
+if TYPE_CHECKING:
+    from worldmodel.types import EnvSpec
+
+__all__ = [
+    "FAMILIES",
+    "AtariConfig",
+    "EnvConfig",
+    "EnvError",
+    "describe",
+    "env_spec",
+    "make_env",
+    "make_vector",
+]
+
+FAMILIES = {
+    "gymnasium": "worldmodel.envs.gym:build",
+    "dmc": "worldmodel.envs.dmc:build",
+    "atari": "worldmodel.envs.atari:build",
+}
+
+
+def make_env(config: EnvConfig, seed: int | None = None) -> gymnasium.Env[Any, Any]:
+    """One environment with flat Dict observations and normalised actions (see `env_spec`).
+
+    seed: used by the first reset that is given none, and for `action_space.sample`.
+    Raises EnvError for unknown names, unusable spaces and impossible settings, and later for
+    whatever the environment does wrong.
+    """
+    config = as_config(config)
+    if config.suite not in FAMILIES:
+        raise unknown("suite", config.suite, FAMILIES)
+    if config.id == "???":
+        raise EnvError("No environment is named. Set id, for example id=Pendulum-v1.")
+    module, _, function = FAMILIES[config.suite].partition(":")
+    env = getattr(importlib.import_module(module), function)(config)
+    try:
+        if config.time_limit is not None:
+            env = TimeLimit(env, config.time_limit)
+        env = Observe(Actions(env), config, seed)
+    except BaseException:
+        env.close()
+        raise
+    env.action_space.seed(seed)
+    return env
+
+
+@dataclass
+class _Maker:
+    """A call of make_env that can be sent to another process."""
+
+    config: EnvConfig
+    seed: int | None
+
+    def __call__(self) -> gymnasium.Env[Any, Any]:
+        return make_env(self.config, self.seed)
+
+
+def make_vector(
+    config: EnvConfig, num_envs: int | None = None, seed: int | None = None
+) -> VectorEnv[Any, Any, Any]:
+    """`num_envs` environments (config.num_envs by default) that step together, each with a seed of
+    its own, in this process or in one each.
+
+    Autoreset is NEXT_STEP: the step after a row that ended an episode ignores its action and
+    returns the reset observation with reward 0. Raises EnvError as make_env does.
+    """
+    config = as_config(config)
+    count = config.num_envs if num_envs is None else num_envs
+    if count < 1:
+        raise EnvError(f"num_envs is {count}, but must be at least 1.")
+    seeds: list[int | None] = [None] * count
+    if seed is not None:
+        # Not seed + i, which would share environments between runs with neighbouring seeds.
+        seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(count)]
+    makers = [_Maker(config, s) for s in seeds]
+    if config.vector == "sync":
+        env: VectorEnv[Any, Any, Any] = SyncVectorEnv(
+            makers, autoreset_mode=AutoresetMode.NEXT_STEP
+        )
+    else:
+        env = _make_async(config, makers)
+    env.action_space.seed(seed)
+    return env
+
+
+def _make_async(config: EnvConfig, makers: list[_Maker]) -> VectorEnv[Any, Any, Any]:
+    import multiprocessing
+
+    if config.suite == "dmc":
+        from .rendering import prepare
+
+        prepare(config.pixels)  # once here, so that the processes inherit the choice
+    # A fork of a process that has threads, CUDA or a GL context may hang; a fresh one does not.
+    context = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    return AsyncVectorEnv(makers, context=context, autoreset_mode=AutoresetMode.NEXT_STEP)
+
+
+def env_spec(env: gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> EnvSpec:
+    """What a model must know of an environment made here, or of one of a vector's."""
+    # Here and not above: environment processes must start without torch.
+    from worldmodel.types import ActionSpec, EnvSpec, ObsSpec
+
+    spaces = gymnasium.spaces
+    if isinstance(env, VectorEnv):
+        obs_space, action_space = env.single_observation_space, env.single_action_space
+    else:
+        obs_space, action_space = env.observation_space, env.action_space
+    if not isinstance(obs_space, spaces.Dict):
+        raise EnvError(f"env_spec needs an environment from make_env; it observes {obs_space}.")
+    obs = {}
+    for key, space in obs_space.spaces.items():
+        assert space.shape is not None
+        if isinstance(space, OneHot):
+            obs[key] = ObsSpec("discrete", space.shape, space.sizes)
+        else:
+            obs[key] = ObsSpec("image" if space.dtype == np.uint8 else "vector", space.shape)
+    if isinstance(action_space, spaces.Box):
+        return EnvSpec(obs, ActionSpec("continuous", (int(action_space.shape[0]),)))
+    return EnvSpec(obs, ActionSpec("discrete", class_counts(action_space)))
+
+
+def describe(spec: EnvSpec) -> str:
+    """Which keys were taken for what, one line each, and the actions."""
+    rows = []
+    for key, obs in sorted(spec.obs.items()):
+        shape = " x ".join(map(str, obs.shape))
+        note = f" (one-hot, classes {', '.join(map(str, obs.sizes))})" if obs.sizes else ""
+        rows.append(f"  {key}: {obs.kind} {shape}{note}")
+    kind, sizes = spec.action.kind, spec.action.sizes
+    action = f"{sizes[0]} in [-1, 1]" if kind == "continuous" else " x ".join(map(str, sizes))
+    return "\n".join(["observation", *rows, f"action: {kind}, {action}"])

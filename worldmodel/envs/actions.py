@@ -1,0 +1,83 @@
+"""Actions as agents give them, and what environments take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import Space, spaces
+
+from .config import EnvError
+
+
+class Actions(gymnasium.ActionWrapper[Any, Any, Any]):
+    """Box actions become float32 [A] in [-1, 1], clipped at the edge; discrete ones keep their
+    meaning and start at 0.
+
+    Raises EnvError for action spaces that are neither bounded float Boxes nor Discrete,
+    MultiDiscrete or MultiBinary, and for actions of a wrong shape, class or not finite.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self._native = env.action_space
+        self.action_space = _outer(env.action_space)
+        if isinstance(self._native, spaces.Box):
+            low, high = (np.asarray(x, np.float64) for x in (self._native.low, self._native.high))
+            self._middle, self._half = (low + high) / 2, (high - low) / 2
+            self._low, self._high = self._native.low, self._native.high
+
+    def action(self, action: Any) -> Any:
+        """What the environment takes for one action of the agent."""
+        native = self._native
+        if isinstance(native, spaces.Box):
+            return self._continuous(np.asarray(action, np.float64), native)
+        index = np.asarray(action)
+        shape = self.action_space.shape
+        if index.shape != shape or index.dtype.kind not in "iub":
+            raise EnvError(
+                f"The action must be whole numbers of shape {list(shape or ())}, but is "
+                f"{index.dtype} {list(index.shape)}: {action!r}."
+            )
+        sizes = getattr(self.action_space, "nvec", getattr(self.action_space, "n", None))
+        if (index < 0).any() or (index >= sizes).any():
+            raise EnvError(f"The action {action!r} lies outside of {self.action_space}.")
+        if isinstance(native, spaces.Discrete):
+            return int(index) + int(native.start)
+        if isinstance(native, spaces.MultiDiscrete):
+            return (index.reshape(native.shape) + native.start).astype(native.dtype)
+        return index.reshape(native.shape).astype(native.dtype)
+
+    def _continuous(self, action: np.ndarray, native: spaces.Box) -> np.ndarray:
+        if action.shape != self.action_space.shape:
+            raise EnvError(
+                f"The action has shape {list(action.shape)}, but must have "
+                f"{list(self.action_space.shape or ())}, each entry in [-1, 1]."
+            )
+        if not np.isfinite(action).all():
+            raise EnvError(f"The action is not finite: {action}. Look at the policy's output.")
+        clipped = np.clip(action, -1.0, 1.0).reshape(native.shape)
+        scaled = (self._middle + self._half * clipped).astype(native.dtype)
+        return np.clip(scaled, self._low, self._high)  # rounding must not leave the edge
+
+
+def _outer(space: Space[Any]) -> Space[Any]:
+    """The action space that agents see."""
+    if isinstance(space, spaces.Discrete):
+        return spaces.Discrete(int(space.n))
+    if isinstance(space, spaces.MultiDiscrete):
+        return spaces.MultiDiscrete(np.ravel(space.nvec))
+    if isinstance(space, spaces.MultiBinary):
+        return spaces.MultiDiscrete([2] * int(np.prod(space.shape)))
+    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+        if not np.isfinite([space.low, space.high]).all() or (space.low >= space.high).any():
+            raise EnvError(
+                f"The action space {space} has an entry without two finite bounds, so it cannot be "
+                f"scaled to [-1, 1]. Give it finite bounds with low < high."
+            )
+        return spaces.Box(-1.0, 1.0, (int(np.prod(space.shape)),), np.float32)
+    raise EnvError(
+        f"The action space {space} is not supported. Allowed: a Box of floats with finite bounds, "
+        f"Discrete, MultiDiscrete, MultiBinary. Wrap the environment so that it takes one of them."
+    )

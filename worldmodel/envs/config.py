@@ -1,0 +1,102 @@
+"""What an environment is made of, and the error that every part of this package raises."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class EnvError(ValueError):
+    """An environment, or a request for one, breaks a rule: what was wrong, what was given, what is
+    allowed, what to do."""
+
+
+def unknown(what: str, name: str, known: Iterable[str], limit: int = 12) -> EnvError:
+    """The error for a name that nobody knows, with the nearest known ones."""
+    names = sorted(known)
+    lowered = {n.lower(): n for n in names}
+    near = [lowered[n] for n in difflib.get_close_matches(name.lower(), lowered, 3, 0.6)]
+    message = f"Unknown {what} '{name}'."
+    if len(names) <= limit:
+        message += f" Known: {', '.join(names)}."
+    if near:
+        message += f" Did you mean {' or '.join(repr(n) for n in near)}?"
+    elif len(names) > limit:
+        message += f" {len(names)} are known, for example {', '.join(names[:3])}."
+    return EnvError(message)
+
+
+@dataclass
+class AtariConfig:
+    """Options of the Atari family; the defaults are those of Atari100k."""
+
+    noops: int = 30  # upper bound of the random number of no-op frames after a reset; 0 = none
+    sticky: float = 0.0  # probability that the console repeats the action before, [0, 1)
+    life_loss: bool = False  # a lost life terminates the episode; the game itself goes on
+    full_actions: bool = False  # all 18 joystick actions instead of those that the game uses
+    max_pool: bool = True  # pixelwise maximum of the last two frames of an agent step
+
+
+@dataclass
+class EnvConfig:
+    """Which environment, and how it is seen and driven."""
+
+    id: str = "???"  # Pendulum-v1 | walker_walk | pong | my_package.my_module:MyEnv
+    suite: str = "gymnasium"  # gymnasium | dmc | atari
+    # [height, width] of every image in pixels; multiples of 16, at least 32
+    image_size: list[int] = field(default_factory=lambda: [64, 64])
+    pixels: bool = True  # images: the observation's own or, where it has none, rendered frames
+    state: bool = False  # keep vectors and discrete values beside rendered frames
+    keys: list[str] | None = None  # observation keys to keep, by flat name; null = all
+    action_mask: bool = False  # read info["action_mask"]; one in a Dict observation is always read
+    grayscale: bool = False  # one channel instead of three
+    action_repeat: int = 1  # environment steps for each agent step, rewards summed; Atari: 4
+    time_limit: int | None = None  # agent steps before truncation; null = the environment's own
+    camera: int | None = None  # index of a MuJoCo camera; null = the usual one
+    # pixels cut off at the [top, bottom, left, right] of the frame before it is resized
+    crop: list[int] | None = None
+    fast_render: bool = False  # dmc: no shadows, no multisampling; faster, other pixels
+    kwargs: dict[str, Any] = field(default_factory=dict)  # for the environment's constructor
+    num_envs: int = 1  # environments that step together
+    vector: str = "sync"  # sync: one after another | async: one process each
+    atari: AtariConfig = field(default_factory=AtariConfig)
+
+    def __post_init__(self) -> None:
+        size = list(self.image_size)
+        if len(size) != 2 or any(n < 32 or n % 16 for n in size):
+            raise EnvError(
+                f"image_size is {size}, but must be [height, width], each a multiple of 16 and at "
+                f"least 32. For example [64, 64]."
+            )
+        if self.vector not in ("sync", "async"):
+            raise unknown("vector mode", self.vector, ("sync", "async"))
+        for name in ("action_repeat", "num_envs", "time_limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise EnvError(f"{name} is {value}, but must be at least 1.")
+        if self.crop is not None and (len(self.crop) != 4 or min(self.crop) < 0):
+            raise EnvError(
+                f"crop is {list(self.crop)}, but must be the four counts of pixels to cut off at "
+                f"the [top, bottom, left, right]."
+            )
+        if not 0 <= self.atari.sticky < 1 or self.atari.noops < 0:
+            raise EnvError(
+                f"atari.sticky is {self.atari.sticky} and atari.noops {self.atari.noops}, but "
+                f"sticky must lie in [0, 1) and noops must not be negative."
+            )
+
+
+def as_config(config: Any) -> EnvConfig:
+    """The same settings as an EnvConfig, from one or from its OmegaConf form."""
+    if isinstance(config, EnvConfig):
+        return config
+    from omegaconf import DictConfig, OmegaConf
+
+    if not isinstance(config, DictConfig):
+        raise EnvError(f"make_env takes an EnvConfig, but was given a {type(config).__name__}.")
+    merged = OmegaConf.merge(OmegaConf.structured(EnvConfig), config)
+    result = OmegaConf.to_object(merged)
+    assert isinstance(result, EnvConfig)
+    return result

@@ -1,0 +1,114 @@
+"""Environments of gymnasium's registry, and anybody's own classes by their import path."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+from collections.abc import Mapping
+from typing import Any
+
+# pygame's SDL would open a window and catch the signals that are meant to stop the process.
+os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+os.environ.setdefault("SDL_NO_SIGNAL_HANDLERS", "1")
+
+import gymnasium
+from gymnasium.envs import registration
+
+from .config import EnvConfig, EnvError, unknown
+from .wrappers import Guard, Repeat
+
+
+def build(config: EnvConfig) -> gymnasium.Env[Any, Any]:
+    """The environment of `config.id`, one step for each agent step.
+
+    Raises EnvError for unknown names and for arguments that its constructor does not take.
+    """
+    target = _user_class(config.id)
+    env = _registered(config) if target is None else _construct(target, config)
+    return Repeat(Guard(env), config.action_repeat)
+
+
+def _user_class(name: str) -> Any:
+    """The callable behind "module:Name", or None where Name is a registered id."""
+    module_name, colon, attribute = name.partition(":")
+    if not colon:
+        return None
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and not (module_name + ".").startswith(error.name + "."):
+            raise  # the module is there, but something that it needs is not
+        raise EnvError(
+            f"Cannot import the module '{module_name}' of environment '{name}'. Write "
+            f"package.module:Name and install the package or add its folder to PYTHONPATH."
+        ) from error
+    target = getattr(module, attribute, None)
+    if callable(target):
+        return target
+    if attribute in registration.registry:
+        return None
+    raise unknown(
+        f"environment in '{module_name}'",
+        attribute,
+        [n for n, v in vars(module).items() if inspect.isclass(v) and not n.startswith("_")],
+    )
+
+
+def _construct(target: Any, config: EnvConfig) -> gymnasium.Env[Any, Any]:
+    """A user's class, with render_mode where it takes one."""
+    kwargs = _kwargs(config)
+    try:
+        parameters: Mapping[str, inspect.Parameter] = inspect.signature(target).parameters
+    except (TypeError, ValueError):
+        parameters = {}
+    named = "render_mode" in parameters
+    if config.pixels and _renders(target) and named:
+        kwargs.setdefault("render_mode", "rgb_array")
+    try:
+        inspect.signature(target).bind(**kwargs)
+    except TypeError as error:
+        raise EnvError(f"'{config.id}' does not take {sorted(kwargs)}: {error}.") from error
+    env = target(**kwargs)
+    if not isinstance(env, gymnasium.Env):
+        raise EnvError(
+            f"'{config.id}' made a {type(env).__name__}, but must make a gymnasium.Env. Derive it "
+            f"from gymnasium.Env."
+        )
+    return env
+
+
+def _registered(config: EnvConfig) -> gymnasium.Env[Any, Any]:
+    name = config.id.rpartition(":")[2]
+    try:
+        spec = gymnasium.spec(name)
+    except gymnasium.error.Error as error:
+        raise unknown("environment", name, registration.registry) from error
+    kwargs = _kwargs(config)
+    entry = spec.entry_point
+    if config.pixels and entry is not None:
+        if "mujoco" in str(entry):
+            from .rendering import choose_backend
+
+            choose_backend()
+        if _renders(registration.load_env_creator(entry) if isinstance(entry, str) else entry):
+            kwargs.setdefault("render_mode", "rgb_array")
+    if config.time_limit is not None:
+        kwargs["max_episode_steps"] = -1  # ours replaces it
+    try:
+        return gymnasium.make(spec, disable_env_checker=True, **kwargs)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise EnvError(f"'{name}' does not take {sorted(kwargs)}: {error}") from error
+
+
+def _kwargs(config: EnvConfig) -> dict[str, Any]:
+    kwargs = dict(config.kwargs)
+    if config.camera is not None:
+        kwargs["camera_id"] = config.camera
+    return kwargs
+
+
+def _renders(target: Any) -> bool:
+    return "rgb_array" in getattr(target, "metadata", {}).get("render_modes", [])

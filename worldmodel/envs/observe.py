@@ -1,0 +1,231 @@
+"""The outermost wrapper: what agents see, and in what order they may ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from . import spaces as flat
+from .config import EnvConfig, EnvError
+from .wrappers import Step
+
+Reader = Callable[[Any], np.ndarray]
+
+# One environment steps in one thread; OpenCV's own pool would fight with torch's for the cores.
+cv2.setNumThreads(1)
+
+
+class Observe(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Observations as a flat dict: images uint8 [H, W, C], vectors float32 [N], discrete values
+    one-hot float32 [N], and `action_mask` float32 [A] where there is one.
+
+    `seed` is used by the first reset that is given none. Raises EnvError for observations that
+    break the declared space, for a step before a reset and for a step after the episode's end.
+    """
+
+    def __init__(
+        self, env: gymnasium.Env[Any, Any], config: EnvConfig, seed: int | None = None
+    ) -> None:
+        super().__init__(env)
+        self._seed = seed
+        self._running = False
+        self._ended = False
+        self._native = env.observation_space
+        found = list(flat.leaves(self._native))
+        chosen, self._frame_key = _choose(found, config, env)
+        self._image = ImageReader(config)
+        self._leaves: list[tuple[flat.Leaf, Reader]] = []
+        self._mask: Callable[[Any], np.ndarray] | None = None
+        outer: dict[str, spaces.Space[Any]] = {}
+        if self._frame_key:
+            outer[self._frame_key] = self._image.space(3)
+        for leaf in chosen:
+            space, reader = self._reader(leaf)
+            self._leaves.append((leaf, reader))
+            outer[leaf.key] = space
+        self._mask_size = _action_size(env.action_space)
+        self._mask_leaf = next((x for x in found if x.key == flat.MASK_KEY), None)
+        self._mask_from_info = config.action_mask and self._mask_leaf is None
+        if self._mask_leaf or self._mask_from_info:
+            if not self._mask_size:
+                raise EnvError(f"An action_mask needs discrete actions, not {env.action_space}.")
+            outer[flat.MASK_KEY] = spaces.Box(0.0, 1.0, (self._mask_size,), np.float32)
+        self.observation_space = spaces.Dict(outer)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        if seed is None:
+            seed, self._seed = self._seed, None
+        obs, info = self.env.reset(seed=seed, options=options)
+        self._running, self._ended = True, False
+        return self._read(obs, info), info
+
+    def step(self, action: Any) -> Step:
+        if not self._running:
+            when = "after the end of the episode" if self._ended else "before the first reset"
+            raise EnvError(f"step was called {when}. Call reset first.")
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        self._ended = bool(terminated or truncated)
+        self._running = not self._ended
+        return self._read(obs, info), float(reward), terminated, truncated, info
+
+    def _read(self, obs: Any, info: dict[str, Any]) -> dict[str, np.ndarray]:
+        flat.check_structure(self._native, obs)
+        out: dict[str, np.ndarray] = {}
+        if self._frame_key:
+            out[self._frame_key] = self._image.frame(self.env.render())
+        for leaf, reader in self._leaves:
+            out[leaf.key] = reader(_at(obs, leaf.path))
+        if self._mask_leaf:
+            out[flat.MASK_KEY] = self._read_mask(_at(obs, self._mask_leaf.path))
+        elif self._mask_from_info:
+            if flat.MASK_KEY not in info:
+                raise EnvError(
+                    "info has no 'action_mask', though the setting action_mask asks for it. It has "
+                    f"{sorted(info)}. Set action_mask to false."
+                )
+            out[flat.MASK_KEY] = self._read_mask(info[flat.MASK_KEY])
+        return out
+
+    def _read_mask(self, value: Any) -> np.ndarray:
+        parts = value if isinstance(value, tuple) else (value,)
+        mask = np.concatenate([np.ravel(np.asarray(p)) for p in parts]).astype(np.float32)
+        if mask.shape != (self._mask_size,) or not np.isin(mask, (0.0, 1.0)).all():
+            raise EnvError(
+                f"action_mask must hold {self._mask_size} zeros and ones, one for each action, but "
+                f"is {value!r}."
+            )
+        if not mask.any():
+            if not self._ended:
+                raise EnvError("action_mask allows no action, though the episode goes on.")
+            mask[:] = 1.0  # nothing is chosen at the end, and a policy over nothing is NaN
+        return mask
+
+    def _reader(self, leaf: flat.Leaf) -> tuple[spaces.Space[Any], Reader]:
+        """The outer space of one leaf and the function that reads it."""
+        if leaf.kind == "image":
+            assert isinstance(leaf.space, spaces.Box)
+            layout = flat.image_layout(leaf.space)
+            shape = leaf.space.shape
+            channels = {"HWC": shape[-1], "CHW": shape[0], "HW": 1}[layout]
+
+            def read_image(value: Any) -> np.ndarray:
+                array = flat.read_array(leaf, value)
+                if layout == "CHW":
+                    array = array.transpose(1, 2, 0)
+                return self._image.resize(array, channels)
+
+            return self._image.space(channels), read_image
+        if leaf.kind == "discrete":
+            sizes = flat.class_counts(leaf.space)
+            return flat.OneHot(sizes), lambda value: flat.read_one_hot(leaf, sizes, value)
+        size = int(np.prod(leaf.space.shape or ()))
+        box = spaces.Box(-np.inf, np.inf, (size,), np.float32)
+        return box, lambda value: flat.read_array(leaf, value).astype(np.float32).reshape(-1)
+
+
+class ImageReader:
+    """Crops, resizes and, on request, greys frames: uint8 [h, w, C] -> uint8 [H, W, C]."""
+
+    def __init__(self, config: EnvConfig) -> None:
+        self._size = (int(config.image_size[0]), int(config.image_size[1]))
+        self._crop = [int(n) for n in config.crop] if config.crop else None
+        self._gray = config.grayscale
+
+    def space(self, channels: int) -> spaces.Box:
+        """The space of a resized image that came with so many channels."""
+        channels = 1 if self._gray and channels == 3 else channels
+        return spaces.Box(0, 255, (*self._size, channels), np.uint8)
+
+    def frame(self, frame: Any) -> np.ndarray:
+        """A rendered frame, checked first."""
+        if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3:
+            given = (
+                f"{frame.dtype} {list(frame.shape)}"
+                if isinstance(frame, np.ndarray)
+                else type(frame).__name__
+            )
+            raise EnvError(f"render must return a uint8 array [H, W, 3], but returned {given}.")
+        if frame.shape[2] != 3:
+            raise EnvError(f"render must return [H, W, 3], but returned {list(frame.shape)}.")
+        return self.resize(frame, 3)
+
+    def resize(self, image: np.ndarray, channels: int) -> np.ndarray:
+        """A new array; never a view of what the environment keeps."""
+        if self._crop:
+            top, bottom, left, right = self._crop
+            height, width = image.shape[:2]
+            image = image[top : height - bottom, left : width - right]
+            if image.size == 0:
+                raise EnvError(f"crop {self._crop} leaves nothing of a {height}x{width} frame.")
+        height, width = self._size
+        if image.shape[:2] != self._size:
+            while image.shape[0] >= 4 * height and image.shape[1] >= 4 * width:
+                # Halving first costs a third of one large step and averages the same area.
+                half = (image.shape[1] // 2, image.shape[0] // 2)
+                image = cv2.resize(image, half, interpolation=cv2.INTER_AREA)
+            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+        else:
+            image = np.array(image)
+        if self._gray and channels == 3:
+            image, channels = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), 1
+        return image.reshape(height, width, channels)
+
+
+def _at(obs: Any, path: tuple[Any, ...]) -> Any:
+    for key in path:
+        obs = obs[key]
+    return obs
+
+
+def _action_size(space: spaces.Space[Any]) -> int:
+    """Length of an encoded discrete action, and 0 for a continuous one."""
+    return 0 if isinstance(space, spaces.Box) else sum(flat.class_counts(space))
+
+
+def _choose(
+    found: list[flat.Leaf], config: EnvConfig, env: gymnasium.Env[Any, Any]
+) -> tuple[list[flat.Leaf], str]:
+    """The leaves to read, and the key of the rendered frame ("" for none).
+
+    Raises EnvError where nothing is left, where a chosen leaf cannot be read, and where pixels
+    are asked of an environment that has none.
+    """
+    names = [leaf.key for leaf in found]
+    chosen = [leaf for leaf in found if leaf.key != flat.MASK_KEY]
+    if config.keys is not None:
+        for key in config.keys:
+            if key not in names:
+                raise EnvError(f"keys names '{key}', but the observation has {sorted(names)}.")
+        chosen = [leaf for leaf in chosen if leaf.key in config.keys]
+    frame_key = ""
+    if not config.pixels:
+        chosen = [leaf for leaf in chosen if leaf.kind != "image"]
+    elif not any(leaf.kind == "image" for leaf in chosen):
+        if env.render_mode != "rgb_array":
+            raise EnvError(
+                f"pixels is true, but the observation has no image ({env.observation_space}) and "
+                f"the environment cannot render: its render_mode is {env.render_mode!r} instead of "
+                f"'rgb_array'. Set pixels to false to learn from its vectors."
+            )
+        chosen = chosen if config.state else []
+        frame_key = "frame" if any(leaf.key == "image" for leaf in chosen) else "image"
+    for leaf in chosen:
+        if leaf.kind == "unusable":
+            raise EnvError(
+                f"{leaf.label} is a {type(leaf.space).__name__} space, which has no fixed size. "
+                f"Allowed: Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of them. "
+                f"Leave it out with keys."
+            )
+        if names.count(leaf.key) > 1:
+            raise EnvError(f"Two observations would both be named '{leaf.key}'. Rename one.")
+    if not chosen and not frame_key:
+        raise EnvError(
+            f"Nothing to observe: neither an image nor a vector is left of "
+            f"{env.observation_space} with pixels={config.pixels} and keys={config.keys}."
+        )
+    return chosen, frame_key
