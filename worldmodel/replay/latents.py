@@ -10,6 +10,8 @@ import torch
 
 from worldmodel.types import LatentState
 
+HALF_MAX = 65504.0  # the largest float16
+
 
 @dataclass(frozen=True)
 class LatentSpec:
@@ -52,13 +54,17 @@ class LatentSpec:
                 f"Latent state has deter {tuple(deter.shape)} and stoch {tuple(stoch.shape)}; "
                 f"expected [..., {self.deter}] and [..., {self.groups}, {self.classes}]."
             )
-        half = deter.to(torch.float16)
-        # Reduced where the state lives, so that a GPU sends bytes instead of one-hot floats.
-        peak, index = stoch.max(-1)
-        packed = peak.to(torch.float16) if self.classes == 1 else index.to(torch.int32)
-        if not bool(torch.isfinite(half).all() & torch.isfinite(peak.to(torch.float16)).all()):
+        if not (_fits(deter) and _fits(stoch)):
             raise ValueError("Latent state has values that are not finite or do not fit float16.")
-        return half.cpu().numpy(), packed.cpu().numpy().astype(self.stoch_dtype)
+        # Reduced where the state lives, so that a GPU sends bytes instead of one-hot floats; on a
+        # CPU by NumPy, which spends no time on waking threads for a few numbers.
+        if self.classes == 1:
+            packed = stoch.squeeze(-1).cpu().numpy()
+        elif stoch.device.type == "cpu":
+            packed = stoch.numpy().argmax(-1)
+        else:
+            packed = stoch.argmax(-1).to(torch.int32).cpu().numpy()
+        return deter.to(torch.float16).cpu().numpy(), packed.astype(self.stoch_dtype)
 
     def unpack(self, deter: np.ndarray, stoch: np.ndarray) -> LatentState:
         """Packed [..., D] and [..., S] -> a float32 state on the CPU, [..., D] and [..., S, K]."""
@@ -70,3 +76,12 @@ class LatentSpec:
         index = torch.from_numpy(stoch.astype(np.int64)).unsqueeze(-1)
         one_hot = torch.zeros(*stoch.shape, self.classes).scatter_(-1, index, 1.0)
         return LatentState(torch.from_numpy(deter.astype(np.float32)), one_hot)
+
+
+def _fits(values: torch.Tensor) -> bool:
+    """Whether all values are finite and within float16; NaN fails both comparisons."""
+    if values.device.type == "cpu":
+        array = values.numpy()
+        return bool(array.min(initial=0) >= -HALF_MAX and array.max(initial=0) <= HALF_MAX)
+    low, high = values.aminmax()
+    return float(low) >= -HALF_MAX and float(high) <= HALF_MAX
