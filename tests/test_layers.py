@@ -1,0 +1,141 @@
+"""The house: imports point down, algorithms stay apart, heavy packages load only on use.
+
+The rules stand in pyproject.toml under [tool.importlinter]; `lint-imports` prints every broken one.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import grimp
+import pytest
+from importlinter.cli import EXIT_STATUS_ERROR, EXIT_STATUS_SUCCESS, lint_imports
+
+ROOT = Path(__file__).resolve().parent.parent
+PYPROJECT = ROOT / "pyproject.toml"
+CONTRACTS = tomllib.loads(PYPROJECT.read_text())["tool"]["importlinter"]["contracts"]
+HEAVY = {
+    "ale_py",
+    "cv2",
+    "dm_control",
+    "imageio",
+    "matplotlib",
+    "mujoco",
+    "pygame",
+    "tensorboard",
+}
+
+
+def layers(contract_id: str) -> list[set[str]]:
+    """The modules of each layer of a contract, highest first, without their punctuation."""
+    (contract,) = (entry for entry in CONTRACTS if entry["id"] == contract_id)
+    plain = str.maketrans("():|", "    ")
+    return [set(layer.translate(plain).split()) for layer in contract["layers"]]
+
+
+RUNNERS, KNOWN_ALGORITHMS, TOOLS = layers("agents-layers")
+
+
+@pytest.fixture(scope="module")
+def imports() -> grimp.ImportGraph:
+    return grimp.build_graph("worldmodel", "agents", cache_dir=None)
+
+
+def algorithms(imports: grimp.ImportGraph) -> set[str]:
+    """Every module of agents that is neither a runner nor a tool, named in a layer or not."""
+    return {
+        name
+        for name in imports.find_children("agents")
+        if name.removeprefix("agents.") not in RUNNERS | TOOLS
+    }
+
+
+def test_the_contracts_hold(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    status = lint_imports(config_filename=str(PYPROJECT), no_cache=True)
+    assert status == EXIT_STATUS_SUCCESS, capsys.readouterr().out
+
+
+def write(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "broken"),
+    [
+        ("worldmodel/types.py", "import agents.base", "worldmodel never imports agents"),
+        ("worldmodel/types.py", "from worldmodel import rssm", "worldmodel: imports point down"),
+        ("worldmodel/types.py", "import scripts.train", "nobody imports scripts"),
+        ("worldmodel/types.py", "def f():\n    import mujoco", "heavy packages only where"),
+        ("worldmodel/stray.py", "", "worldmodel: imports point down"),
+        ("agents/base.py", "import agents.run", "agents: imports point down"),
+        ("agents/dreamer.py", "import agents.dyna", "algorithms never sideways"),
+        ("worldmodel/envs/dmc.py", "import mujoco", None),
+    ],
+)
+def test_the_contracts_can_fail(tmp_path: Path, name: str, text: str, broken: str | None) -> None:
+    """On a copy of the house's plan: each rule catches what it is for, and only that."""
+    empty = ["worldmodel/__init__.py", "agents/__init__.py", "agents/base.py", "agents/run.py"]
+    empty += ["agents/dreamer.py", "agents/dyna.py", "worldmodel/rssm.py"]
+    empty += ["worldmodel/envs/__init__.py"]
+    lower = set().union(*layers("worldmodel-layers")) - {"envs", "rssm"}
+    empty += [f"worldmodel/{layer}.py" for layer in lower]
+    write(tmp_path, dict.fromkeys(empty, ""))
+    write(tmp_path, {name: text, "pyproject.toml": PYPROJECT.read_text()})
+    done = subprocess.run(
+        [Path(sys.executable).parent / "lint-imports", "--no-cache", "--no-logo"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == (EXIT_STATUS_SUCCESS if broken is None else EXIT_STATUS_ERROR), (
+        done.stdout + done.stderr
+    )
+    lines = [line for line in done.stdout.splitlines() if line.endswith("BROKEN")]
+    assert [line for line in lines if broken and broken in line] == lines
+
+
+def test_algorithms_do_not_import_each_other(imports: grimp.ImportGraph) -> None:
+    names = algorithms(imports)
+    sideways = [
+        f"{one} -> {other}"
+        for one in sorted(names)
+        for other in sorted(names - {one})
+        if imports.chain_exists(importer=one, imported=other, as_packages=True)
+    ]
+    assert not sideways
+
+
+def test_runners_know_no_algorithm_and_no_algorithm_knows_a_runner(
+    imports: grimp.ImportGraph,
+) -> None:
+    """They meet in the lazy table of agents/__init__.py, by name."""
+    runners = {f"agents.{name}" for name in RUNNERS} & imports.find_children("agents")
+    names = algorithms(imports)
+    known = [
+        f"{importer} -> {imported}"
+        for one, other in ((runners, names), (names, runners))
+        for importer in sorted(one)
+        for imported in sorted(other)
+        if imports.chain_exists(importer=importer, imported=imported, as_packages=True)
+    ]
+    assert not known
+
+
+@pytest.mark.parametrize("package", ["worldmodel", "agents"])
+def test_importing_a_package_alone_loads_nothing_heavy(package: str) -> None:
+    code = f"import sys, {package}; print(*(name for name in sys.modules if '.' not in name))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert package in done.stdout.split()
+    assert HEAVY & set(done.stdout.split()) == set()
