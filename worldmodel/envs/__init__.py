@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import TimeLimit
 
 from .actions import Actions
@@ -106,15 +106,13 @@ def make_vector(
 
 
 def _make_async(config: EnvConfig, makers: list[_Maker]) -> VectorEnv[Any, Any, Any]:
-    import multiprocessing
+    from .processes import Processes
 
     if config.suite == "dmc":
         from .rendering import prepare
 
         prepare(config.pixels)  # once here, so that the processes inherit the choice
-    # A fork of a process that has threads, CUDA or a GL context may hang; a fresh one does not.
-    context = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    return AsyncVectorEnv(makers, context=context, autoreset_mode=AutoresetMode.NEXT_STEP)
+    return Processes(makers)
 
 
 def env_spec(env: gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> EnvSpec:

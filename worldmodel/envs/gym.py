@@ -62,13 +62,13 @@ def _construct(target: Any, config: EnvConfig) -> gymnasium.Env[Any, Any]:
         parameters: Mapping[str, inspect.Parameter] = inspect.signature(target).parameters
     except (TypeError, ValueError):
         parameters = {}
-    named = "render_mode" in parameters
-    if config.pixels and _renders(target) and named:
+    takes_mode = "render_mode" in parameters
+    if config.pixels and takes_mode and (_renders(target) or not inspect.isclass(target)):
         kwargs.setdefault("render_mode", "rgb_array")
-    try:
-        inspect.signature(target).bind(**kwargs)
-    except TypeError as error:
-        raise EnvError(f"'{config.id}' does not take {sorted(kwargs)}: {error}.") from error
+    for name in kwargs:
+        open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        if parameters and name not in parameters and not open_ended:
+            raise unknown(f"argument of '{config.id}'", name, parameters)
     env = target(**kwargs)
     if not isinstance(env, gymnasium.Env):
         raise EnvError(

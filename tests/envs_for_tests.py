@@ -1,0 +1,154 @@
+"""Environments whose right answers are known: one that counts, one that is learned in seconds, and
+some that misbehave."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+Step = tuple[dict[str, np.ndarray], Any, bool, bool, dict[str, Any]]
+
+
+class CountingEnv(gymnasium.Env[Any, Any]):
+    """Observes where it is, so that rows can be checked for alignment.
+
+    image: uint8 [size, size, 3], everywhere (episode, step, 0), both modulo 256.
+    count: float32 [2 + n] = (episode, step, *the native action that led here; 0 after a reset).
+    The reward of the step that leads to step t is t. Episodes and steps count from 0, and the
+    episode ends at step `length`.
+
+    actions: "discrete" (3 of them), "multidiscrete" (2 and 3) or "box" (2 entries in [-2, 4]).
+    end: "terminated", "truncated", or "alternate" (even episodes terminate, odd ones are cut off).
+    masked: adds an `action_mask` that allows only action `step % 3`; discrete actions only.
+    lengths: lengths of the episodes in turn, instead of `length`.
+    """
+
+    def __init__(
+        self,
+        length: int = 5,
+        end: str = "terminated",
+        actions: str = "discrete",
+        masked: bool = False,
+        size: int = 32,
+        lengths: tuple[int, ...] = (),
+    ) -> None:
+        self.action_space = {
+            "discrete": spaces.Discrete(3),
+            "multidiscrete": spaces.MultiDiscrete([2, 3]),
+            "box": spaces.Box(-2.0, 4.0, (2,), np.float32),
+        }[actions]
+        self._width = 1 if actions == "discrete" else 2
+        self._lengths = tuple(lengths) or (length,)
+        self._end, self._size, self._masked = end, size, masked
+        obs: dict[str, spaces.Space[Any]] = {
+            "image": spaces.Box(0, 255, (size, size, 3), np.uint8),
+            "count": spaces.Box(-np.inf, np.inf, (2 + self._width,), np.float32),
+        }
+        if masked:
+            assert actions == "discrete"
+            obs["action_mask"] = spaces.Box(0, 1, (3,), np.int8)
+        self.observation_space = spaces.Dict(obs)
+        self.episode, self.count = -1, 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.episode, self.count = self.episode + 1, 0
+        return self._obs(np.zeros(self._width)), {}
+
+    def step(self, action: Any) -> Step:
+        self.count += 1
+        done = self.count >= self._lengths[self.episode % len(self._lengths)]
+        terminates = self._end == "terminated" or (
+            self._end == "alternate" and self.episode % 2 == 0
+        )
+        obs = self._obs(np.ravel(action))
+        return obs, float(self.count), done and terminates, done and not terminates, {}
+
+    def _obs(self, action: np.ndarray) -> dict[str, np.ndarray]:
+        image = np.zeros((self._size, self._size, 3), np.uint8)
+        image[..., 0], image[..., 1] = self.episode % 256, self.count % 256
+        obs: dict[str, np.ndarray] = {
+            "image": image,
+            "count": np.array([self.episode, self.count, *action], np.float32),
+        }
+        if self._masked:
+            obs["action_mask"] = np.eye(3, dtype=np.int8)[self.count % 3]
+        return obs
+
+
+class LeftRightEnv(gymnasium.Env[Any, Any]):
+    """A bright square on the left or right of a dark [size, size, 3] image; the action that names
+    its side earns 1, the other 0, and a new square appears. Chance earns length / 2, the best
+    policy `length`.
+
+    actions: "discrete" (0 left, 1 right) or "box" (one entry; below 0 is left).
+    """
+
+    def __init__(self, length: int = 8, actions: str = "discrete", size: int = 32) -> None:
+        self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
+        self.action_space = (
+            spaces.Discrete(2) if actions == "discrete" else spaces.Box(-1.0, 1.0, (1,), np.float32)
+        )
+        self._discrete = actions == "discrete"
+        self._length, self._size = length, size
+        self._right, self._count = False, 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._count = 0
+        return self._obs(), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        right = bool(action == 1) if self._discrete else bool(np.ravel(action)[0] >= 0)
+        reward = float(right == self._right)
+        self._count += 1
+        return self._obs(), reward, False, self._count >= self._length, {}
+
+    def _obs(self) -> np.ndarray:
+        self._right = bool(self.np_random.integers(2))
+        image = np.zeros((self._size, self._size, 3), np.uint8)
+        half = self._size // 2
+        quarter = half // 2
+        start = half if self._right else 0
+        image[quarter : quarter + half, start : start + half] = 255
+        return image
+
+
+class OddSpacesEnv(gymnasium.Env[Any, Any]):
+    """Returns a fixed observation of any space, and remembers the native actions."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        observation: Any,
+        action_space: spaces.Space[Any] | None = None,
+        render_mode: str | None = None,
+        info: dict[str, Any] | None = None,
+        result: Any = None,
+    ) -> None:
+        self.observation_space = observation_space
+        self.action_space = action_space or spaces.Discrete(2)
+        self.render_mode = render_mode
+        self.observation, self.result, self.info = observation, result, info or {}
+        self.actions: list[Any] = []
+        self.renders = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self.observation, self.info
+
+    def step(self, action: Any) -> Any:
+        self.actions.append(action)
+        if self.result is not None:
+            return self.result
+        return self.observation, 1.0, False, False, self.info
+
+    def render(self) -> Any:
+        self.renders += 1
+        return np.full((50, 70, 3), len(self.actions), np.uint8)
+
+
+OddSpacesEnv.metadata = {"render_modes": ["rgb_array"]}
