@@ -78,20 +78,25 @@ fi
 
 # An environment that somebody else made, and that works, is used as it is; one of ours without
 # a stamp was interrupted.
-if [ -e "$venv" ] && { { [ -e "$begun" ] && [ ! -e "$stamp" ]; } || ! runs || ! right_version; }; then
-    if [ -e "$begun" ] || [ -e "$venv/pyvenv.cfg" ]; then
-        say "Building $venv anew: it is incomplete, does not run, or is of another Python."
-        rm -rf "$venv"
-    elif ! rmdir "$venv" 2>/dev/null; then
+make=
+if [ ! -e "$venv" ]; then
+    make=yes
+elif { [ -e "$begun" ] && [ ! -e "$stamp" ]; } || ! runs || ! right_version; then
+    if [ ! -e "$begun" ] && [ ! -e "$venv/pyvenv.cfg" ] && [ -n "$(ls -A "$venv")" ]; then
         fail "$venv exists and is no virtual environment. Move it away, or name another: make VENV=other ..."
     fi
+    say "Building $venv anew: it is incomplete, does not run, or is of another Python."
+    make=yes
 fi
 
-if [ ! -e "$venv" ]; then
+if [ -n "$make" ]; then
     python=$(find_python)
     say "Making $venv with $python (Python $(version "$python")); the first time takes a few minutes."
     mkdir -p "$venv"
     : >"$begun"
+    rm -f "$stamp"
+    # The mark goes last, so that an interrupted removal is known for what it is.
+    find "$venv" -mindepth 1 ! -path "$begun" -delete
     "$python" -m venv "$venv"
 fi
 : >"$begun"

@@ -36,7 +36,7 @@ def layers(contract_id: str) -> list[set[str]]:
     return [set(layer.translate(plain).split()) for layer in contract["layers"]]
 
 
-RUNNERS, KNOWN_ALGORITHMS, TOOLS = layers("agents-layers")
+RUNNERS, _, TOOLS = layers("agents-layers")
 
 
 @pytest.fixture(scope="module")
