@@ -76,6 +76,11 @@ class Replay:
         return int(self._ring.filled.sum())
 
     @property
+    def counts(self) -> np.ndarray:
+        """Rows ever added to every stream, [N]; the next row's absolute number."""
+        return self._ring.count.copy()
+
+    @property
     def capacity(self) -> int:
         """Rows that fit, over all streams."""
         return self.num_envs * self._ring.rows

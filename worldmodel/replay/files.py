@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from worldmodel.replay.ring import DATA_DIRTY, LATENT_DIRTY, Ring, file_name
+from worldmodel.replay.ring import DATA_DIRTY, FLAGS_DIRTY, Ring, file_name
 from worldmodel.replay.schema import ROW
 
 INDEX = "index.json"
 VERSION = 1
-LATENT_FIELDS = ("deter", "stoch", "flags")  # what writing back latents changes
+CHANGING = ("deter", "stoch", "flags")  # fields that change in rows already saved
 
 
 class Saver:
@@ -55,7 +55,7 @@ class Saver:
         self.check_loaded()
         ring = self._ring
         directory.mkdir(parents=True, exist_ok=True)
-        if ring.directory is not None and directory.resolve() == ring.directory.resolve():
+        if _same(directory, ring.directory):
             ring.flush()
         else:
             if self._last is None or self._last != (directory, _token(directory)):
@@ -65,7 +65,7 @@ class Saver:
                 ring.dirty[:] = 0
                 for stream in range(ring.streams):
                     rows = np.arange(ring.oldest[stream], ring.count[stream])
-                    ring.dirty[stream, rows % ring.rows] = DATA_DIRTY | LATENT_DIRTY
+                    ring.dirty[stream, rows % ring.rows] = DATA_DIRTY | FLAGS_DIRTY
             self._write_changes(directory)
         token = secrets.token_hex(8)
         index = {
@@ -87,12 +87,21 @@ class Saver:
         """
         ring, index = self._ring, self._read_index(directory)
         count = np.asarray(index["count"], np.int64)
-        ring.count[:], ring.floor[:] = count, index["floor"]
-        filled = np.minimum(count, ring.rows)
-        for stream in range(ring.streams):
-            for name, field in ring.fields.items():
+        places = []
+        for stream, filled in enumerate(np.minimum(count, ring.rows).tolist()):
+            for name in ring.fields:
                 path = directory / file_name(name, stream)
-                self._read_rows(path, ring.arrays[name][stream][: filled[stream]], field.nbytes)
+                rows = ring.arrays[name][stream][:filled]
+                if filled:
+                    _check_size(path, rows.nbytes)
+                    places.append((path, rows))
+        # From here on nothing is wrong with the files, and the ring may change.
+        if not _same(directory, ring.directory):  # otherwise the ring is a map of these files
+            for path, rows in places:
+                with path.open("rb") as file:
+                    file.readinto(_bytes(rows))
+        ring.count[:], ring.floor[:] = count, index["floor"]
+        for stream in range(ring.streams):
             self._drop_torn(stream, directory)
         ring.dirty[:] = 0
         self._guarded = False
@@ -106,7 +115,10 @@ class Saver:
         try:
             index = json.loads(path.read_text())
             differs = [k for k, v in self._about.items() if index[k] != v]
-            _ = index["count"], index["floor"], index["extra"], index["token"]
+            numbers = [*index["count"], *index["floor"]]
+            if not all(isinstance(n, int) and n >= 0 for n in numbers):
+                raise TypeError("count and floor must be row numbers")
+            _ = index["extra"], index["token"]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({error!r}); use an older checkpoint.") from error
         if differs:
@@ -115,23 +127,6 @@ class Saver:
                 f"The replay saved at {directory} differs from this one:\n" + "\n".join(lines)
             )
         return index
-
-    def _read_rows(self, path: Path, out: np.ndarray, row_bytes: int) -> None:
-        if not path.exists():
-            if len(out) == 0:
-                return
-            raise FileNotFoundError(f"Replay file {path} is missing; use an older checkpoint.")
-        if path.stat().st_size < out.nbytes:
-            raise ValueError(
-                f"Replay file {path} is truncated: {path.stat().st_size:,} bytes, "
-                f"{len(out):,} rows of {row_bytes:,} need {out.nbytes:,}."
-            )
-        mapped = self._ring.directory
-        if mapped is not None and path.parent.resolve() == mapped.resolve():
-            return  # the ring is a map of this very file
-        if out.nbytes:
-            with path.open("rb") as file:
-                file.readinto(_bytes(out))
 
     def _drop_torn(self, stream: int, directory: Path) -> None:
         ring = self._ring
@@ -150,15 +145,29 @@ class Saver:
         for stream in range(ring.streams):
             dirty = ring.dirty[stream]
             data = _runs(dirty & DATA_DIRTY)
-            latent = _runs(dirty)
+            changed = _runs(dirty)
             torn = np.full(max((b - a for a, b in data), default=0), -1, np.int64)
             _write(directory / file_name(ROW, stream), torn, data, whole=False)
             for name in ring.fields:
-                runs = latent if name in LATENT_FIELDS else data
+                runs = changed if name in CHANGING else data
                 if name != ROW:
                     path = directory / file_name(name, stream)
                     _write(path, ring.arrays[name][stream], runs)
             _write(directory / file_name(ROW, stream), ring.arrays[ROW][stream], data)
+
+
+def _same(a: Path, b: Path | None) -> bool:
+    return b is not None and a.resolve() == b.resolve()
+
+
+def _check_size(path: Path, need: int) -> None:
+    if not path.exists():
+        raise FileNotFoundError(f"Replay file {path} is missing; use an older checkpoint.")
+    if path.stat().st_size < need:
+        raise ValueError(
+            f"Replay file {path} is truncated: it has {path.stat().st_size:,} bytes, the index "
+            f"needs {need:,}. Use an older checkpoint."
+        )
 
 
 def _runs(flags: np.ndarray) -> list[tuple[int, int]]:

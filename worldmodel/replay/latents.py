@@ -43,7 +43,7 @@ class LatentSpec:
         Raises ValueError where the shapes differ from the spec, or where a value is not finite
         or does not fit float16.
         """
-        deter, stoch = torch.as_tensor(deter).detach(), torch.as_tensor(stoch).detach()
+        deter, stoch = _tensor(deter), _tensor(stoch)
         tail = (self.groups, self.classes)
         if (
             deter.shape[-1:] != (self.deter,)
@@ -76,6 +76,12 @@ class LatentSpec:
         index = torch.from_numpy(stoch.astype(np.int64)).unsqueeze(-1)
         one_hot = torch.zeros(*stoch.shape, self.classes).scatter_(-1, index, 1.0)
         return LatentState(torch.from_numpy(deter.astype(np.float32)), one_hot)
+
+
+def _tensor(values: Any) -> torch.Tensor:
+    if isinstance(values, torch.Tensor):
+        return values.detach().float()  # NumPy has no bfloat16
+    return torch.from_numpy(np.require(values, np.float32, "W"))  # PyTorch has no read-only ones
 
 
 def _fits(values: torch.Tensor) -> bool:

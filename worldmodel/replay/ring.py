@@ -18,7 +18,7 @@ import numpy as np
 
 from worldmodel.replay.schema import LATENT, ROW, Field
 
-DATA_DIRTY, LATENT_DIRTY = 1, 2
+DATA_DIRTY, FLAGS_DIRTY = 1, 2  # a whole row; its flags or its stored latent only
 
 
 def file_name(field: str, stream: int) -> str:
@@ -38,11 +38,11 @@ class Ring:
     ) -> None:
         self.fields = dict(fields)
         self.streams, self.rows, self.directory = streams, rows, directory
+        self._check_room()
         self.count = np.zeros(streams, np.int64)
         self.floor = np.zeros(streams, np.int64)  # above 0 only after recovery from a crash
         self.dirty = np.zeros((streams, rows), np.uint8)  # what the last save has not seen
         self._maps: list[np.memmap] = []
-        self._check_room()
         self.arrays = {
             name: [self._allocate(name, field, n) for n in range(streams)]
             for name, field in self.fields.items()
@@ -72,7 +72,7 @@ class Ring:
         for name, value in values.items():
             self.arrays[name][stream][slot] = value
         self.arrays[ROW][stream][slot] = row
-        self.dirty[stream, slot] = DATA_DIRTY | LATENT_DIRTY
+        self.dirty[stream, slot] = DATA_DIRTY | FLAGS_DIRTY
         self.count[stream] = row + 1
 
     def read(self, name: str, stream: int, start: int, out: np.ndarray) -> None:
@@ -97,14 +97,15 @@ class Ring:
 
     def add_flag(self, stream: int, row: int, bit: int) -> None:
         """Set one flag bit of a row that is already there."""
-        self.arrays["flags"][stream][row % self.rows] |= bit
-        self.dirty[stream, row % self.rows] |= DATA_DIRTY
+        if not self.flag(stream, row) & bit:
+            self.arrays["flags"][stream][row % self.rows] |= bit
+            self.dirty[stream, row % self.rows] |= FLAGS_DIRTY
 
     def mark_latent(self, stream: int, start: int, length: int) -> None:
         """Note that rows start ... start + length - 1 have a new stored latent."""
         slots = np.arange(start, start + length) % self.rows
         self.arrays["flags"][stream][slots] |= LATENT
-        self.dirty[stream, slots] |= LATENT_DIRTY
+        self.dirty[stream, slots] |= FLAGS_DIRTY
 
     def flush(self) -> None:
         """Bring memory-mapped rows to the disk."""

@@ -1,0 +1,314 @@
+"""Replay in memory: alignment, draws, stored latents, the online queue."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError
+
+from tests.replay_rows import SPEC, add, check, latent_of, make, same
+from worldmodel.envs import EnvConfig, env_spec, make_vector
+from worldmodel.replay import LatentSpec, Replay, ReplayConfig, RowIndex
+from worldmodel.types import EnvSpec, LatentState, ObsSpec
+
+
+@pytest.mark.parametrize("actions", ["discrete", "multidiscrete", "box"])
+def test_rows_of_a_vector_environment_stay_aligned(actions: str) -> None:
+    config = EnvConfig(
+        id="tests.envs_for_tests:CountingEnv",
+        kwargs={"actions": actions, "end": "alternate", "lengths": (5, 3, 6)},
+        image_size=[32, 32],
+    )
+    env = make_vector(config, num_envs=3, seed=1)
+    spec = env_spec(env)
+    replay = Replay(spec, ReplayConfig(capacity=120), 3, seed=2)
+    obs, _ = env.reset()
+    action = np.zeros((3, spec.action.size), np.float32)
+    reward, first = np.zeros(3), np.ones(3, bool)
+    terminated = truncated = np.zeros(3, bool)
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        flags = {"is_first": first, "is_last": terminated | truncated, "is_terminal": terminated}
+        shown = np.where(first[:, None], 0, action).astype(np.float32)
+        replay.add({**obs, "action": shown, "reward": np.where(first, 0, reward), **flags})
+        first = terminated | truncated
+        if actions == "box":
+            action = rng.uniform(-1, 1, (3, 2)).astype(np.float32)
+        else:
+            native = np.stack([rng.integers(spec.action.sizes) for _ in range(3)])
+            action = spec.action.encode(native[:, 0] if actions == "discrete" else native)
+        obs, reward, terminated, truncated, _ = env.step(spec.action.decode(action))
+    env.close()
+    batch = replay.sample(64, 13)
+    episode, step = batch.obs["count"][..., 0].numpy(), batch.obs["count"][..., 1].numpy()
+    native = spec.action.decode(batch.action.numpy()).reshape(64, 13, -1)
+    native = native * 3 + 1 if actions == "box" else native
+    moved = (step > 0)[..., None]
+    assert np.allclose(batch.obs["count"][..., 2:].numpy(), np.where(moved, native, 0), atol=1e-5)
+    assert np.array_equal(batch.action.abs().sum(-1) > 0, step > 0) or actions == "box"
+    assert np.array_equal(batch.reward, step)
+    assert np.array_equal(batch.obs["image"][:, :, 0, 0, 0], episode)
+    assert np.array_equal(batch.is_first[:, 1:], step[:, 1:] == 0)
+    assert batch.is_first[:, 0].all()
+    ends = step == np.array([5, 3, 6])[episode.astype(int) % 3]
+    assert np.array_equal(batch.is_last, ends)
+    assert np.array_equal(batch.is_terminal, ends & (episode % 2 == 0))
+    crossed = episode[:, 1:] != episode[:, :-1]
+    assert crossed.any()
+    assert np.array_equal(crossed, batch.is_first[:, 1:])
+
+
+@pytest.mark.parametrize("steps", [12, 29, 30, 31, 47, 200])
+def test_ring_keeps_the_newest_rows_across_its_edge(steps: int) -> None:
+    replay = make(online=False)
+    add(replay, steps)
+    held = min(steps, 30)
+    assert len(replay) == 2 * held
+    assert replay.num_sequences(8) == 2 * (held - 7)
+    batch = replay.sample(400, 8)
+    check(batch)
+    assert set(batch.index.start) == set(range(steps - held, steps - 7))
+    row = batch.index.start[:, None] + np.arange(8)
+    assert np.array_equal(batch.is_first[:, 1:], row[:, 1:] % 7 == 0)
+    assert np.array_equal(batch.is_last, row % 7 == 6)
+    assert np.array_equal(batch.is_terminal, row % 14 == 6)
+
+
+def test_draws_are_uniform_over_every_start_of_uneven_streams() -> None:
+    replay = make(capacity=150, num_envs=5, online=False)
+    for stream, steps in enumerate([120, 9, 3, 30, 0]):
+        add(replay, steps, ids=[stream])
+    assert replay.num_sequences(4) == 27 + 6 + 0 + 27 + 0
+    drawn = [replay.sample(500, 4).index for _ in range(60)]
+    starts = np.stack([np.concatenate([getattr(i, k) for i in drawn]) for k in ("stream", "start")])
+    _, counts = np.unique(starts, axis=1, return_counts=True)
+    assert len(counts) == 60
+    expected = 60 * 500 / 60
+    chi = ((counts - expected) ** 2 / expected).sum()
+    assert 59 - 5 * np.sqrt(2 * 59) < chi < 59 + 5 * np.sqrt(2 * 59)
+
+
+def test_context_is_the_state_stored_with_the_row_before() -> None:
+    replay = make(online=False)
+    add(replay, 20)
+    add(replay, 3, latents=False)
+    add(replay, 20)  # rows 13 ... 42 are left; 20, 21 and 22 have no latent
+    batch = replay.sample(500, 3)
+    assert batch.context is not None
+    before = batch.index.start - 1
+    known = (before >= 13) & ~np.isin(before, [20, 21, 22])
+    assert not known.all()
+    expected = latent_of(batch.index.stream, before)
+    assert torch.equal(batch.context.deter[known], expected.deter[known])
+    assert torch.equal(batch.context.stoch[known], expected.stoch[known])
+    assert batch.context.deter.dtype == batch.context.stoch.dtype == torch.float32
+    assert not batch.context.deter[~known].any()
+    assert not batch.context.stoch[~known].any()
+    # Where nothing is known the sequence starts anew, in the batch but not in storage.
+    assert np.array_equal(batch.is_first[:, 0], ~known | (batch.index.start % 7 == 0))
+    assert np.array_equal(replay.rows(0, 13, 43)["is_first"], np.arange(13, 43) % 7 == 0)
+
+
+def test_without_latents_there_is_no_context() -> None:
+    replay = make(latents=False)
+    add(replay, 10, latents=False)
+    batch = replay.sample(4, 3)
+    assert batch.context is None
+    assert batch.is_first[:, 0].all()
+    rows = np.zeros((4, 3), int)
+    with pytest.raises(ValueError, match="no latents"):
+        replay.write_latents(batch.index, latent_of(rows, rows))
+
+
+@pytest.mark.parametrize("classes", [1, 256, 300])
+def test_latents_survive_packing(classes: int) -> None:
+    replay = Replay(SPEC, ReplayConfig(capacity=20, online=False), 1, LatentSpec(4, 3, classes))
+    add(replay, 6, latents=False)
+    index = RowIndex(np.array([0]), np.array([0]), 6)
+    state = LatentState(torch.randn(1, 6, 4), torch.randn(1, 6, 3, classes))
+    if classes > 1:
+        last = torch.full((1, 6, 3), classes - 1)  # the largest index must fit
+        state = LatentState(state.deter, torch.nn.functional.one_hot(last, classes).float())
+    replay.write_latents(index, state)
+    context = replay.gather(RowIndex(np.array([0]), np.array([3]), 2)).context
+    assert context is not None
+    assert torch.allclose(context.deter, state.deter[:, 2], atol=2e-3)
+    assert torch.allclose(context.stoch, state.stoch[:, 2], atol=2e-3)
+
+
+def test_written_latents_come_back_but_not_in_overwritten_rows() -> None:
+    replay = make(online=False)
+    add(replay, 30, latents=False)
+    index = RowIndex(np.array([0, 1]), np.array([2, 20]), 8)
+    assert replay.gather(RowIndex(np.array([1]), np.array([22]), 2)).is_first[0, 0]
+    add(replay, 5, latents=False)  # rows 30 ... 34 lie where 0 ... 4 were
+    row = index.start[:, None] + np.arange(8)
+    replay.write_latents(index, latent_of(np.broadcast_to(index.stream[:, None], (2, 8)), row))
+    at = [(0, r) for r in range(6, 33)] + [(1, r) for r in range(6, 33)]
+    stream, start = np.array(at).T
+    batch = replay.gather(RowIndex(stream, start, 2))
+    assert batch.context is not None
+    before = start - 1
+    written = np.where(stream == 0, (before >= 5) & (before <= 9), (before >= 20) & (before <= 27))
+    assert torch.equal(batch.context.deter[written], latent_of(stream, before).deter[written])
+    assert torch.equal(batch.context.stoch[written], latent_of(stream, before).stoch[written])
+    assert not batch.context.deter[~written].any()
+    assert np.array_equal(batch.is_first[:, 0], ~written | (start % 7 == 0))
+    with pytest.raises(ValueError, match="held"):
+        replay.gather(index)
+
+
+def test_online_queue_hands_out_every_new_sequence_once_and_first() -> None:
+    replay = make(capacity=400)
+    add(replay, 17)
+    first = replay.sample(4, 8).index
+    pairs = list(zip(first.stream.tolist(), first.start.tolist(), strict=True))
+    assert sorted(pairs) == [(0, 0), (0, 8), (1, 0), (1, 8)]
+    add(replay, 6)
+    assert set(replay.sample(80, 8).index.start.tolist()) == set(range(16))  # 16 is incomplete
+    add(replay, 1)
+    batch = replay.sample(5, 8)
+    check(batch)
+    assert batch.index.start[:2].tolist() == [16, 16]
+    assert sorted(batch.index.stream[:2].tolist()) == [0, 1]
+    add(replay, 12)
+    replay.sample(5, 8, online=False)  # leaves the queue alone
+    assert replay.sample(2, 4).index.start.tolist() == [24, 24]  # another length: row by row on
+    assert replay.sample(2, 8).index.start.tolist() == [28, 28]
+
+
+def test_online_queue_drops_what_is_overwritten_and_is_bounded() -> None:
+    replay = make()
+    add(replay, 41)  # rows 11 ... 40 are left
+    assert sorted(replay.sample(6, 10).index.start.tolist()) == [11, 11, 21, 21, 31, 31]
+    replay = make(capacity=2000)
+    add(replay, 500)
+    starts = replay.sample(80, 10).index.start
+    assert sorted(starts[:32].tolist()) == sorted([*range(340, 500, 10)] * 2)
+
+
+def test_an_interrupted_episode_is_marked_as_cut_off() -> None:
+    replay = make()
+    add(replay, 3)
+    add(replay, 4, ids=[1], episode=1000)
+    row = {
+        "image": np.zeros((1, 4, 4, 1), np.uint8),
+        **{"a/b": np.zeros((1, 2)), "action": np.zeros((1, 2)), "reward": np.zeros(1)},
+        **{"is_last": [False], "is_terminal": [False], "is_first": [True]},
+    }
+    replay.add(row, [1])
+    rows = replay.rows(1, 0, 8)
+    assert rows["is_last"].tolist() == [False] * 6 + [True, False]
+    assert not rows["is_terminal"].any()
+    assert not replay.rows(0, 0, 3)["is_last"].any()
+
+
+def test_episodes_and_rows() -> None:
+    replay = make()
+    add(replay, 40)  # rows 10 ... 39; episodes start at 7, 14, 21, 28, 35
+    spans = [(10, 14), (14, 21), (21, 28), (28, 35), (35, 40)]
+    assert replay.episodes() == [(n, *span) for n in range(2) for span in spans]
+    assert replay.episodes(complete=True) == [(n, *s) for n in range(2) for s in spans[1:4]]
+    rows = replay.rows(1, 28, 35)
+    assert set(rows) == {*SPEC.obs, "action", "reward", "is_first", "is_last", "is_terminal"}
+    assert rows["a/b"].tolist() == [[1, r] for r in range(28, 35)]
+    assert make().episodes() == []
+    with pytest.raises(ValueError, match="held"):
+        replay.rows(0, 9, 12)
+
+
+def test_same_seed_same_draws() -> None:
+    a, b, c = make(seed=1, online=False), make(seed=1, online=False), make(seed=2, online=False)
+    for replay in (a, b, c):
+        add(replay, 30)
+    state = np.random.get_state(legacy=False)
+    assert same(a.sample(16, 5), b.sample(16, 5))
+    assert not np.array_equal(a.sample(16, 5).index.start, c.sample(16, 5).index.start)
+    assert str(np.random.get_state(legacy=False)) == str(state)
+
+
+def test_capacity_by_steps_or_bytes() -> None:
+    # 16 image + 8 vector + 8 action + 4 reward + 1 flags + 6 deter + 2 stoch + 8 row number
+    replay = make(capacity=61)
+    assert (replay.row_bytes, replay.capacity) == (53, 60)
+    assert make(capacity_gb=53e-6).capacity == 1000
+    add(replay, 10)
+    assert replay.footprint() == (
+        "replay: 60 steps x 0.053 KB = 3.18e-06 GB (memory; 1.06e-06 GB used now)"
+    )
+
+
+def test_config_is_structured() -> None:
+    config = OmegaConf.merge(OmegaConf.structured(ReplayConfig), {"capacity": 1e3})
+    assert OmegaConf.to_object(config) == ReplayConfig(capacity=1000.0)
+    with pytest.raises(ConfigKeyError):
+        OmegaConf.merge(config, {"capacty": 1})
+
+
+def good() -> dict[str, Any]:
+    state = latent_of([0, 1], [0, 0])
+    flag = np.zeros(2, bool)
+    return {
+        "image": np.zeros((2, 4, 4, 1), np.uint8),
+        "a/b": np.zeros((2, 2), np.float32),
+        "action": np.zeros((2, 2), np.float32),
+        "reward": np.zeros(2),
+        **{"is_first": flag, "is_last": flag, "is_terminal": flag},
+        **{"deter": state.deter, "stoch": state.stoch},
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"extra": np.zeros(2)}, "keys"),
+        ({"stoch": None}, "keys"),
+        ({"reward": np.zeros((2, 1))}, r"'reward' has shape \[2, 1\]; expected \[2\]"),
+        ({"image": np.zeros((2, 4, 4, 1))}, "'image' is float64; expected uint8"),
+        ({"is_first": np.zeros(2)}, "'is_first' is float64; expected bool"),
+        ({"action": np.full((2, 2), np.nan)}, "'action' has values that are not finite"),
+        ({"a/b": np.full((2, 2), np.inf)}, "not finite"),
+        ({"deter": torch.full((2, 3), 1e6)}, "float16"),
+        ({"deter": torch.full((2, 3), torch.nan)}, "float16"),
+        ({"stoch": torch.full((2, 2, 5), torch.nan)}, "float16"),
+        ({"stoch": torch.zeros(2, 5, 2)}, r"stoch \(2, 5, 2\)"),
+        ({"is_terminal": np.ones(2, bool)}, "is_terminal needs is_last"),
+    ],
+)
+def test_bad_rows(change: dict[str, Any], message: str) -> None:
+    replay = make()
+    replay.add(good())
+    rows = {k: v for k, v in {**good(), **change}.items() if v is not None}
+    with pytest.raises(ValueError, match=message):
+        replay.add(rows)
+    assert len(replay) == 2
+
+
+def test_bad_settings_and_requests() -> None:
+    bad: dict[str, dict[str, Any]] = {
+        "Unknown storage": {"storage": "tape"},
+        "needs a directory": {"storage": "disk"},
+        "at least 2": {"capacity": 3},
+        "storage=disk": {"capacity": 1e15},
+    }
+    for message, config in bad.items():
+        with pytest.raises(ValueError, match=message):
+            make(**config)
+    spec = EnvSpec({"reward": ObsSpec("vector", (1,))}, SPEC.action)
+    with pytest.raises(ValueError, match="reserved"):
+        Replay(spec, ReplayConfig(capacity=10), 1)
+    replay = make()
+    with pytest.raises(ValueError, match="env_ids"):
+        add(replay, 1, ids=[0, 0])
+    add(replay, 4)
+    assert replay.can_sample(4)
+    assert not replay.can_sample(5)
+    with pytest.raises(ValueError, match="fullest stream holds 4"):
+        replay.sample(1, 5)
+    with pytest.raises(ValueError, match="at least one row"):
+        replay.sample(1, 0)
+    state = latent_of(np.zeros((1, 3), int), np.zeros((1, 3), int))
+    with pytest.raises(ValueError, match=r"States are \[1, 3\]"):
+        replay.write_latents(RowIndex(np.array([0]), np.array([0]), 2), state)
