@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import gymnasium
@@ -26,28 +27,38 @@ class Actions(gymnasium.ActionWrapper[Any, Any, Any]):
         if isinstance(self._native, spaces.Box):
             low, high = (np.asarray(x, np.float64) for x in (self._native.low, self._native.high))
             self._middle, self._half = (low + high) / 2, (high - low) / 2
-            self._low, self._high = self._native.low, self._native.high
 
     def action(self, action: Any) -> Any:
         """What the environment takes for one action of the agent."""
         native = self._native
         if isinstance(native, spaces.Box):
             return self._continuous(np.asarray(action, np.float64), native)
+        if isinstance(native, spaces.Discrete):
+            return self._single(action, native)
+        assert isinstance(self.action_space, spaces.MultiDiscrete)
         index = np.asarray(action)
-        shape = self.action_space.shape
-        if index.shape != shape or index.dtype.kind not in "iub":
+        nvec = self.action_space.nvec
+        if index.shape != nvec.shape or index.dtype.kind not in "iub":
             raise EnvError(
-                f"The action must be whole numbers of shape {list(shape or ())}, but is "
+                f"The action must be whole numbers of shape {list(nvec.shape)}, but is "
                 f"{index.dtype} {list(index.shape)}: {action!r}."
             )
-        sizes = getattr(self.action_space, "nvec", getattr(self.action_space, "n", None))
-        if (index < 0).any() or (index >= sizes).any():
+        if (index < 0).any() or (index >= nvec).any():
             raise EnvError(f"The action {action!r} lies outside of {self.action_space}.")
-        if isinstance(native, spaces.Discrete):
-            return int(index) + int(native.start)
-        if isinstance(native, spaces.MultiDiscrete):
-            return (index.reshape(native.shape) + native.start).astype(native.dtype)
-        return index.reshape(native.shape).astype(native.dtype)
+        start = native.start if isinstance(native, spaces.MultiDiscrete) else 0
+        assert native.shape is not None
+        return (index.reshape(native.shape) + start).astype(native.dtype)
+
+    def _single(self, action: Any, native: spaces.Discrete[Any]) -> int:
+        try:
+            index = operator.index(action)
+        except TypeError as error:
+            raise EnvError(
+                f"The action must be one whole number, but is {action!r} ({type(action).__name__})."
+            ) from error
+        if not 0 <= index < native.n:
+            raise EnvError(f"The action {index} lies outside of {self.action_space}.")
+        return index + int(native.start)
 
     def _continuous(self, action: np.ndarray, native: spaces.Box) -> np.ndarray:
         if action.shape != self.action_space.shape:
@@ -57,9 +68,10 @@ class Actions(gymnasium.ActionWrapper[Any, Any, Any]):
             )
         if not np.isfinite(action).all():
             raise EnvError(f"The action is not finite: {action}. Look at the policy's output.")
-        clipped = np.clip(action, -1.0, 1.0).reshape(native.shape)
-        scaled = (self._middle + self._half * clipped).astype(native.dtype)
-        return np.clip(scaled, self._low, self._high)  # rounding must not leave the edge
+        inside = np.minimum(np.maximum(action, -1.0), 1.0).reshape(native.shape)
+        scaled = (self._middle + self._half * inside).astype(native.dtype)
+        # Once more, since rounding must not leave the edge.
+        return np.minimum(np.maximum(scaled, native.low), native.high)
 
 
 def _outer(space: Space[Any]) -> Space[Any]:

@@ -159,21 +159,29 @@ class ImageReader:
         if self._crop:
             top, bottom, left, right = self._crop
             height, width = image.shape[:2]
-            image = image[top : height - bottom, left : width - right]
+            image = image[top : max(0, height - bottom), left : max(0, width - right)]
             if image.size == 0:
                 raise EnvError(f"crop {self._crop} leaves nothing of a {height}x{width} frame.")
-        height, width = self._size
-        if image.shape[:2] != self._size:
-            while image.shape[0] >= 4 * height and image.shape[1] >= 4 * width:
-                # Halving first costs a third of one large step and averages the same area.
-                half = (image.shape[1] // 2, image.shape[0] // 2)
-                image = cv2.resize(image, half, interpolation=cv2.INTER_AREA)
-            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-        else:
+        if image.shape[:2] == self._size:
             image = np.array(image)
+        elif image.ndim == 3 and channels > 4:  # OpenCV takes four channels at once
+            parts = [_area(image[..., i : i + 4], self._size) for i in range(0, channels, 4)]
+            image = np.dstack(parts)
+        else:
+            image = _area(image, self._size)
         if self._gray and channels == 3:
             image, channels = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), 1
-        return image.reshape(height, width, channels)
+        return image.reshape(*self._size, channels)
+
+
+def _area(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Area average [h, w, C] -> [H, W, C]; one channel may lose its axis."""
+    height, width = size
+    while image.shape[0] >= 4 * height and image.shape[1] >= 4 * width:
+        # Halving first costs a third of one large step and averages the same area.
+        half = (image.shape[1] // 2, image.shape[0] // 2)
+        image = cv2.resize(image, half, interpolation=cv2.INTER_AREA)
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def _at(obs: Any, path: tuple[Any, ...]) -> Any:

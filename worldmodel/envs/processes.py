@@ -50,11 +50,15 @@ class Processes(AsyncVectorEnv):
             yield
         except (EOFError, ConnectionError) as error:
             codes = {}
-            for index, process in enumerate(getattr(self, "processes", [])):
-                process.join(1)
+            processes = getattr(self, "processes", [])
+            for index, process in enumerate(processes):
+                process.join(0.2)
                 if process.exitcode is not None:
                     codes[index] = process.exitcode
-            self.close(terminate=True)
+            for process in processes:
+                process.terminate()
+                process.join()
+            self.closed = True  # close() would wait for the answers that never come
             raise EnvProcessError(
                 f"An environment's process ended without an answer; exit codes by environment: "
                 f"{codes} (-9: killed, often for want of memory). Its own messages are above. A "

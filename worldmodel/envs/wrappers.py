@@ -60,11 +60,11 @@ def _number(reward: Any) -> float:
 
 
 def _flag(name: str, value: Any) -> bool:
-    if not isinstance(value, (bool, np.bool_, int, np.integer)) and np.shape(value) != ():
+    """A flag as a bool; numpy's own and 0 or 1 are fine."""
+    array = np.asarray(value)
+    if array.shape != () or array.dtype.kind not in "biu":
         raise EnvError(f"{name} must be True or False, but is {value!r} ({type(value).__name__}).")
-    if value is None:
-        raise EnvError(f"{name} must be True or False, but is None.")
-    return bool(value)
+    return bool(array)
 
 
 class Repeat(gymnasium.Wrapper[Any, Any, Any, Any]):
