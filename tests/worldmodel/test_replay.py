@@ -146,7 +146,7 @@ def test_written_latents_come_back_but_not_in_overwritten_rows() -> None:
     add(replay, 5, latents=False)  # rows 30 ... 34 lie where 0 ... 4 were
     row = index.start[:, None] + np.arange(8)
     replay.write_latents(index, latent_of(np.broadcast_to(index.stream[:, None], (2, 8)), row))
-    at = [(0, r) for r in range(6, 33)] + [(1, r) for r in range(6, 33)]
+    at = [(0, r) for r in range(6, 34)] + [(1, r) for r in range(6, 34)]
     stream, start = np.array(at).T
     batch = replay.gather(RowIndex(stream, start, 2))
     assert batch.context is not None

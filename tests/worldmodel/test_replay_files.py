@@ -53,7 +53,7 @@ def test_incremental_save_equals_a_full_one(tmp_path: Path, more: int) -> None:
     fresh = latent_of(batch.index.stream[:, None].repeat(5, 1), moved + 100)
     replay.write_latents(batch.index, fresh)
     replay.save(tmp_path)  # latents only
-    add(replay, more, episode=5)  # a first row changes the flags of a row already saved
+    add(replay, more, episode=13)  # the first row changes the flags of a row already saved
     replay.save(tmp_path)
     other = make(seed=9)
     other.load(tmp_path)
