@@ -1,0 +1,79 @@
+"""What should I do? Agents by name, and trained ones from their run folder."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from agents.base import Agent, Policy
+from worldmodel import checkpoint, config
+from worldmodel.types import EnvSpec
+
+# name -> "module:Class"; the module is imported only when the name is asked for.
+AGENTS = {
+    "dreamer": "agents.dreamer:Dreamer",
+    "random": "agents.random:Random",
+}
+
+__all__ = ["AGENTS", "Agent", "Policy", "agent_class", "load", "make"]
+
+
+def agent_class(name: str) -> type:
+    """The class of a registered agent, or of your own as "module:Class"."""
+    where = AGENTS.get(name, name)
+    if ":" not in where:
+        raise config.ConfigError(
+            config.unknown("agent", name, AGENTS) + " Your own agent is named 'module:Class'."
+        )
+    module, _, attribute = where.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module.startswith(error.name):
+            raise  # the module exists, but something that it needs does not
+        raise config.ConfigError(
+            f"Agent '{name}': there is no module '{module}'. It must be importable from here."
+        ) from error
+    except AttributeError as error:
+        raise config.ConfigError(
+            f"Agent '{name}': the module '{module}' has no '{attribute}'."
+        ) from error
+    assert isinstance(found, type)
+    return found
+
+
+def make(name: str, spec: EnvSpec, settings: Any, device: torch.device) -> Agent:
+    """A new agent, ready to act and learn. Raises ConfigError where the name is unknown."""
+    agent: Agent = agent_class(name)(spec, settings, device)
+    return agent
+
+
+def load(run_folder: str | Path, device: str = "auto") -> Policy:
+    """The trained agent of a run folder.
+
+    Raises ConfigError where the folder is not a run, and CheckpointError where its checkpoint is
+    missing, damaged or of another shape.
+    """
+    from worldmodel.accelerate import pick_device
+    from worldmodel.envs import EnvConfig
+
+    folder = Path(run_folder)
+    saved = config.read(folder / "config.yaml")
+    cls: Any = agent_class(saved.agent.name)
+    settings = config.build(_section(saved, "agent"), cls.Config)
+    env = config.build(_section(saved, "env"), EnvConfig)
+    state = checkpoint.load(folder)
+    spec = checkpoint.spec_from_dict(state["spec"])
+    where = pick_device(device)
+    agent = make(saved.agent.name, spec, settings, where)
+    checkpoint.restore(agent, state["agent"], folder)
+    return Policy(agent, spec, env, where)
+
+
+def _section(saved: DictConfig, name: str) -> DictConfig:
+    """One section of a config as a config of its own."""
+    return OmegaConf.create(OmegaConf.to_container(saved[name]))  # type: ignore[return-value]

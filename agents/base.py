@@ -1,0 +1,151 @@
+"""What the running code asks of every agent, and nothing more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+
+from worldmodel.types import EnvSpec, ObsSpec
+
+if TYPE_CHECKING:
+    from worldmodel.envs import EnvConfig
+    from worldmodel.replay import LatentSpec, Replay
+
+MODES = ("sample", "mode")
+
+
+@runtime_checkable
+class Agent(Protocol):
+    """An agent acts, learns from replay, and can be saved. It is ready when constructed:
+    `Class(spec: EnvSpec, config: Class.Config, device: torch.device)`.
+
+    Config: the dataclass of its settings; its field `name` is the name in `agents.AGENTS`.
+    latent_spec: shapes of the latents it hands out in extras["latent"], or None.
+    model: its learned world (a `Dynamics`), or None.
+    batch_size, batch_length: rows of experience in one update, [B, T].
+    min_rows: rows that replay must hold before the first update.
+    """
+
+    Config: ClassVar[type]
+    latent_spec: LatentSpec | None
+    model: Any
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def batch_length(self) -> int: ...
+
+    @property
+    def min_rows(self) -> int: ...
+
+    def initial(self, batch_size: int) -> Any:
+        """The state of the policy before anything was seen, for B environments."""
+        ...
+
+    def act(
+        self, obs: Mapping[str, Any], state: Any = None, mode: str = "sample"
+    ) -> tuple[np.ndarray, Any, dict[str, Any]]:
+        """Encoded float32 actions [B, A] for observations [B, ...], the next state, and extras.
+
+        `obs` may hold `is_first` [B]; where it is True the state of that row starts anew. A
+        missing `is_first` means False, a missing state means `initial`. mode is "sample" or
+        "mode" (the likeliest action). extras["latent"] goes to replay, where there is one.
+        """
+        ...
+
+    def update(self, replay: Replay) -> dict[str, Any]:
+        """One gradient update on a batch drawn from replay; metrics as numbers or scalar tensors.
+
+        Raises FloatingPointError where a loss is not finite; its attribute `batch`, where it
+        has one, is the batch that made it.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def check_mode(mode: str) -> None:
+    """ValueError unless mode is "sample" or "mode"."""
+    if mode not in MODES:
+        raise ValueError(f"Unknown action mode '{mode}'. Known: {', '.join(MODES)}.")
+
+
+@dataclass
+class Policy:
+    """A trained agent behind one call: `action, state = policy.act(obs, state)`.
+
+    `obs` is what the environment returned: one observation or a batch of them, as a dict (or the
+    bare array where the specification has a single key). `action` is what `env.step` takes. `env` is
+    the environment of the training: `worldmodel.envs.make_env(policy.env)` makes another one.
+    """
+
+    agent: Agent
+    spec: EnvSpec
+    env: EnvConfig
+    device: torch.device
+
+    @property
+    def model(self) -> Any:
+        """The agent's learned world, or None."""
+        return self.agent.model
+
+    def act(self, obs: Any, state: Any = None, mode: str = "mode") -> tuple[np.ndarray, Any]:
+        """An action for one observation (or [B] actions for [B] of them), and the next state.
+
+        Pass the returned state back with the next observation, and None at the start of an
+        episode. Raises ValueError where a key is missing or has another shape.
+        """
+        check_mode(mode)
+        arrays, single = self._batched(obs)
+        action, state, _ = self.agent.act(arrays, state, mode)
+        if self.spec.action.kind == "continuous":
+            action = np.clip(action, -1.0, 1.0)
+        native = self.spec.action.decode(action)
+        return (native[0] if single else native), state
+
+    def _batched(self, obs: Any) -> tuple[dict[str, np.ndarray], bool]:
+        """Observations with a batch axis, and whether it had to be added."""
+        if not isinstance(obs, Mapping):
+            if len(self.spec.obs) != 1:
+                raise ValueError(
+                    f"This agent was trained on the observation keys {sorted(self.spec.obs)}, "
+                    f"but a bare {type(obs).__name__} came. Pass a dict with those keys."
+                )
+            obs = {next(iter(self.spec.obs)): obs}
+        ranks = {}
+        arrays: dict[str, np.ndarray] = {}
+        for key, spec in self.spec.obs.items():
+            if key not in obs:
+                raise ValueError(
+                    f"The observation lacks the key '{key}'. Given: {sorted(obs)}; needed: "
+                    f"{sorted(self.spec.obs)}. Make the environment as in training: "
+                    "worldmodel.envs.make_env(policy.env)."
+                )
+            arrays[key] = np.asarray(obs[key])
+            ranks[key] = _batch_rank(key, spec, arrays[key])
+        if len(set(ranks.values())) > 1:
+            raise ValueError(f"Some observations have a batch axis and some have not: {ranks}.")
+        single = not any(ranks.values())
+        if "is_first" in obs:
+            arrays["is_first"] = np.asarray(obs["is_first"], bool)
+        if single:
+            arrays = {k: v[None] for k, v in arrays.items()}
+        return arrays, single
+
+
+def _batch_rank(key: str, spec: ObsSpec, array: np.ndarray) -> int:
+    """0 for one observation, 1 for a batch of them."""
+    for rank in (0, 1):
+        if array.ndim == len(spec.shape) + rank and array.shape[rank:] == spec.shape:
+            return rank
+    raise ValueError(
+        f"Observation '{key}' has shape {array.shape}; allowed: {spec.shape}, or "
+        f"[B, {', '.join(map(str, spec.shape))}] for a batch."
+    )

@@ -1,0 +1,1 @@
+"""Collect, evaluate and train, for every agent that keeps the Agent protocol."""

@@ -1,0 +1,97 @@
+"""The commands behind scripts/: settings in, exit code out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import MISSING, DictConfig
+
+import agents
+from agents.run import report
+from agents.run.evaluate import evaluate
+from agents.run.train import TrainConfig, train
+from worldmodel import checkpoint, config
+from worldmodel.log import write_video
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+GROUP = "agent"
+
+
+def register(overrides: Sequence[str] = ()) -> None:
+    """Tell Hydra which settings exist: TrainConfig, and each agent's own as a choice of `agent`.
+
+    overrides: of the command line; "agent=module:Class" adds a user's own agent.
+    """
+    config.store("train_schema", TrainConfig)
+    names = {*agents.AGENTS}
+    names |= {w.partition("=")[2] for w in overrides if w.startswith(f"{GROUP}=") and ":" in w}
+    for name in names:
+        for one in name.split(","):
+            config.store(one, agents.agent_class(one).Config, GROUP)  # type: ignore[attr-defined]
+
+
+def train_command(say: Callable[[str], None]) -> int:
+    """Train as the command line says."""
+
+    def start() -> int:
+        register(sys.argv[1:])
+        return config.launch(job, CONFIGS, "train", say)
+
+    def job(composed: DictConfig) -> int:
+        return config.guarded(lambda: train(config.build(composed, TrainConfig), say), say)
+
+    return config.guarded(start, say)
+
+
+@dataclass
+class EvaluateConfig:
+    """Which run to play, and how."""
+
+    run: str = MISSING  # run folder
+    episodes: int = 20
+    seed: int = 0  # of the evaluation's environments
+    mode: str = "mode"  # mode: the likeliest action | sample: as while training
+    num_envs: int = 10  # environments that play at the same time
+    device: str = "auto"
+
+
+def evaluate_command(say: Callable[[str], None], arguments: Sequence[str] | None = None) -> int:
+    """Play whole episodes with the agent of a run folder; returns and a video go to its
+    `evaluation` folder."""
+    words = sys.argv[1:] if arguments is None else arguments
+    return config.guarded(lambda: _evaluate(words, say), say)
+
+
+def _evaluate(words: Sequence[str], say: Callable[[str], None]) -> int:
+    settings = config.from_cli(EvaluateConfig, words)
+    try:
+        policy = agents.load(settings.run, settings.device)
+        result = evaluate(
+            policy.agent,
+            policy.spec,
+            policy.env,
+            settings.episodes,
+            settings.seed,
+            settings.num_envs,
+            settings.mode,
+            record=True,
+        )
+    except checkpoint.CheckpointError as error:
+        raise config.RunError(str(error)) from error
+    except config.ConfigError:
+        raise
+    except ValueError as error:
+        raise config.ConfigError(str(error)) from error
+    folder = Path(settings.run) / "evaluation"
+    about = {"task": policy.env.id, "mode": settings.mode, "seed": settings.seed}
+    report.write_returns(folder, result, about)
+    frames = result.frames(policy.spec)
+    if frames:
+        write_video(folder / "episode.mp4", frames)
+    say(f"{result.mean:.1f} ± {result.std:.1f} over {len(result.returns)} episodes")
+    say(f"returns and video: {os.fspath(folder)}")
+    return 0

@@ -1,0 +1,119 @@
+"""Plays whole episodes and reports their returns; nothing learns here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from agents.base import Agent, check_mode
+from agents.run.collect import Collector
+from worldmodel import seeding
+from worldmodel.envs import EnvConfig, make_vector
+from worldmodel.types import Batch, EnvSpec
+
+
+@dataclass
+class EvalResult:
+    """Returns and lengths (agent steps) of the episodes, and the rows of the first one."""
+
+    returns: list[float]
+    lengths: list[int]
+    rows: list[dict[str, np.ndarray]] = field(default_factory=list)
+    renders: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def mean(self) -> float:
+        """Mean return."""
+        return float(np.mean(self.returns))
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the returns between episodes."""
+        return float(np.std(self.returns))
+
+    def frames(self, spec: EnvSpec) -> list[np.ndarray]:
+        """uint8 pictures [H, W, C] of the recorded episode: what the agent saw, or what the
+        environment rendered where it sees no image; empty where there is neither."""
+        images = spec.keys("image")
+        if images:
+            return [np.concatenate([row[k] for k in images], 1) for row in self.rows]
+        return self.renders
+
+    def batch(self, spec: EnvSpec) -> Batch:
+        """The recorded episode as a batch [1, T, ...] on the CPU."""
+        stacked = {
+            key: torch.from_numpy(np.stack([row[key] for row in self.rows]))[None]
+            for key in self.rows[0]
+        }
+        obs = {key: stacked.pop(key) for key in spec.obs}
+        return Batch(obs, **stacked)
+
+
+def evaluate(
+    agent: Agent,
+    spec: EnvSpec,
+    env: EnvConfig,
+    episodes: int = 20,
+    seed: int = 0,
+    num_envs: int = 10,
+    mode: str = "mode",
+    record: bool = False,
+) -> EvalResult:
+    """Exactly `episodes` whole episodes on environments of their own.
+
+    The episodes are shared out before the first one starts, so that short ones do not crowd out
+    long ones. The same seed gives the same episodes, and the global random generators are left
+    as they were found. record: keep the rows (and renders) of the first environment's first
+    episode.
+
+    Raises ValueError for impossible numbers and RunError where the environment fails.
+    """
+    check_mode(mode)
+    if episodes < 1 or num_envs < 1:
+        raise ValueError(f"episodes={episodes} and num_envs={num_envs} must be at least 1.")
+    num_envs = min(num_envs, episodes)
+    quota = np.full(num_envs, episodes // num_envs)
+    quota[: episodes % num_envs] += 1
+    before = seeding.rng_state()
+    seeding.seed_everything(seeding.spawn(seed, "evaluation"))
+    envs = make_vector(env, num_envs, seeding.spawn(seed, "evaluation environments"))
+    try:
+        return _play(Collector(envs, spec, agent, seed, mode), quota, record)
+    finally:
+        envs.close()
+        seeding.set_rng_state(before)
+
+
+def _play(collector: Collector, quota: np.ndarray, record: bool) -> EvalResult:
+    """Step until every environment has played its share."""
+    finished: list[list[Any]] = [[] for _ in quota]
+    result = EvalResult([], [])
+    renders = not collector.spec.keys("image")
+    while any(len(done) < n for done, n in zip(finished, quota, strict=True)):
+        if record and not finished[0]:
+            result.rows.append(_first(collector.rows))
+            result.renders += _render(collector) if renders else []
+        collector.step()
+        last = collector.rows["is_last"]
+        if record and last[0] and not finished[0]:
+            result.rows.append(_first(collector.rows))
+        for i in np.flatnonzero(last):
+            if len(finished[i]) < quota[i]:
+                finished[i].append((collector.returns[i], collector.lengths[i]))
+    result.returns = [float(score) for done in finished for score, _ in done]
+    result.lengths = [int(length) for done in finished for _, length in done]
+    return result
+
+
+def _first(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A copy of the first environment's row."""
+    return {key: np.array(value[0]) for key, value in rows.items()}
+
+
+def _render(collector: Collector) -> list[np.ndarray]:
+    """What the first environment shows now, if it shows anything."""
+    frames = collector.envs.render() or ()
+    return [np.asarray(frames[0], np.uint8)] if len(frames) and frames[0] is not None else []

@@ -1,0 +1,122 @@
+"""How far a run is: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from tqdm import tqdm
+
+PLAIN_SECONDS = 10.0  # between two lines where there is no terminal
+RATE_SECONDS = 30.0  # rates are over the last half minute or less
+
+
+class Progress:
+    """Shows agent steps, rates, the last return and the time left.
+
+    total: agent steps of the whole run. start: agent steps and updates done before.
+    max_seconds: a limit on the training time, or None.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        start: tuple[int, int],
+        max_seconds: float | None,
+        say: Callable[[str], None],
+    ) -> None:
+        self.total, self.max_seconds, self._say = total, max_seconds, say
+        self._bar: Any = None
+        if sys.stderr.isatty():
+            layout = "{percentage:3.0f}%|{bar:20}| {desc}"
+            self._bar = tqdm(total=100, bar_format=layout, leave=False, mininterval=0)
+        self._mark = (time.monotonic(), *start)
+        self._shown = time.monotonic()
+        self.score: float | None = None
+
+    def update(self, steps: int, updates: int, seconds: float) -> None:
+        """Show where the run stands: agent steps, updates, and seconds of training so far."""
+        now = time.monotonic()
+        pause = 0.5 if self._bar is not None else PLAIN_SECONDS
+        if now - self._shown < pause:
+            return
+        self._shown = now
+        then, old_steps, old_updates = self._mark
+        elapsed = max(now - then, 1e-9)
+        rates = ((steps - old_steps) / elapsed, (updates - old_updates) / elapsed)
+        if elapsed > RATE_SECONDS:
+            self._mark = (now, steps, updates)
+        fraction = self.fraction(steps, seconds)
+        left = seconds * (1 - fraction) / fraction if fraction > 0 else float("inf")
+        score = "-" if self.score is None else f"{self.score:.1f}"
+        text = (
+            f"step {steps:,}/{self.total:,} | {rates[0]:.1f} steps/s | "
+            f"{rates[1]:.2f} updates/s | return {score} | {clock(left)} left"
+        )
+        if self._bar is None:
+            self._say(f"{100 * fraction:3.0f}% {text}")
+        else:
+            self._bar.n = round(100 * fraction)
+            self._bar.set_description_str(text)
+
+    def fraction(self, steps: int, seconds: float) -> float:
+        """How much of the run is done, by steps or by the time limit, whichever is further."""
+        by_time = seconds / self.max_seconds if self.max_seconds else 0.0
+        return min(1.0, max(steps / max(1, self.total), by_time))
+
+    def say(self, text: str) -> None:
+        """A line that does not tear the bar."""
+        if self._bar is not None:
+            self._bar.clear()
+        self._say(text)
+        if self._bar is not None:
+            self._bar.refresh()
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def clock(seconds: float) -> str:
+    """1:02:03, 2:03, or - where nobody knows."""
+    if seconds != seconds or seconds in (float("inf"), float("-inf")):
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Stopper:
+    """Notes the first SIGINT or SIGTERM in `signal`; the second one takes effect at once."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    @property
+    def asked(self) -> bool:
+        """Whether somebody wants the run to stop."""
+        return self.signal is not None
+
+    def __enter__(self) -> Stopper:
+        if threading.current_thread() is threading.main_thread():  # Python allows it only there
+            for number in self.SIGNALS:
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        for each in self.SIGNALS:
+            signal.signal(each, signal.SIG_DFL)

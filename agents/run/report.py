@@ -1,0 +1,185 @@
+"""What is left of a run for people to look at: summary, table, video and dream."""
+
+from __future__ import annotations
+
+import csv
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from agents.base import Agent
+from agents.run.evaluate import EvalResult
+from worldmodel import dream
+from worldmodel.config import keys_of
+from worldmodel.log import write_json, write_picture, write_video
+from worldmodel.types import Batch, EnvSpec
+
+if TYPE_CHECKING:
+    from agents.run.train import Trainer
+
+SUMMARY = "summary.json"
+DREAM_ROWS = 50  # rows of one dream, where the episode is long enough
+
+
+def summarise(trainer: Trainer, result: EvalResult) -> dict[str, Any]:
+    """Everything that one wants to know of a finished run, as plain values."""
+    counters, settings = trainer.counters, trainer.config
+    return {
+        "task": settings.env.id,
+        "agent": settings.agent.name,
+        "seed": settings.seed,
+        "agent_steps": counters.agent_steps,
+        "env_frames": counters.env_frames,
+        "updates": counters.updates,
+        "episodes": counters.episodes,
+        "wall_clock_s": round(counters.train_seconds, 2),
+        "eval_s": round(counters.eval_seconds, 2),
+        "eval_return_mean": result.mean,
+        "eval_return_std": result.std,
+        "eval_episodes": len(result.returns),
+        "eval_returns": result.returns,
+        "eval_lengths": result.lengths,
+        "parameters": count_parameters(trainer.agent),
+        "device": device_name(trainer.device),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "code": code_version(),
+        "config": {key: value for key, value in keys_of(settings).items()},
+    }
+
+
+def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
+    """summary.json in the run folder."""
+    write_json(folder / SUMMARY, dict(summary))
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """The summary of a finished run, or None."""
+    path = folder / SUMMARY
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """The summary in a few lines."""
+    lines = {
+        "task": f"{summary['task']} ({summary['agent']}, seed {summary['seed']})",
+        "return": f"{summary['eval_return_mean']:.1f} ± {summary['eval_return_std']:.1f} "
+        f"over {summary['eval_episodes']} episodes",
+        "agent steps": f"{summary['agent_steps']:,} ({summary['env_frames']:,} frames)",
+        "updates": f"{summary['updates']:,}",
+        "training": f"{summary['wall_clock_s']:.0f} s on {summary['device']}",
+        "parameters": f"{summary['parameters']:,}",
+    }
+    width = max(map(len, lines))
+    return "\n".join(f"  {name:<{width}}  {text}" for name, text in lines.items())
+
+
+def write_media(trainer: Trainer, result: EvalResult) -> None:
+    """eval.mp4 of the recorded episode, and dream.png where the agent's world can be drawn."""
+    frames = result.frames(trainer.spec)
+    if frames:
+        write_video(trainer.folder / "eval.mp4", frames)
+        trainer.log.video(trainer.counters.agent_steps, "eval/episode", frames)
+    film, context = dream_film(trainer.agent, trainer.spec, result.batch(trainer.spec))
+    if film:
+        picture = dream.strip(film, context)
+        write_picture(trainer.folder / "dream.png", picture)
+        trainer.log.image(trainer.counters.agent_steps, "dream/strip", picture)
+
+
+def film_dream(trainer: Trainer) -> None:
+    """A dream that starts from recorded experience, for the log."""
+    batch = trainer.replay.sample(1, trainer.agent.batch_length, online=False)
+    film, context = dream_film(trainer.agent, trainer.spec, batch)
+    if film:
+        step = trainer.counters.agent_steps
+        trainer.log.video(step, "dream/film", film)
+        trainer.log.image(step, "dream/strip", dream.strip(film, context))
+
+
+def dream_film(agent: Agent, spec: EnvSpec, batch: Batch) -> tuple[list[np.ndarray], int]:
+    """Truth, open-loop prediction and error of the batch's first sequence, and how many frames
+    the model was shown; nothing where the agent has no world that can be drawn."""
+    images = spec.keys("image")
+    if not images or not hasattr(agent.model, "decode"):
+        return [], 0
+    length = min(batch.shape[1], DREAM_ROWS)
+    context = max(1, min(5, length // 3))
+    if length <= context:
+        return [], 0
+    shown = dream.first_rows(batch, length).to(next(iter(agent.model.parameters())).device)
+    predicted = dream.open_loop(agent.model, shown, context)
+    films = [
+        dream.rows(shown.obs[key][0], predicted[key][0], shown.is_first[0], context)
+        for key in images
+    ]
+    return [np.concatenate(parts, 1) for parts in zip(*films, strict=True)], context
+
+
+def write_returns(folder: Path, result: EvalResult, about: Mapping[str, Any]) -> None:
+    """returns.json and returns.csv of an evaluation."""
+    folder.mkdir(parents=True, exist_ok=True)
+    episodes = list(zip(result.returns, result.lengths, strict=True))
+    value = {
+        **about,
+        "eval_return_mean": result.mean,
+        "eval_return_std": result.std,
+        "eval_episodes": len(episodes),
+        "eval_returns": result.returns,
+        "eval_lengths": result.lengths,
+    }
+    write_json(folder / "returns.json", value)
+    with (folder / "returns.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("episode", "return", "length")])
+        csv.writer(file).writerows((i, *episode) for i, episode in enumerate(episodes))
+
+
+def count_parameters(agent: Agent) -> int:
+    """Trained parameters: what the agent says, or those of its modules."""
+    told = getattr(agent, "parameters_count", None)
+    if told is not None:
+        return int(told)
+    parameters = getattr(agent, "parameters", list)
+    return sum(p.numel() for p in parameters() if p.requires_grad)
+
+
+def device_name(device: torch.device) -> str:
+    """The device as torch names it, with the model of a GPU."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return str(device)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    found = {"python": platform.python_version()}
+    for name in ("worldmodel", "torch", "gymnasium", "numpy", "dm-control", "mujoco", "ale-py"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def code_version() -> str:
+    """`git describe` of this source tree, or "unknown" outside of one."""
+    here = Path(__file__).resolve().parent
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return answer.stdout.strip()

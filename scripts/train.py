@@ -1,0 +1,6 @@
+"""Train an agent: `python scripts/train.py [experiment=...] [key=value ...]`."""
+
+from agents.run.cli import train_command
+
+if __name__ == "__main__":
+    raise SystemExit(train_command(print))

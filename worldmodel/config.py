@@ -1,0 +1,257 @@
+"""Settings: dataclasses checked by OmegaConf, composed by Hydra, explained when wrong.
+
+A dataclass says what exists; YAML and the command line only override it. What does not fit is
+one `ConfigError` that names the nearest known key. Nothing here knows any particular config.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hydra import compose, initialize_config_dir
+from hydra import main as hydra_main
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+T = TypeVar("T")
+FULL_ERROR = "HYDRA_FULL_ERROR"
+
+
+class ConfigError(ValueError):
+    """A setting is wrong; the message says which, what is allowed and what to do."""
+
+
+class RunError(RuntimeError):
+    """A run cannot go on, for a reason outside the code; the message says what to do."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """`Unknown agent 'dreamr'. Known: dreamer, random. Did you mean 'dreamer'?`"""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f" Did you mean '{close[0]}'?" if close else ""
+    return f"Unknown {kind} '{name}'. Known: {', '.join(names)}.{hint}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known dotted key closest to `name`, first by its last word, or None."""
+    keys = list(known)
+    leaf = name.rsplit(".", 1)[-1]
+    same_leaf = [k for k in keys if k.rsplit(".", 1)[-1] == leaf]
+    if same_leaf:
+        return difflib.get_close_matches(name, same_leaf, n=1, cutoff=0.0)[0]
+    close = difflib.get_close_matches(name, keys, n=1, cutoff=0.6)
+    if close:
+        return close[0]
+    leaves = {k.rsplit(".", 1)[-1]: k for k in reversed(keys)}
+    close = difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.6)
+    return leaves[close[0]] if close else None
+
+
+def keys_of(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted leaf keys and plain values of a config (DictConfig, dataclass object or class)."""
+    if is_dataclass(config):
+        config = OmegaConf.structured(config)
+    if OmegaConf.is_config(config):
+        config = OmegaConf.to_container(config, resolve=False)
+    if not isinstance(config, dict) or (prefix and not config):
+        return {prefix: config}
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat.update(keys_of(value, f"{prefix}.{key}" if prefix else str(key)))
+    return flat
+
+
+def store(name: str, node: Any, group: str | None = None) -> None:
+    """Register a dataclass as the schema of a config, or as one choice of a group."""
+    ConfigStore.instance().store(name=name, node=node, group=group)
+
+
+def build(config: DictConfig, schema: type[T]) -> T:
+    """The dataclass object of a composed config; ConfigError where it does not fit.
+
+    A ValueError from a dataclass's own check of its fields becomes a ConfigError too.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), config)
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise ConfigError(
+                f"These settings have no value: {', '.join(missing)}. "
+                f"Give them, for example {missing[0]}=..."
+            )
+        built = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise explain(error, keys_of(schema)) from error
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    assert isinstance(built, schema)
+    return built
+
+
+def from_cli(schema: type[T], arguments: Sequence[str]) -> T:
+    """A dataclass object from `key=value` words; ConfigError where one does not fit."""
+    for word in arguments:
+        if "=" not in word:
+            raise ConfigError(
+                f"Cannot read '{word}': settings are given as key=value. "
+                f"Known: {', '.join(f.name for f in fields(schema))}."  # type: ignore[arg-type]
+            )
+    return build(OmegaConf.from_dotlist(list(arguments)), schema)
+
+
+def compose_config(directory: Path, name: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """Compose a config as the command line would; ConfigError where that fails."""
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(Path(directory).resolve()), version_base="1.3"):
+            return compose(name, overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise explain(error, _known_keys(directory, name, overrides)) from error
+
+
+def launch(
+    task: Callable[[DictConfig], int],
+    directory: Path,
+    name: str,
+    say: Callable[[str], None],
+) -> int:
+    """Compose from the command line, run `task` (or a sweep of it), and return an exit code.
+
+    0 or what `task` returned; 2 for a wrong setting and 1 for a run that cannot go on, both said
+    in one line without a traceback (HYDRA_FULL_ERROR=1 shows it).
+    """
+    wants_traceback = os.environ.get(FULL_ERROR) == "1"
+    os.environ[FULL_ERROR] = "1"  # otherwise Hydra prints and exits before we can explain
+    codes: list[int] = []
+
+    def job(config: DictConfig) -> int:
+        codes.append(task(config))
+        return codes[-1]
+
+    wrapped = hydra_main(version_base="1.3", config_path=str(directory.resolve()), config_name=name)
+    return guarded(
+        lambda: (wrapped(job)(), max(codes, default=0))[1],
+        say,
+        lambda: _known_keys(directory, name, sys.argv[1:]),
+        wants_traceback,
+    )
+
+
+def guarded(
+    call: Callable[[], int],
+    say: Callable[[str], None],
+    known: Callable[[], Iterable[str]] = list,
+    wants_traceback: bool = False,
+) -> int:
+    """Run `call`; turn expected errors into one line and an exit code (2 settings, 1 the run)."""
+    try:
+        return call()
+    except (HydraException, OmegaConfBaseException, ConfigError, RunError) as error:
+        if wants_traceback:
+            raise
+        code = 1 if isinstance(error, RunError) else 2
+        if not isinstance(error, ConfigError | RunError):
+            error = explain(error, known())
+        say(f"error: {error}")
+        return code
+
+
+def explain(error: Exception, known: Iterable[str] = ()) -> ConfigError:
+    """One clear ConfigError for whatever Hydra or OmegaConf found wrong."""
+    if isinstance(error, ConfigError):
+        return error
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    text = str(error)
+    if isinstance(error, MissingConfigException):
+        found = re.search(r"Could not (?:find|load) '(?:(.*)/)?([^/']*)'", text)
+        options = re.findall(r"^\t([^\s=]+)$", text, re.M)
+        if found and found.group(1):
+            return ConfigError(unknown(found.group(1), found.group(2), options))
+        return ConfigError(text.split("\nConfig search path")[0])
+    if isinstance(error, OverrideParseException):
+        line = text.split("\nSee ")[0].replace("\n", ": ")
+        return ConfigError(f"{line}. Settings are given as key=value, with quotes round odd text.")
+    key = _bad_key(error, cause)
+    if key is not None:
+        close = nearest(key, known)
+        hint = f" Did you mean '{close}'?" if close else " Run with --help to see every key."
+        return ConfigError(f"Unknown key '{key}'.{hint}")
+    first, full_key = str(cause).split("\n")[0], getattr(cause, "full_key", None)
+    if full_key:
+        return ConfigError(f"Wrong value for '{full_key}': {first}.")
+    return ConfigError(text)
+
+
+def _bad_key(error: Exception, cause: BaseException) -> str | None:
+    """The key that does not exist, if that is what went wrong."""
+    found = re.match(r"Could not override '([^'@]*)", str(error))
+    if found:
+        return found.group(1)
+    text = f"{error}\n{cause}"
+    if re.search(r"Key '[^']*' (?:not in|is not in struct)", text):
+        full = re.search(r"full_key: (\S+)", text)
+        return full.group(1) if full else None
+    return None
+
+
+def _known_keys(directory: Path, name: str, overrides: Sequence[str]) -> list[str]:
+    """Every key and group that exists, under those group choices that do compose."""
+    groups = {path.name for path in Path(directory).iterdir() if path.is_dir()}
+    chosen = [word for word in overrides if word.split("=")[0] in groups and "," not in word]
+    for attempt in (chosen, []):
+        GlobalHydra.instance().clear()
+        try:
+            with initialize_config_dir(str(Path(directory).resolve()), version_base="1.3"):
+                return [*keys_of(compose(name, overrides=attempt)), *groups]
+        except (HydraException, OmegaConfBaseException, ValueError):
+            continue
+    return sorted(groups)
+
+
+def write(path: Path, config: Any) -> None:
+    """Write a config object, every value resolved, as YAML."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True))
+
+
+def read(path: Path) -> DictConfig:
+    """Read a config written by `write`; ConfigError where there is none."""
+    if not path.is_file():
+        raise ConfigError(
+            f"There is no {path.name} in '{path.parent}': this is not a run folder. Give the "
+            "folder that a training run printed as its own."
+        )
+    config = OmegaConf.load(path)
+    if isinstance(config, ListConfig):
+        raise ConfigError(f"'{path}' holds a list, not a config.")
+    assert isinstance(config, DictConfig)
+    return config
+
+
+def differences(old: Any, new: Any, free: Iterable[str] = ()) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys whose values differ, as {key: (old, new)}; `free` keys (and what lies below
+    them) are left out."""
+    before, after = keys_of(old), keys_of(new)
+    free = tuple(free)
+
+    def is_free(key: str) -> bool:
+        return any(key == name or key.startswith(f"{name}.") for name in free)
+
+    absent = "(absent)"
+    return {
+        key: (before.get(key, absent), after.get(key, absent))
+        for key in sorted({*before, *after})
+        if not is_free(key) and before.get(key, absent) != after.get(key, absent)
+    }
