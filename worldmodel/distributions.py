@@ -45,7 +45,9 @@ class OneHot:
         if unimix:
             self.probs = (1.0 - unimix) * torch.softmax(logits, -1) + unimix * uniform
             # Forbidden classes have probability 0; the clamp keeps their log finite.
-            self.log_probs = torch.log(self.probs.clamp_min(1e-30) if mask is not None else self.probs)
+            self.log_probs = torch.log(
+                self.probs.clamp_min(1e-30) if mask is not None else self.probs
+            )
         else:
             self.log_probs = torch.log_softmax(logits, -1)
             self.probs = self.log_probs.exp()

@@ -55,9 +55,7 @@ class LaProp:
         self.square = torch.zeros_like(self.flat)
         sizes = [p.numel() for p in self.params]
         shapes = [p.shape for p in self.params]
-        self.grads = [
-            g.view(s) for g, s in zip(self.grad.split(sizes), shapes, strict=True)
-        ]
+        self.grads = [g.view(s) for g, s in zip(self.grad.split(sizes), shapes, strict=True)]
         for p, data, g in zip(self.params, self.flat.split(sizes), self.grads, strict=True):
             p.data = data.view(p.shape)
             p.grad = g

@@ -45,6 +45,38 @@ def _stage(convolution: str, cin: int, cout: int, kernel: int) -> nn.Sequential:
     raise ValueError(f"Unknown convolution '{convolution}'. Known: pool, strided.")
 
 
+class ImageCentre(nn.Module):
+    """The image that encoder and decoder measure from: one shared buffer [H, W, C] in [0, 1].
+
+    It is 0.5 everywhere unless `update` is called: then it is the mean of the images seen in the
+    first `batches` calls, and fixed after. The encoder subtracts it and the decoder adds its
+    logit, so that a static background is known from the start and only what moves is learned.
+    From scratch the model otherwise spends its first updates on the background alone, learns to
+    ignore its latents meanwhile, and takes long to discover them again (docs/RESULTS.md).
+    """
+
+    mean: Tensor
+    count: Tensor
+
+    def __init__(self, shape: tuple[int, int, int], batches: int = 100) -> None:
+        super().__init__()
+        self.batches = batches
+        self.register_buffer("mean", torch.full(shape, 0.5))
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+
+    @torch.no_grad()
+    def update(self, images: Tensor) -> None:
+        """Take in uint8 images [..., H, W, C]; a no-op after the first `batches` calls."""
+        self.count.add_(1)
+        rate = torch.where(self.count <= self.batches, 1.0 / self.count, 0.0)
+        self.mean.lerp_(images.float().flatten(0, -4).mean(0) / 255.0, rate)
+
+    @property
+    def logit(self) -> Tensor:
+        """[H, W, C]; bounded, so that the sigmoid keeps a gradient on black and on white."""
+        return torch.logit(self.mean.clamp(0.02, 0.98))
+
+
 class Encoder(nn.Module):
     """Observations -> embedding [..., E].
 
@@ -68,9 +100,13 @@ class Encoder(nn.Module):
         self.out_features = 0
         if self.images:
             height, width, channels = image_shape(spec)
+            self.centre = ImageCentre((height, width, channels))
             widths = [channels] + [depth * m for m in mults]
             self.conv = nn.Sequential(
-                *(_stage(convolution, a, b, kernel) for a, b in zip(widths, widths[1:], strict=False))
+                *(
+                    _stage(convolution, a, b, kernel)
+                    for a, b in zip(widths, widths[1:], strict=False)
+                )
             )
             self.out_features += height * width // 4 ** len(mults) * widths[-1]
         if self.vectors or self.flat:
@@ -88,9 +124,9 @@ class Encoder(nn.Module):
         if self.images:
             images = torch.cat([obs[k] for k in self.images], -1)
             lead = images.shape[:-3]
-            x = images.flatten(0, -4).permute(0, 3, 1, 2)  # [N, C, H, W], channels-last memory
-            x = x.to(self.conv[0][0].weight.dtype) / 255.0 - 0.5  # type: ignore[index]
-            x = self.conv(x).permute(0, 2, 3, 1)  # [N, h, w, c]
+            x = images.flatten(0, -4).float() / 255.0 - self.centre.mean
+            # [N, C, H, W] in channels-last memory, and back to [N, h, w, c]
+            x = self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
             out.append(x.reshape(*lead, -1))
         if self.vectors or self.flat:
             parts = [symlog(obs[k].float()) for k in self.vectors]
@@ -108,6 +144,7 @@ class Decoder(nn.Module):
     def __init__(
         self,
         spec: EnvSpec,
+        centre: ImageCentre | None,
         deter: int,
         stoch: int,
         depth: int,
@@ -120,6 +157,7 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         self.images = spec.keys("image")
+        self._centre = [centre]  # the encoder's; in a list, so that it is not registered twice
         self.vectors = {k: math.prod(spec.obs[k].shape) for k in spec.keys("vector")}
         self.discretes = {k: spec.obs[k].sizes for k in spec.keys("discrete")}
         self.blocks = blocks
@@ -138,9 +176,11 @@ class Decoder(nn.Module):
             pairs = list(zip(widths, widths[1:], strict=False))
             stages: list[nn.Module] = []
             for cin, cout in pairs:
-                up = [UpConv2d(cin, cout)] if convolution == "strided" else [
-                    nn.UpsamplingNearest2d(scale_factor=2), Conv2d(cin, cout, kernel)
-                ]
+                up = (
+                    [UpConv2d(cin, cout)]
+                    if convolution == "strided"
+                    else [nn.UpsamplingNearest2d(scale_factor=2), Conv2d(cin, cout, kernel)]
+                )
                 stages.append(nn.Sequential(*up))
             self.conv = nn.ModuleList(stages)
             self.norms = nn.ModuleList(ChannelNormSiLU(cout) for _, cout in pairs[:-1])
@@ -162,7 +202,9 @@ class Decoder(nn.Module):
         x = self.smallest_norm(a + b).permute(0, 3, 1, 2)  # [N, c, h, w], channels-last memory
         for up, norm in zip(self.conv, self.norms, strict=False):
             x = norm(up(x))
-        x = torch.sigmoid(self.conv[-1](x).float()).permute(0, 2, 3, 1)
+        centre = self._centre[0]
+        assert centre is not None
+        x = torch.sigmoid(self.conv[-1](x).float().permute(0, 2, 3, 1) + centre.logit)
         x = x.reshape(*lead, *x.shape[1:])
         return dict(zip(self.images, x.split(self.channels, -1), strict=True))
 

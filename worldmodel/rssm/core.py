@@ -72,7 +72,9 @@ class RSSM(nn.Module):
     def recur(self, state: LatentState, action: Tensor) -> Tensor:
         """Next deter [B, D] from the state and the embedded action [B, hidden]."""
         deter = state.deter
-        shared = torch.cat([self.deter_in(deter), self.stoch_in(state.stoch.flatten(-2)), action], -1)
+        shared = torch.cat(
+            [self.deter_in(deter), self.stoch_in(state.stoch.flatten(-2)), action], -1
+        )
         own = deter.unflatten(-1, (self.blocks, -1))  # [B, G, D/G]
         shared = shared.unsqueeze(-2).expand(*own.shape[:-1], -1)
         x = self.mix_norm(self.mix(torch.cat([own, shared], -1)).flatten(-2))

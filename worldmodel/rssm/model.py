@@ -36,7 +36,8 @@ class ModelConfig:
     discount_horizon: steps h of the discount 1 - 1/h in the continue head. bins: of two-hot
     heads. kernel, mults, layers: of encoder and decoder. convolution: "pool" (stride 1 and
     max-pool, the paper's) or "strided" (kernel 4, a quarter of the arithmetic).
-    heads: by name. control: weights of the heads whose sum is the reward to maximise.
+    centre_images: measure images from their mean over the first batches (see ImageCentre), not
+    from mid-grey as the paper does. heads: by name. control: weights of the heads whose sum is the reward to maximise.
     """
 
     deter: int = 512
@@ -59,6 +60,7 @@ class ModelConfig:
     mults: list[int] = field(default_factory=lambda: [2, 3, 4, 4])
     layers: int = 3
     convolution: str = "pool"
+    centre_images: bool = False
     heads: dict[str, HeadConfig] = field(default_factory=_default_heads)
     control: dict[str, float] = field(default_factory=lambda: {"reward": 1.0})
 
@@ -78,7 +80,11 @@ class WorldModel(nn.Module):
         super().__init__()
         self.spec, self.config = spec, config
         c = config
-        if c.blocks < 1 or c.deter % c.blocks or (spec.keys("image") and c.depth * c.mults[-1] % c.blocks):
+        if (
+            c.blocks < 1
+            or c.deter % c.blocks
+            or (spec.keys("image") and c.depth * c.mults[-1] % c.blocks)
+        ):
             raise ValueError(
                 f"deter={c.deter} and depth*mults[-1]={c.depth * c.mults[-1]} must both be "
                 f"multiples of blocks={c.blocks}."
@@ -95,7 +101,14 @@ class WorldModel(nn.Module):
             self.encoder.out_features, spec.action.size, c.latent, c.unimix,
         )  # fmt: skip
         self.decoder = Decoder(
-            spec, c.deter, c.groups * classes, c.depth, c.units, c.blocks, **conv  # type: ignore[arg-type]
+            spec,
+            getattr(self.encoder, "centre", None),
+            c.deter,
+            c.groups * classes,
+            c.depth,
+            c.units,
+            c.blocks,
+            **conv,  # type: ignore[arg-type]
         )
         heads = {
             name: Head(h, self.feat_size, c.units, c.bins, self._head_size(h))
@@ -185,6 +198,9 @@ class WorldModel(nn.Module):
 
     def losses(self, batch: Batch) -> ModelOutput:
         """Every loss of the world model, [B, T] each, and the posterior states."""
+        if self.config.centre_images and self.encoder.images:
+            images = [batch.obs[k] for k in self.encoder.images]
+            self.encoder.centre.update(torch.cat(images, -1))
         start = batch.context or self.initial(batch.shape[0])
         embed = self.encoder(batch.obs)
         start = start.map(lambda x: x.to(embed.dtype))

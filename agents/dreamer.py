@@ -1,0 +1,270 @@
+"""Dreamer: an actor and a critic trained on rollouts that the world model imagines.
+
+    obs [B,T] -> encoder -> observe -> posterior / prior -> decoder, heads -> world-model losses
+                              | start states, detached (cut 1)
+                              v
+          imagine H steps, actor inside -> reward, continue, value -> lambda-returns
+                              |-> actor loss   (features and advantage detached: cut 2)
+                              '-> critic loss  (target detached: cut 3)
+
+Hafner et al., "Mastering diverse control tasks through world models" (Nature 2025).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from agents.normalize import ReturnScale
+from agents.policies import Policy
+from agents.returns import lambda_return, replay_return
+from worldmodel.accelerate import autocast
+from worldmodel.nets import EMACopy, count_parameters
+from worldmodel.optim import LaProp, OptimConfig
+from worldmodel.replay import LatentSpec, Replay
+from worldmodel.rssm import Head, HeadConfig, ModelConfig, ModelOutput, WorldModel
+from worldmodel.types import MASK_KEY, Batch, EnvSpec, LatentState
+
+
+@dataclass
+class DreamerConfig:
+    """batch_size, batch_length: sequences and steps of one update. horizon: imagined steps.
+    lam: of the lambda-returns. entropy: weight of the policy's entropy, nats. actor_layers,
+    critic_layers: hidden layers. actor_unimix: share of uniform in discrete policies.
+    slow_rate: EMA rate of the slow critic. slow_scale: weight of staying near it.
+    replay_value_scale: weight of the critic's loss on recorded rewards.
+    return_rate: EMA rate of the return range. imagination_starts: states of each sequence that
+    start a rollout, drawn at random; 0 means all. precision: of the networks on a GPU
+    ("bfloat16" or "float32"); a CPU computes in float32."""
+
+    name: str = "dreamer"
+    batch_size: int = 16
+    batch_length: int = 64
+    horizon: int = 15
+    lam: float = 0.95
+    entropy: float = 3e-4
+    actor_layers: int = 3
+    critic_layers: int = 3
+    actor_unimix: float = 0.01
+    slow_rate: float = 0.02
+    slow_scale: float = 1.0
+    replay_value_scale: float = 0.3
+    return_rate: float = 0.01
+    imagination_starts: int = 0
+    precision: str = "bfloat16"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+
+class ActState(NamedTuple):
+    """What acting carries from step to step: the latent state and the last action [B, A]."""
+
+    latent: LatentState
+    action: Tensor
+
+
+class Dreamer(nn.Module):
+    """World model, actor, critic and their one optimizer; satisfies `agents.base.Agent`."""
+
+    Config = DreamerConfig
+
+    def __init__(self, spec: EnvSpec, config: DreamerConfig, device: torch.device) -> None:
+        super().__init__()
+        self.spec, self.config, self.device = spec, config, device
+        units, bins = config.model.units, config.model.bins
+        self.model = WorldModel(spec, config.model)
+        feat = self.model.feat_size
+        self.actor = Policy(spec.action, feat, units, config.actor_layers, config.actor_unimix)
+        critic = HeadConfig("return", "twohot", config.critic_layers, outscale=0.0)
+        self.critic = Head(critic, feat, units, bins)
+        self.slow_critic = EMACopy(self.critic, config.slow_rate)
+        self.return_scale = ReturnScale(config.return_rate)
+        self.to(device)
+        trained = [("model", self.model), ("actor", self.actor), ("critic", self.critic)]
+        self.optim = LaProp(trained, config.optim)
+
+    # What the run loop asks for.
+
+    @property
+    def batch_size(self) -> int:
+        """Sequences of one update."""
+        return self.config.batch_size
+
+    @property
+    def batch_length(self) -> int:
+        """Steps of one sequence."""
+        return self.config.batch_length
+
+    @property
+    def latent_spec(self) -> LatentSpec:
+        """What the replay stores beside each row."""
+        c = self.config.model
+        return LatentSpec(c.deter, c.groups, self.model.core.classes)
+
+    @property
+    def parameters_count(self) -> int:
+        """Trained parameters of world model, actor and critic."""
+        return sum(count_parameters(m) for m in (self.model, self.actor, self.critic))
+
+    # Acting.
+
+    def initial(self, batch_size: int) -> ActState:
+        """The state before the first observation."""
+        action = torch.zeros(batch_size, self.spec.action.size, device=self.device)
+        return ActState(self.model.initial(batch_size), action)
+
+    @torch.no_grad()
+    def act(
+        self, obs: dict[str, Any], state: ActState | None = None, mode: str = "sample"
+    ) -> tuple[np.ndarray, ActState, dict[str, Any]]:
+        """Encoded actions [B, A] for observations [B, ...].
+
+        obs may hold `is_first` [B], which resets those rows. mode: "sample" to explore, "mode"
+        for the most probable action. extras["latent"] is the posterior, for the replay.
+        """
+        if mode not in ("sample", "mode"):
+            raise ValueError(f"Unknown mode '{mode}'. Known: sample, mode.")
+        tensors = {
+            k: torch.as_tensor(obs[k], device=self.device)
+            for k in (*self.spec.obs, "is_first")
+            if k in obs
+        }
+        batch = next(iter(tensors.values())).shape[0]
+        state = self.initial(batch) if state is None else state
+        is_first = tensors.pop("is_first", None)
+        if is_first is None:
+            is_first = torch.zeros(batch, dtype=torch.bool, device=self.device)
+        with autocast(self.device, self.config.precision):
+            latent = self.model.observe(state.latent, tensors, state.action, is_first.bool())
+            dist = self.actor(latent.feat, tensors.get(MASK_KEY))
+        action = dist.sample() if mode == "sample" else dist.mode()
+        latent = latent.map(Tensor.float)
+        return action.cpu().numpy(), ActState(latent, action), {"latent": latent}
+
+    # Learning.
+
+    def update(self, replay: Replay) -> dict[str, Tensor]:
+        """One gradient step on a fresh batch; the fresh posteriors go back to the replay."""
+        batch = replay.sample(self.batch_size, self.batch_length)
+        metrics, states = self.train_on(batch.to(self.device))
+        replay.write_latents(batch.index, states)
+        return metrics
+
+    def train_on(self, batch: Batch) -> tuple[dict[str, Tensor], LatentState]:
+        """One gradient step on this batch; returns metrics and the posteriors [B, T, ...].
+
+        Raises FloatingPointError, weights untouched, where loss or gradient is not finite.
+        """
+        with autocast(self.device, self.config.precision):
+            output = self.model.losses(batch)
+            losses = {k: (self.model.scale(k), v.mean()) for k, v in output.losses.items()}
+            behaviour, metrics = self.behaviour_losses(batch, output)
+        losses |= behaviour
+        total = torch.stack([scale * loss for scale, loss in losses.values()]).sum()
+        metrics |= output.metrics | {f"loss/{k}": v.detach() for k, (_, v) in losses.items()}
+        metrics |= self.optim.step(total) | {"loss/total": total.detach()}
+        self.slow_critic.update(self.critic)
+        return metrics, output.states.map(lambda x: x.detach().float())
+
+    def behaviour_losses(
+        self, batch: Batch, output: ModelOutput
+    ) -> tuple[dict[str, tuple[float, Tensor]], dict[str, Tensor]]:
+        """Actor and critic losses as {name: (scale, scalar)}, and metrics."""
+        c = self.config
+        # Cut 1: imagination starts at the posteriors and sends nothing back into them.
+        posterior = output.states.map(Tensor.detach)
+        starts, picked = self._pick_starts(posterior)
+        states, actions = self.imagine(starts)  # [N, H+1, ...], [N, H+1, A]
+        feat = states.feat
+        reward, cont = self.predict(feat)
+        critic = self.critic(feat)
+        value = critic.mean.detach()  # cut 3: targets carry no gradient
+        returns = lambda_return(reward, cont, value, c.lam)  # [N, H]
+        weight = torch.cumprod(cont, 1)[:, :-1]  # how likely each state is reached at all
+        scale = self.return_scale.update(returns)
+        advantage = (returns - value[:, :-1]) / scale
+
+        policy = self.actor(feat[:, :-1], self.model.action_mask(feat[:, :-1]))
+        entropy = policy.entropy()
+        # REINFORCE: cut 2, neither features nor advantage carry gradient.
+        actor_loss = -(policy.log_prob(actions[:, :-1]) * advantage + c.entropy * entropy)
+        slow = self.slow_critic(feat).mean
+        critic_loss = -(critic_log_prob(critic, returns, slow, c.slow_scale))
+        losses = {
+            "actor": (1.0, (weight * actor_loss).mean()),
+            "critic": (1.0, (weight * critic_loss).mean()),
+        }
+        if c.replay_value_scale and picked is None:
+            boot = returns[:, 0].reshape(batch.shape)
+            losses["replay_value"] = (c.replay_value_scale, self.replay_value(batch, output, boot))
+        metrics = {
+            "return_mean": returns.mean(), "value_mean": value.mean(), "return_scale": scale,
+            "reward_mean": reward.mean(), "cont_mean": cont.mean(),
+            "actor_entropy": entropy.detach().mean(), "advantage_std": advantage.std(),
+        }  # fmt: skip
+        return losses, metrics
+
+    def _pick_starts(self, posterior: LatentState) -> tuple[LatentState, Tensor | None]:
+        """All B*T posteriors, or `imagination_starts` of each sequence at random."""
+        flat = posterior.map(lambda x: x.flatten(0, 1))
+        batch, length = posterior.deter.shape[:2]
+        keep = self.config.imagination_starts
+        if not 0 < keep < length:
+            return flat, None
+        times = torch.rand(batch, length, device=self.device).topk(keep, 1).indices
+        rows = (times + length * torch.arange(batch, device=self.device).unsqueeze(1)).flatten()
+        return flat.map(lambda x: x[rows]), rows
+
+    @torch.no_grad()
+    def imagine(self, start: LatentState) -> tuple[LatentState, Tensor]:
+        """H steps under the actor from start [N, ...]: states and actions, both [N, H+1, ...].
+
+        Without gradient: REINFORCE needs the actions only, and the critic reads stopped features.
+        """
+
+        def policy(state: LatentState) -> Tensor:
+            feat = state.feat
+            return self.actor(feat, self.model.action_mask(feat)).sample()
+
+        states, actions = self.model.imagine(start, policy, self.config.horizon)
+        last = policy(states.map(lambda x: x[:, -1]))
+        return states, torch.cat([actions, last.unsqueeze(1)], 1)
+
+    @torch.no_grad()
+    def predict(self, feat: Tensor) -> tuple[Tensor, Tensor]:
+        """Reward and discounted continue of imagined features, [N, H+1] each."""
+        return self.model.reward(feat), self.model.cont(feat)
+
+    def replay_value(self, batch: Batch, output: ModelOutput, bootstrap: Tensor) -> Tensor:
+        """The critic's loss on recorded rewards; its gradient reaches the world model."""
+        c = self.config
+        target = replay_return(
+            batch.reward, batch.is_last, batch.is_terminal, bootstrap, self.model.discount, c.lam
+        )
+        feat = output.states.feat
+        slow = self.slow_critic(feat.detach()).mean
+        loss = -critic_log_prob(self.critic(feat), target, slow, c.slow_scale)
+        return ((~batch.is_last[:, :-1]).float() * loss).mean()
+
+    # Keeping.
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Weights, slow critic and return range under "module"; optimizer under "optim"."""
+        return {"module": super().state_dict(*args, **kwargs), "optim": self.optim.state_dict()}
+
+    def load_state_dict(self, state: Any, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        """Put `state_dict()` back in place; ValueError where it belongs to another agent."""
+        super().load_state_dict(state["module"], *args, **kwargs)
+        self.optim.load_state_dict(state["optim"])
+
+
+def critic_log_prob(dist: Any, target: Tensor, slow: Tensor, slow_scale: float) -> Tensor:
+    """Log likelihood [N, H] of the returns and of the slow critic's own predictions, under the
+    first H of the critic's H + 1 distributions. The last state has no return to learn from."""
+    padded = torch.cat([target, torch.zeros_like(target[:, -1:])], 1).detach()
+    both = dist.log_prob(padded) + slow_scale * dist.log_prob(slow.detach())
+    return both[:, :-1]

@@ -1,0 +1,45 @@
+"""Devices, precision and threads."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device of that name; "auto" takes a CUDA GPU where there is one, else the CPU.
+
+    Raises ValueError for a name that torch does not know or a device that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(
+            f"Unknown device '{name}'. Allowed: auto, cpu, cuda, cuda:N, mps."
+        ) from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"Device '{name}' is not there: {torch.cuda.device_count()} CUDA GPUs are visible. "
+            "Use device=cpu or device=auto, or look at `make doctor`."
+        )
+    return device
+
+
+def set_threads(threads: int) -> int:
+    """Use this many CPU threads inside operations (0: leave torch's choice); returns the number."""
+    if threads:
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """Mixed precision on a CUDA GPU ("bfloat16"); float32 elsewhere, where bfloat16 is slower."""
+    if precision not in ("bfloat16", "float32"):
+        raise ValueError(f"Unknown precision '{precision}'. Known: bfloat16, float32.")
+    if device.type == "cuda" and precision == "bfloat16":
+        return torch.autocast("cuda", torch.bfloat16)
+    return contextlib.nullcontext()
