@@ -157,6 +157,18 @@ def test_drawing_that_is_switched_off_is_an_error(fresh_choice: pytest.MonkeyPat
         rendering.choose_backend()
 
 
+def test_an_import_that_chose_before_us_is_an_error_where_it_cannot_draw(
+    fresh_choice: pytest.MonkeyPatch,
+) -> None:
+    from types import SimpleNamespace
+
+    fresh_choice.setitem(sys.modules, "dm_control._render", SimpleNamespace(BACKEND="glfw"))
+    fresh_choice.delenv("DISPLAY", raising=False)
+    fresh_choice.delenv("WAYLAND_DISPLAY", raising=False)
+    with pytest.raises(EnvError, match="imported before an OpenGL was chosen"):
+        rendering.choose_backend()
+
+
 # Atari
 
 

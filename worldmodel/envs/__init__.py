@@ -21,6 +21,8 @@ from .observe import Observe
 from .spaces import OneHot, class_counts
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from worldmodel.types import EnvSpec
 
 __all__ = [
@@ -41,7 +43,7 @@ FAMILIES = {
 }
 
 
-def make_env(config: EnvConfig, seed: int | None = None) -> gymnasium.Env[Any, Any]:
+def make_env(config: EnvConfig | DictConfig, seed: int | None = None) -> gymnasium.Env[Any, Any]:
     """One environment with flat Dict observations and normalised actions (see `env_spec`).
 
     seed: used by the first reset that is given none, and for `action_space.sample`.
@@ -78,7 +80,7 @@ class _Maker:
 
 
 def make_vector(
-    config: EnvConfig, num_envs: int | None = None, seed: int | None = None
+    config: EnvConfig | DictConfig, num_envs: int | None = None, seed: int | None = None
 ) -> VectorEnv[Any, Any, Any]:
     """`num_envs` environments (config.num_envs by default) that step together, each with a seed of
     its own, in this process or in one each.

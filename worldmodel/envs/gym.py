@@ -83,6 +83,11 @@ def _registered(config: EnvConfig) -> gymnasium.Env[Any, Any]:
     try:
         spec = gymnasium.spec(name)
     except gymnasium.error.Error as error:
+        if "/" in name and name == config.id:
+            raise EnvError(
+                f"Unknown environment '{name}'. The package that registers it must be imported "
+                f"first: write it in front, as in id=ale_py:ALE/Pong-v5."
+            ) from error
         raise unknown("environment", name, registration.registry) from error
     kwargs = _kwargs(config)
     entry = spec.entry_point

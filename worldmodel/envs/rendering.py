@@ -36,8 +36,7 @@ def choose_backend() -> str:
 
     Raises EnvError where neither EGL nor OSMesa can draw, and where MUJOCO_GL switches drawing off.
     """
-    loaded = sys.modules.get("dm_control._render")
-    given = getattr(loaded, "BACKEND", None) or os.environ.get(VARIABLE, "").lower().strip()
+    given = _chosen_by_import() or os.environ.get(VARIABLE, "").lower().strip()
     if given in OFF:
         raise EnvError(
             f"Pixels need OpenGL, but {VARIABLE} is '{given}'. Unset it, or set it to egl or "
@@ -73,6 +72,21 @@ def prepare(pixels: bool) -> None:
         if VARIABLE not in os.environ:
             # dm_control would otherwise try windows first, and warn where there is no display.
             os.environ[VARIABLE] = "disable"
+
+
+def _chosen_by_import() -> str:
+    """What an earlier import of dm_control settled on, which cannot be changed, or ""."""
+    loaded = sys.modules.get("dm_control._render")
+    if loaded is None or os.environ.get(VARIABLE):
+        return ""
+    backend = loaded.BACKEND or "disable"
+    if backend == "glfw" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        raise EnvError(
+            f"dm_control was imported before an OpenGL was chosen and took glfw, which needs a "
+            f"display that is not there. Make the environment before importing dm_control, or set "
+            f"{VARIABLE}=egl or {VARIABLE}=osmesa before the program starts."
+        )
+    return str(backend)
 
 
 def _try(name: str) -> str | None:
