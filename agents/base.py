@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from worldmodel.types import EnvSpec, ObsSpec
+from worldmodel.types import MASK_KEY, EnvSpec, ObsSpec
 
 if TYPE_CHECKING:
     from worldmodel.envs import EnvConfig
@@ -77,13 +77,27 @@ def check_mode(mode: str) -> None:
         raise ValueError(f"Unknown action mode '{mode}'. Known: {', '.join(MODES)}.")
 
 
+def random_actions(
+    spec: EnvSpec, obs: Mapping[str, Any], batch: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Uniform encoded actions [B, A]; a discrete action is drawn among those allowed."""
+    action = spec.action
+    if action.kind == "continuous":
+        return rng.uniform(-1, 1, (batch, action.size)).astype(np.float32)
+    scores = rng.random((batch, action.size))
+    if MASK_KEY in obs:
+        scores = scores - 2 * (np.asarray(obs[MASK_KEY]) == 0)
+    parts = np.split(scores, np.cumsum(action.sizes)[:-1], axis=-1)
+    return np.concatenate([np.eye(p.shape[-1], dtype=np.float32)[p.argmax(-1)] for p in parts], -1)
+
+
 @dataclass
 class Policy:
     """A trained agent behind one call: `action, state = policy.act(obs, state)`.
 
     `obs` is what the environment returned: one observation or a batch of them, as a dict (or the
-    bare array where the specification has a single key). `action` is what `env.step` takes. `env` is
-    the environment of the training: `worldmodel.envs.make_env(policy.env)` makes another one.
+    bare array where the specification has a single key). `action` is what `env.step` takes.
+    `worldmodel.envs.make_env(policy.env)` makes an environment as in training.
     """
 
     agent: Agent

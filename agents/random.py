@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from agents.base import check_mode
-from worldmodel.types import MASK_KEY, EnvSpec
+from agents.base import check_mode, random_actions
+from worldmodel.types import EnvSpec
 
 if TYPE_CHECKING:
     from worldmodel.replay import Replay
@@ -60,17 +60,3 @@ class Random:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
-
-
-def random_actions(
-    spec: EnvSpec, obs: Mapping[str, Any], batch: int, rng: np.random.Generator
-) -> np.ndarray:
-    """Uniform encoded actions [B, A]; a discrete action is drawn among those allowed."""
-    action = spec.action
-    if action.kind == "continuous":
-        return rng.uniform(-1, 1, (batch, action.size)).astype(np.float32)
-    scores = rng.random((batch, action.size))
-    if MASK_KEY in obs:
-        scores = scores - 2 * (np.asarray(obs[MASK_KEY]) == 0)
-    parts = np.split(scores, np.cumsum(action.sizes)[:-1], axis=-1)
-    return np.concatenate([np.eye(p.shape[-1], dtype=np.float32)[p.argmax(-1)] for p in parts], -1)

@@ -87,7 +87,7 @@ def rows(truth: Tensor, predicted: Tensor, is_first: Tensor, context: int) -> li
     return film
 
 
-def strip(film: list[np.ndarray], context: int, columns: int = 12, side: int = 64) -> np.ndarray:
+def strip(film: list[np.ndarray], context: int, columns: int = 12, side: int = 96) -> np.ndarray:
     """A film from `rows` as one picture, uint8 [3 H', columns * W', 3], time from left to right.
 
     The last frames of the context are followed by evenly spaced frames of the dream, divided by

@@ -83,7 +83,7 @@ class RunLog:
 
     def _moving_picture(self, step: int, name: str, frames: Sequence[np.ndarray], fps: int) -> None:
         # TensorBoard shows animated GIFs as images; its own add_video needs one more package.
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 
         height, width = frames[0].shape[:2]
         picture = Summary.Image(
@@ -141,15 +141,19 @@ def enlarged(frame: np.ndarray, smallest: int = SMALLEST_SIDE) -> np.ndarray:
 
 
 def write_video(path: Path, frames: Sequence[np.ndarray], fps: int = 15) -> None:
-    """An mp4 of uint8 frames [H, W, C], enlarged to be visible. Raises ValueError without frames."""
+    """An mp4 of uint8 frames [H, W, C], enlarged to be visible.
+
+    Raises ValueError without frames.
+    """
     import imageio.v2 as imageio
 
     if not len(frames):
         raise ValueError(f"No frames for the video '{path}'.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with imageio.get_writer(
+    out: Any = imageio.get_writer(
         path, fps=fps, codec="libx264", macro_block_size=16, pixelformat="yuv420p"
-    ) as out:
+    )
+    with out:
         for frame in frames:
             out.append_data(enlarged(as_rgb(frame)))
 

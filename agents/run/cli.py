@@ -12,8 +12,9 @@ from omegaconf import MISSING, DictConfig
 
 import agents
 from agents.run import report
-from agents.run.evaluate import evaluate
-from agents.run.train import TrainConfig, train
+from agents.run.evaluate import evaluate, frames_of
+from agents.run.settings import TrainConfig
+from agents.run.train import train
 from worldmodel import checkpoint, config
 from worldmodel.log import write_video
 
@@ -89,7 +90,7 @@ def _evaluate(words: Sequence[str], say: Callable[[str], None]) -> int:
     folder = Path(settings.run) / "evaluation"
     about = {"task": policy.env.id, "mode": settings.mode, "seed": settings.seed}
     report.write_returns(folder, result, about)
-    frames = result.frames(policy.spec)
+    frames = frames_of(result, policy.agent, policy.spec, policy.env, settings.seed)
     if frames:
         write_video(folder / "episode.mp4", frames)
     say(f"{result.mean:.1f} ± {result.std:.1f} over {len(result.returns)} episodes")

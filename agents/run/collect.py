@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from agents.base import Agent
-from agents.random import random_actions
+from agents.base import Agent, random_actions
 from worldmodel.config import RunError
 from worldmodel.replay import Replay
 from worldmodel.types import EnvSpec
@@ -45,6 +44,7 @@ class Collector:
     mode: str = "sample"
     steps: int = 0
     rows: dict[str, np.ndarray] = field(init=False)
+    seen: dict[str, np.ndarray] = field(init=False)  # all that arrived last, unknown keys included
     state: Any = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -90,6 +90,7 @@ class Collector:
         action: np.ndarray | None,
     ) -> dict[str, np.ndarray]:
         """The rows of one moment, aligned as worldmodel.types draws them."""
+        self.seen = dict(obs)
         if action is None:
             action = np.zeros((self.num_envs, self.spec.action.size), np.float32)
         return {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,18 +11,17 @@ import torch
 from agents.base import Agent, check_mode
 from agents.run.collect import Collector
 from worldmodel import seeding
-from worldmodel.envs import EnvConfig, make_vector
+from worldmodel.envs import EnvConfig, EnvError, make_vector
 from worldmodel.types import Batch, EnvSpec
 
 
 @dataclass
 class EvalResult:
-    """Returns and lengths (agent steps) of the episodes, and the rows of the first one."""
+    """Returns and lengths (agent steps) of the episodes, and the rows of a recorded one."""
 
     returns: list[float]
     lengths: list[int]
     rows: list[dict[str, np.ndarray]] = field(default_factory=list)
-    renders: list[np.ndarray] = field(default_factory=list)
 
     @property
     def mean(self) -> float:
@@ -34,17 +33,9 @@ class EvalResult:
         """Standard deviation of the returns between episodes."""
         return float(np.std(self.returns))
 
-    def frames(self, spec: EnvSpec) -> list[np.ndarray]:
-        """uint8 pictures [H, W, C] of the recorded episode: what the agent saw, or what the
-        environment rendered where it sees no image; empty where there is neither."""
-        images = spec.keys("image")
-        if images:
-            return [np.concatenate([row[k] for k in images], 1) for row in self.rows]
-        return self.renders
-
     def batch(self, spec: EnvSpec) -> Batch:
         """The recorded episode as a batch [1, T, ...] on the CPU."""
-        stacked = {
+        stacked: dict[str, Any] = {
             key: torch.from_numpy(np.stack([row[key] for row in self.rows]))[None]
             for key in self.rows[0]
         }
@@ -66,8 +57,7 @@ def evaluate(
 
     The episodes are shared out before the first one starts, so that short ones do not crowd out
     long ones. The same seed gives the same episodes, and the global random generators are left
-    as they were found. record: keep the rows (and renders) of the first environment's first
-    episode.
+    as they were found. record: keep the rows of the first environment's first episode.
 
     Raises ValueError for impossible numbers and RunError where the environment fails.
     """
@@ -87,15 +77,38 @@ def evaluate(
         seeding.set_rng_state(before)
 
 
+def frames_of(
+    result: EvalResult, agent: Agent, spec: EnvSpec, env: EnvConfig, seed: int = 0
+) -> list[np.ndarray]:
+    """uint8 pictures [H, W, C] of an episode: what the agent saw in the recorded one, or, where
+    it sees no image, a rendered episode played for this; empty where nothing can be rendered."""
+    images = spec.keys("image")
+    if images:
+        return [np.concatenate([row[key] for key in images], 1) for row in result.rows]
+    shown = replace(env, pixels=True, state=True, keys=None, image_size=[256, 256])
+    try:
+        envs = make_vector(shown, 1, seed)
+    except EnvError:
+        return []
+    try:
+        collector = Collector(envs, spec, agent, seed, "mode")
+        picture = next(k for k, v in collector.seen.items() if v.dtype == np.uint8)
+        frames = [collector.seen[picture][0]]
+        while not collector.rows["is_last"][0]:
+            collector.step()
+            frames.append(collector.seen[picture][0])
+        return frames
+    finally:
+        envs.close()
+
+
 def _play(collector: Collector, quota: np.ndarray, record: bool) -> EvalResult:
     """Step until every environment has played its share."""
     finished: list[list[Any]] = [[] for _ in quota]
     result = EvalResult([], [])
-    renders = not collector.spec.keys("image")
     while any(len(done) < n for done, n in zip(finished, quota, strict=True)):
         if record and not finished[0]:
             result.rows.append(_first(collector.rows))
-            result.renders += _render(collector) if renders else []
         collector.step()
         last = collector.rows["is_last"]
         if record and last[0] and not finished[0]:
@@ -111,9 +124,3 @@ def _play(collector: Collector, quota: np.ndarray, record: bool) -> EvalResult:
 def _first(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """A copy of the first environment's row."""
     return {key: np.array(value[0]) for key, value in rows.items()}
-
-
-def _render(collector: Collector) -> list[np.ndarray]:
-    """What the first environment shows now, if it shows anything."""
-    frames = collector.envs.render() or ()
-    return [np.asarray(frames[0], np.uint8)] if len(frames) and frames[0] is not None else []

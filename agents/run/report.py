@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from agents.base import Agent
-from agents.run.evaluate import EvalResult
+from agents.run.evaluate import EvalResult, frames_of
 from worldmodel import dream
 from worldmodel.config import keys_of
 from worldmodel.log import write_json, write_picture, write_video
@@ -51,7 +51,7 @@ def summarise(trainer: Trainer, result: EvalResult) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "versions": versions(),
         "code": code_version(),
-        "config": {key: value for key, value in keys_of(settings).items()},
+        "config": keys_of(settings),
     }
 
 
@@ -83,7 +83,7 @@ def table(summary: Mapping[str, Any]) -> str:
 
 def write_media(trainer: Trainer, result: EvalResult) -> None:
     """eval.mp4 of the recorded episode, and dream.png where the agent's world can be drawn."""
-    frames = result.frames(trainer.spec)
+    frames = frames_of(result, trainer.agent, trainer.spec, trainer.config.env)
     if frames:
         write_video(trainer.folder / "eval.mp4", frames)
         trainer.log.video(trainer.counters.agent_steps, "eval/episode", frames)

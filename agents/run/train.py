@@ -12,8 +12,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -23,83 +22,16 @@ from agents.run import report
 from agents.run.collect import Collector, Episode
 from agents.run.evaluate import EvalResult, evaluate
 from agents.run.progress import Progress, Stopper
+from agents.run.settings import CONFIG, Counters, TrainConfig, check_folder, crossed
 from worldmodel import checkpoint, config, seeding
 from worldmodel.accelerate import pick_device, set_threads
 from worldmodel.config import ConfigError, RunError
-from worldmodel.envs import EnvConfig, describe, env_spec, make_vector
+from worldmodel.envs import describe, env_spec, make_vector
 from worldmodel.log import Means, RunLog
-from worldmodel.replay import Replay, ReplayConfig
+from worldmodel.replay import Replay
 from worldmodel.types import Batch
 
-CONFIG = "config.yaml"
 NAN_BATCH = "nan_batch.pt"
-# Settings that may differ when a run is continued: they change how long it lasts and what is
-# shown of it, not what is learned.
-FREE = (
-    "run", "steps", "max_minutes", "device", "threads", "log_every", "eval_every",
-    "eval_episodes", "final_episodes", "eval_envs", "video_every", "checkpoint_minutes",
-)  # fmt: skip
-
-
-@dataclass
-class TrainConfig:
-    """One training run. Steps are agent steps: transitions, over all environments together."""
-
-    run: str = ""  # run folder; empty: runs/<environment>-<agent>-<seed>
-    seed: int = 0
-    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
-    threads: int = 0  # CPU threads inside operations; 0 leaves torch's choice
-    steps: int = 500_000  # agent steps after which the run ends
-    max_minutes: float | None = None  # of training (not evaluation) after which it ends, if sooner
-    train_ratio: float = 512.0  # replayed rows per agent step
-    prefill: int = 0  # agent steps with random actions before the first update
-    log_every: int = 1000  # agent steps between two lines of metrics
-    eval_every: int = 50_000  # agent steps between two evaluations; 0 means none
-    eval_episodes: int = 5  # of each evaluation on the way
-    final_episodes: int = 20  # of the evaluation at the end
-    eval_envs: int = 10  # environments that play evaluation episodes at the same time
-    video_every: int = 50_000  # agent steps between two films of a dream; 0 means none
-    checkpoint_minutes: float = 10.0  # of training between two checkpoints
-    env: EnvConfig = field(default_factory=EnvConfig)
-    replay: ReplayConfig = field(default_factory=ReplayConfig)
-    agent: Any = None  # the `Config` of a registered agent
-
-    def __post_init__(self) -> None:
-        at_least = {
-            "steps": 1, "threads": 0, "prefill": 0, "log_every": 1, "eval_every": 0,
-            "eval_episodes": 1, "final_episodes": 1, "eval_envs": 1, "video_every": 0, "seed": 0,
-        }  # fmt: skip
-        for name, least in at_least.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
-        for name in ("train_ratio", "checkpoint_minutes", "max_minutes"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"{name} is {value}; it must be more than 0.")
-
-    @property
-    def folder(self) -> Path:
-        """The run folder."""
-        task = self.env.id.replace("/", "-").replace(":", "-")
-        return Path(self.run or f"runs/{task}-{self.agent.name}-{self.seed}")
-
-
-@dataclass
-class Counters:
-    """What was done so far. env_frames: agent steps times the action repeat."""
-
-    agent_steps: int = 0
-    env_frames: int = 0
-    updates: int = 0
-    episodes: int = 0
-    owed: float = 0.0  # updates earned by collected steps and not done yet
-    train_seconds: float = 0.0
-    eval_seconds: float = 0.0
-
-
-def crossed(before: float, after: float, every: float) -> bool:
-    """Whether a multiple of `every` lies in (before, after]; never where every is 0."""
-    return every > 0 and after // every > before // every
 
 
 class Trainer:
@@ -166,7 +98,7 @@ class Trainer:
     def one_step(self, bar: Progress, stop: Stopper) -> None:
         """One agent step in every environment, the updates that it earned, and what is due."""
         counters, began = self.counters, time.monotonic()
-        before = Counters(**asdict(counters))
+        before = replace(counters)
         explore = counters.agent_steps < self.config.prefill
         episodes = self.collector.step(self.replay, explore)
         counters.agent_steps = self.collector.steps
@@ -178,8 +110,12 @@ class Trainer:
             counters.owed += new_steps * self.config.train_ratio / rows
             while counters.owed >= 1 and not stop.asked:
                 self.learn()
-        counters.train_seconds += time.monotonic() - began
-        self._when_due(before, bar)
+        self._log_when_due(before, bar)
+        evaluating = counters.eval_seconds - before.eval_seconds
+        counters.train_seconds += time.monotonic() - began - evaluating
+        minutes = before.train_seconds / 60, counters.train_seconds / 60
+        if crossed(*minutes, self.config.checkpoint_minutes):
+            self.save()
         bar.update(counters.agent_steps, counters.updates, counters.train_seconds)
 
     def learn(self) -> None:
@@ -197,7 +133,7 @@ class Trainer:
         self.counters.updates += 1
 
     def evaluate(self, episodes: int, record: bool = False) -> EvalResult:
-        """Episodes on separate environments with the policy's mode."""
+        """Episodes on separate environments with the policy's mode, always the same ones."""
         began = time.monotonic()
         result = evaluate(
             self.agent,
@@ -242,7 +178,7 @@ class Trainer:
         rows = len(self.replay)
         return (
             self.counters.agent_steps >= self.config.prefill
-            and rows >= getattr(self.agent, "min_rows", 0)
+            and rows >= self.agent.min_rows
             and self.replay.can_sample(self.agent.batch_length)
         )
 
@@ -252,40 +188,40 @@ class Trainer:
             self.scores.add({"episode/return": episode.score, "episode/length": episode.length})
             bar.score = episode.score
 
-    def _when_due(self, before: Counters, bar: Progress) -> None:
-        settings, counters = self.config, self.counters
-        old, new = before.agent_steps, counters.agent_steps
+    def _log_when_due(self, before: Counters, bar: Progress) -> None:
+        settings = self.config
+        old, new = before.agent_steps, self.counters.agent_steps
         if crossed(old, new, settings.log_every):
-            began = time.monotonic()
             self.log.scalars(new, self._metrics())
-            counters.train_seconds += time.monotonic() - began  # reading waits for the device
         if crossed(old, new, settings.eval_every) and not self.finished:
             result = self.evaluate(settings.eval_episodes)
-            self.log.scalars(
-                new,
-                {"eval/return": result.mean, "eval/return_std": result.std, **asdict(counters)},
-            )
+            scores = {"eval/return": result.mean, "eval/return_std": result.std}
+            self.log.scalars(new, {**scores, **self._progress()})
             bar.say(
                 f"step {new:,}: evaluation {result.mean:.1f} ± {result.std:.1f} over "
                 f"{len(result.returns)} episodes"
             )
         if crossed(old, new, settings.video_every) and self._ready():
             report.film_dream(self)
-        minutes = before.train_seconds / 60, counters.train_seconds / 60
-        if crossed(*minutes, settings.checkpoint_minutes):
-            self.save()
+
+    def _progress(self) -> dict[str, float]:
+        """What every line of metrics holds beside its agent steps."""
+        counters = self.counters
+        return {
+            "env_frames": counters.env_frames,
+            "updates": counters.updates,
+            "episodes": counters.episodes,
+            "wall_clock_s": counters.train_seconds,
+        }
 
     def _metrics(self) -> dict[str, float]:
-        """Everything worth a line, counters apart from one another."""
+        """Means since the last line, counters and rates."""
         counters = self.counters
         seconds = max(counters.train_seconds, 1e-9)
         return {
             **self.means.read(),
             **self.scores.read(),
-            "env_frames": counters.env_frames,
-            "updates": counters.updates,
-            "episodes": counters.episodes,
-            "wall_clock_s": counters.train_seconds,
+            **self._progress(),
             "steps_per_s": counters.agent_steps / seconds,
             "updates_per_s": counters.updates / seconds,
             "replay_rows": len(self.replay),
@@ -308,7 +244,12 @@ class Trainer:
 
     def _check_disk(self) -> None:
         """Say what the run will need, and refuse where it cannot fit."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"'{self.folder}' cannot be a run folder ({error}). Choose another run=..."
+            ) from error
         shapes = checkpoint.tensors(self.agent.state_dict()).values()
         weights = 4 * sum(math.prod(shape) for shape in shapes)
         rows = min(self.replay.capacity, self.config.steps + self.envs.num_envs)
@@ -393,26 +334,3 @@ def build(settings: TrainConfig, say: Callable[[str], None]) -> Trainer:
         raise
     except ValueError as error:
         raise ConfigError(str(error)) from error
-
-
-def check_folder(settings: TrainConfig) -> dict[str, Any] | None:
-    """The summary of a run that is finished already, or None where there is something to do.
-
-    Raises ConfigError where the folder holds a run with other settings.
-    """
-    folder = settings.folder
-    if not (folder / CONFIG).is_file():
-        return None
-    changed = config.differences(config.read(folder / CONFIG), settings, FREE)
-    if changed:
-        lines = [f"  {key}: there {old}, asked for {new}" for key, (old, new) in changed.items()]
-        raise ConfigError(
-            f"'{folder}' holds a run with other settings:\n" + "\n".join(lines) + "\n"
-            "Give the same settings to continue it, or another run=... to start a new one."
-        )
-    summary = report.read_summary(folder)
-    if summary is None or not checkpoint.exists(folder):
-        return None
-    limit = settings.max_minutes
-    over = limit is not None and summary["wall_clock_s"] >= 60 * limit
-    return summary if summary["agent_steps"] >= settings.steps or over else None

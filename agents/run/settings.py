@@ -1,0 +1,105 @@
+"""What a run is asked to do, how far it is, and whose folder it writes to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agents.run import report
+from worldmodel import checkpoint, config
+from worldmodel.config import ConfigError
+from worldmodel.envs import EnvConfig
+from worldmodel.replay import ReplayConfig
+
+CONFIG = "config.yaml"
+# Settings that may differ when a run is continued: they change how long it lasts and what is
+# shown of it, not what is learned.
+FREE = (
+    "run", "steps", "max_minutes", "device", "threads", "log_every", "eval_every",
+    "eval_episodes", "final_episodes", "eval_envs", "video_every", "checkpoint_minutes",
+)  # fmt: skip
+
+
+@dataclass
+class TrainConfig:
+    """One training run. Steps are agent steps: transitions, over all environments together."""
+
+    run: str = ""  # run folder; empty: runs/<environment>-<agent>-<seed>
+    seed: int = 0
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
+    threads: int = 0  # CPU threads inside operations; 0 leaves torch's choice
+    steps: int = 500_000  # agent steps after which the run ends
+    max_minutes: float | None = None  # of training (not evaluation) after which it ends, if sooner
+    train_ratio: float = 512.0  # replayed rows per agent step
+    prefill: int = 0  # agent steps with random actions before the first update
+    log_every: int = 1000  # agent steps between two lines of metrics
+    eval_every: int = 50_000  # agent steps between two evaluations; 0 means none
+    eval_episodes: int = 5  # of each evaluation on the way
+    final_episodes: int = 20  # of the evaluation at the end
+    eval_envs: int = 10  # environments that play evaluation episodes at the same time
+    video_every: int = 50_000  # agent steps between two films of a dream; 0 means none
+    checkpoint_minutes: float = 10.0  # of training between two checkpoints
+    env: EnvConfig = field(default_factory=EnvConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    agent: Any = None  # the `Config` of a registered agent
+
+    def __post_init__(self) -> None:
+        at_least = {
+            "steps": 1, "threads": 0, "prefill": 0, "log_every": 1, "eval_every": 0,
+            "eval_episodes": 1, "final_episodes": 1, "eval_envs": 1, "video_every": 0, "seed": 0,
+        }  # fmt: skip
+        for name, least in at_least.items():
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+        for name in ("train_ratio", "checkpoint_minutes", "max_minutes"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"{name} is {value}; it must be more than 0.")
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        task = self.env.id.replace("/", "-").replace(":", "-")
+        return Path(self.run or f"runs/{task}-{self.agent.name}-{self.seed}")
+
+
+@dataclass
+class Counters:
+    """What was done so far. env_frames: agent steps times the action repeat."""
+
+    agent_steps: int = 0
+    env_frames: int = 0
+    updates: int = 0
+    episodes: int = 0
+    owed: float = 0.0  # updates earned by collected steps and not done yet
+    train_seconds: float = 0.0
+    eval_seconds: float = 0.0
+
+
+def crossed(before: float, after: float, every: float) -> bool:
+    """Whether a multiple of `every` lies in (before, after]; never where every is 0."""
+    return every > 0 and after // every > before // every
+
+
+def check_folder(settings: TrainConfig) -> dict[str, Any] | None:
+    """The summary of a run that is finished already, or None where there is something to do.
+
+    Raises ConfigError where the folder holds a run with other settings.
+    """
+    folder = settings.folder
+    if not (folder / CONFIG).is_file():
+        return None
+    changed = config.differences(config.read(folder / CONFIG), settings, FREE)
+    if changed:
+        lines = [f"  {key}: there {old}, asked for {new}" for key, (old, new) in changed.items()]
+        raise ConfigError(
+            f"'{folder}' holds a run with other settings:\n" + "\n".join(lines) + "\n"
+            "Give the same settings to continue it, or another run=... to start a new one."
+        )
+    summary = report.read_summary(folder)
+    if summary is None or not checkpoint.exists(folder):
+        return None
+    limit = settings.max_minutes
+    over = limit is not None and summary["wall_clock_s"] >= 60 * limit
+    return summary if summary["agent_steps"] >= settings.steps or over else None
