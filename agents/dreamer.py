@@ -100,6 +100,11 @@ class Dreamer(nn.Module):
         return self.config.batch_length
 
     @property
+    def min_rows(self) -> int:
+        """Rows that replay must hold before the first update: one batch without repetition."""
+        return self.batch_size * self.batch_length
+
+    @property
     def latent_spec(self) -> LatentSpec:
         """What the replay stores beside each row."""
         c = self.config.model
@@ -177,7 +182,7 @@ class Dreamer(nn.Module):
         c = self.config
         # Cut 1: imagination starts at the posteriors and sends nothing back into them.
         posterior = output.states.map(Tensor.detach)
-        starts, picked = self._pick_starts(posterior)
+        starts, rows = self._pick_starts(posterior)
         states, actions = self.imagine(starts)  # [N, H+1, ...], [N, H+1, A]
         feat = states.feat
         reward, cont = self.predict(feat)
@@ -198,9 +203,9 @@ class Dreamer(nn.Module):
             "actor": (1.0, (weight * actor_loss).mean()),
             "critic": (1.0, (weight * critic_loss).mean()),
         }
-        if c.replay_value_scale and picked is None:
-            boot = returns[:, 0].reshape(batch.shape)
-            losses["replay_value"] = (c.replay_value_scale, self.replay_value(batch, output, boot))
+        if c.replay_value_scale:
+            loss = self.replay_value_loss(batch, output, returns[:, 0], rows)
+            losses["replay_value"] = (c.replay_value_scale, loss)
         metrics = {
             "return_mean": returns.mean(), "value_mean": value.mean(), "return_scale": scale,
             "reward_mean": reward.mean(), "cont_mean": cont.mean(),
@@ -208,15 +213,17 @@ class Dreamer(nn.Module):
         }  # fmt: skip
         return losses, metrics
 
-    def _pick_starts(self, posterior: LatentState) -> tuple[LatentState, Tensor | None]:
-        """All B*T posteriors, or `imagination_starts` of each sequence at random."""
+    def _pick_starts(self, posterior: LatentState) -> tuple[LatentState, Tensor]:
+        """All B*T posteriors [N, ...] and their row numbers [N], or `imagination_starts` of each
+        sequence at random."""
         flat = posterior.map(lambda x: x.flatten(0, 1))
         batch, length = posterior.deter.shape[:2]
         keep = self.config.imagination_starts
         if not 0 < keep < length:
-            return flat, None
+            return flat, torch.arange(batch * length, device=self.device)
         times = torch.rand(batch, length, device=self.device).topk(keep, 1).indices
-        rows = (times + length * torch.arange(batch, device=self.device).unsqueeze(1)).flatten()
+        first = length * torch.arange(batch, device=self.device).unsqueeze(1)
+        rows = (times + first).flatten()
         return flat.map(lambda x: x[rows]), rows
 
     @torch.no_grad()
@@ -239,20 +246,33 @@ class Dreamer(nn.Module):
         """Reward and discounted continue of imagined features, [N, H+1] each."""
         return self.model.reward(feat), self.model.cont(feat)
 
-    def replay_value(self, batch: Batch, output: ModelOutput, bootstrap: Tensor) -> Tensor:
-        """The critic's loss on recorded rewards; its gradient reaches the world model."""
+    def replay_value_loss(
+        self, batch: Batch, output: ModelOutput, returns: Tensor, rows: Tensor
+    ) -> Tensor:
+        """The critic's loss on recorded rewards; its gradient reaches the world model.
+
+        Bootstrapped with the imagined return of each state ([N] at rows [N] of B*T), or with the
+        critic's value where imagination did not start.
+        """
         c = self.config
-        target = replay_return(
-            batch.reward, batch.is_last, batch.is_terminal, bootstrap, self.model.discount, c.lam
-        )
         feat = output.states.feat
+        critic = self.critic(feat)
+        bootstrap = critic.mean.detach().flatten().index_copy(0, rows, returns)
+        target = replay_return(
+            batch.reward,
+            batch.is_last,
+            batch.is_terminal,
+            bootstrap.view(batch.shape),
+            self.model.discount,
+            c.lam,
+        )
         slow = self.slow_critic(feat.detach()).mean
-        loss = -critic_log_prob(self.critic(feat), target, slow, c.slow_scale)
+        loss = -critic_log_prob(critic, target, slow, c.slow_scale)
         return ((~batch.is_last[:, :-1]).float() * loss).mean()
 
     # Keeping.
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Weights, slow critic and return range under "module"; optimizer under "optim"."""
         return {"module": super().state_dict(*args, **kwargs), "optim": self.optim.state_dict()}
 

@@ -14,6 +14,7 @@ class ReturnScale(nn.Module):
 
     low: Tensor
     high: Tensor
+    quantiles: Tensor
 
     def __init__(
         self, rate: float = 0.01, low: float = 0.05, high: float = 0.95, limit: float = 1.0

@@ -6,6 +6,7 @@ Initialisation and order (layer, RMSNorm, SiLU) follow DreamerV3 (Hafner et al.,
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 
 import torch
@@ -97,10 +98,7 @@ class MLP(nn.Sequential):
     def __init__(self, in_features: int, units: int, layers: int) -> None:
         widths = [in_features] + [units] * layers
         super().__init__(
-            *(
-                nn.Sequential(Linear(a, b), NormSiLU(b))
-                for a, b in zip(widths[:-1], widths[1:], strict=True)
-            )
+            *(nn.Sequential(Linear(a, b), NormSiLU(b)) for a, b in itertools.pairwise(widths))
         )
         self.out_features = widths[-1]
 

@@ -47,7 +47,7 @@ class LaProp:
             if p.requires_grad
         ]
         self.names = [name for name, _ in named]
-        self.params = [p for _, p in named]
+        self.params: list[Tensor] = [p for _, p in named]
         self.updates = 0
         self.flat = torch.cat([p.detach().reshape(-1) for p in self.params])
         self.grad = torch.zeros_like(self.flat)
@@ -73,7 +73,7 @@ class LaProp:
         Raises FloatingPointError, weights untouched, where the loss or a gradient is not finite.
         """
         self.grad.zero_()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norms = torch.stack(torch._foreach_norm(self.grads))
         total = torch.linalg.vector_norm(norms)
         if not bool(torch.isfinite(total + loss.detach())):

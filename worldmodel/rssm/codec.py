@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -103,10 +104,7 @@ class Encoder(nn.Module):
             self.centre = ImageCentre((height, width, channels))
             widths = [channels] + [depth * m for m in mults]
             self.conv = nn.Sequential(
-                *(
-                    _stage(convolution, a, b, kernel)
-                    for a, b in zip(widths, widths[1:], strict=False)
-                )
+                *(_stage(convolution, a, b, kernel) for a, b in itertools.pairwise(widths))
             )
             self.out_features += height * width // 4 ** len(mults) * widths[-1]
         if self.vectors or self.flat:
@@ -147,9 +145,9 @@ class Decoder(nn.Module):
         centre: ImageCentre | None,
         deter: int,
         stoch: int,
+        blocks: int,
         depth: int,
         units: int,
-        blocks: int,
         mults: Sequence[int] = (2, 3, 4, 4),
         kernel: int = 5,
         layers: int = 3,
@@ -173,7 +171,7 @@ class Decoder(nn.Module):
             )
             self.smallest_norm = NormSiLU(self.smallest[-1])
             widths = [depth * m for m in reversed(mults)] + [channels]
-            pairs = list(zip(widths, widths[1:], strict=False))
+            pairs = list(itertools.pairwise(widths))
             stages: list[nn.Module] = []
             for cin, cout in pairs:
                 up = (

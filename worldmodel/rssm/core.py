@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.distributions import Normal, OneHot
-from worldmodel.nets import BlockLinear, Linear, MLP, NormSiLU
+from worldmodel.nets import MLP, BlockLinear, Linear, NormSiLU
 from worldmodel.types import LatentState
 
 

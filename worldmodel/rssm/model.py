@@ -37,7 +37,8 @@ class ModelConfig:
     heads. kernel, mults, layers: of encoder and decoder. convolution: "pool" (stride 1 and
     max-pool, the paper's) or "strided" (kernel 4, a quarter of the arithmetic).
     centre_images: measure images from their mean over the first batches (see ImageCentre), not
-    from mid-grey as the paper does. heads: by name. control: weights of the heads whose sum is the reward to maximise.
+    from mid-grey as the paper does. heads: by name.
+    control: weights of the heads whose sum is the reward to maximise.
     """
 
     deter: int = 512
@@ -94,22 +95,14 @@ class WorldModel(nn.Module):
                 raise ValueError(f"Unknown head '{name}'. Known heads: {', '.join(c.heads)}.")
         classes = 1 if c.latent == "gaussian" else c.classes
         self.feat_size = c.deter + c.groups * classes
-        conv = dict(mults=c.mults, kernel=c.kernel, layers=c.layers, convolution=c.convolution)
-        self.encoder = Encoder(spec, c.depth, c.units, **conv)  # type: ignore[arg-type]
+        shared = (c.depth, c.units, c.mults, c.kernel, c.layers, c.convolution)
+        self.encoder = Encoder(spec, *shared)
         self.core = RSSM(
             c.deter, c.hidden, c.groups, c.classes, c.blocks,
             self.encoder.out_features, spec.action.size, c.latent, c.unimix,
         )  # fmt: skip
-        self.decoder = Decoder(
-            spec,
-            getattr(self.encoder, "centre", None),
-            c.deter,
-            c.groups * classes,
-            c.depth,
-            c.units,
-            c.blocks,
-            **conv,  # type: ignore[arg-type]
-        )
+        centre = self.encoder.centre if self.encoder.images else None
+        self.decoder = Decoder(spec, centre, c.deter, c.groups * classes, c.blocks, *shared)
         heads = {
             name: Head(h, self.feat_size, c.units, c.bins, self._head_size(h))
             for name, h in c.heads.items()
@@ -118,7 +111,6 @@ class WorldModel(nn.Module):
             mask = HeadConfig(MASK_KEY, "bernoulli")
             heads[MASK_KEY] = Head(mask, self.feat_size, c.units, c.bins, spec.action.size)
         self.heads = nn.ModuleDict(heads)
-        self.to(memory_format=torch.channels_last)
 
     def _head_size(self, head: HeadConfig) -> int | None:
         if head.target in ("reward", "cont"):
