@@ -44,18 +44,21 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known dotted key closest to `name`, first by its last word, or None."""
+    """The known dotted key closest to `name`: the same last word elsewhere, else a similar one
+    beside it, else a similar one anywhere; or None."""
     keys = list(known)
-    leaf = name.rsplit(".", 1)[-1]
-    same_leaf = [k for k in keys if k.rsplit(".", 1)[-1] == leaf]
+    parent, _, leaf = name.rpartition(".")
+    same_leaf = [key for key in keys if key.rpartition(".")[2] == leaf]
     if same_leaf:
         return difflib.get_close_matches(name, same_leaf, n=1, cutoff=0.0)[0]
-    close = difflib.get_close_matches(name, keys, n=1, cutoff=0.6)
-    if close:
-        return close[0]
-    leaves = {k.rsplit(".", 1)[-1]: k for k in reversed(keys)}
-    close = difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.6)
-    return leaves[close[0]] if close else None
+    siblings = {key.rpartition(".")[2]: key for key in keys if key.rpartition(".")[0] == parent}
+    everywhere = {key.rpartition(".")[2]: key for key in reversed(keys)}
+    for candidates in (siblings, everywhere):
+        close = difflib.get_close_matches(leaf, candidates, n=1, cutoff=0.6)
+        if close:
+            return candidates[close[0]]
+    close = difflib.get_close_matches(name, keys, n=1, cutoff=0.8)
+    return close[0] if close else None
 
 
 def keys_of(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -98,6 +101,10 @@ def build(config: DictConfig, schema: type[T]) -> T:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     assert isinstance(built, schema)
+    known = keys_of(built)
+    for key in keys_of(config):  # `+key=value` passes Hydra and OmegaConf unchecked
+        if key not in known:
+            raise _unknown_key(key, known)
     return built
 
 
@@ -142,8 +149,20 @@ def launch(
         return codes[-1]
 
     wrapped = hydra_main(version_base="1.3", config_path=str(directory.resolve()), config_name=name)
+
+    def call() -> int:
+        try:
+            wrapped(job)()
+        except ValueError as error:
+            if "Config group override" not in str(error):
+                raise
+            raise ConfigError(
+                f"{error}. A choice of a group is a name; --help lists them."
+            ) from error
+        return max(codes, default=0)
+
     return guarded(
-        lambda: (wrapped(job)(), max(codes, default=0))[1],
+        call,
         say,
         lambda: _known_keys(directory, name, sys.argv[1:]),
         wants_traceback,
@@ -185,14 +204,24 @@ def explain(error: Exception, known: Iterable[str] = ()) -> ConfigError:
         line = text.split("\nSee ")[0].replace("\n", ": ")
         return ConfigError(f"{line}. Settings are given as key=value, with quotes round odd text.")
     key = _bad_key(error, cause)
+    preset = re.match(r"In '([^']+)': \w+ raised while composing", text)
+    if preset and key is not None:
+        return ConfigError(
+            f"configs/{preset.group(1)}.yaml sets '{key}', which does not exist with the other "
+            f"choices made. Choose another {preset.group(1).split('/')[0]} (or none) beside them."
+        )
     if key is not None:
-        close = nearest(key, known)
-        hint = f" Did you mean '{close}'?" if close else " Run with --help to see every key."
-        return ConfigError(f"Unknown key '{key}'.{hint}")
+        return _unknown_key(key, known)
     first, full_key = str(cause).split("\n")[0], getattr(cause, "full_key", None)
     if full_key:
         return ConfigError(f"Wrong value for '{full_key}': {first}.")
     return ConfigError(text)
+
+
+def _unknown_key(key: str, known: Iterable[str]) -> ConfigError:
+    close = nearest(key, known)
+    hint = f" Did you mean '{close}'?" if close else " Run with --help to see every key."
+    return ConfigError(f"Unknown key '{key}'.{hint}")
 
 
 def _bad_key(error: Exception, cause: BaseException) -> str | None:
