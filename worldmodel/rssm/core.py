@@ -118,15 +118,19 @@ class RSSM(nn.Module):
         Returns the states [B, T, ...] and the posterior's parameters [B, T, S, K or 2]. What does
         not depend on the previous state is computed for all steps at once.
         """
-        keep = (~is_first).to(embed.dtype).unsqueeze(-1)  # [B, T, 1]
-        actions = self.embed_action(action.to(embed.dtype) * keep).unbind(1)
+        first = is_first.unsqueeze(-1)  # [B, T, 1]
+        actions = self.embed_action(action.to(embed.dtype).masked_fill(first, 0.0)).unbind(1)
         w_deter, w_embed = self.post_in.weight.split([self.deter, embed.shape[-1]], 1)
         seen = F.linear(embed, w_embed, self.post_in.bias).unbind(1)
-        kept = keep.unbind(1)
+        firsts = first.unbind(1)
         deters, stochs, params = [], [], []
         for t in range(embed.shape[1]):
-            # A new episode begins from zeros; there is no learned initial state.
-            state = LatentState(state.deter * kept[t], state.stoch * kept[t].unsqueeze(-1))
+            # A new episode begins from zeros; there is no learned initial state. Filled, because
+            # a NaN of the episode before would survive a product with zero.
+            state = LatentState(
+                state.deter.masked_fill(firsts[t], 0.0),
+                state.stoch.masked_fill(firsts[t].unsqueeze(-1), 0.0),
+            )
             deter = self.recur(state, actions[t])
             logits = self.post_out(seen[t] + F.linear(deter, w_deter))
             logits = logits.unflatten(-1, (self.groups, -1))
