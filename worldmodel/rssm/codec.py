@@ -22,17 +22,18 @@ from worldmodel.nets import (
 from worldmodel.types import MASK_KEY, EnvSpec, LatentState
 
 
-def image_shape(spec: EnvSpec) -> tuple[int, int, int]:
+def image_shape(spec: EnvSpec, stages: int = 4) -> tuple[int, int, int]:
     """(H, W, all channels) of the image keys; ValueError on sizes that cannot be coded."""
+    multiple = 2 ** max(4, stages)
     shapes = {k: spec.obs[k].shape for k in spec.keys("image")}
     sizes = {s[:2] for s in shapes.values()}
     if len(sizes) > 1:
         raise ValueError(f"All images must have one size, got {shapes}. Resize them alike.")
     height, width = next(iter(sizes))
-    if height % 16 or width % 16 or min(height, width) < 32:
+    if height % multiple or width % multiple or min(height, width) < 32:
         raise ValueError(
-            f"Images of {height}x{width} cannot be encoded: both sides must be multiples of 16, "
-            f"at least 32. Set env.image_size, for example to [64, 64]."
+            f"Images of {height}x{width} cannot be encoded: both sides must be multiples of "
+            f"{multiple}, at least 32. Set env.image_size, for example to [64, 64]."
         )
     return height, width, sum(s[2] for s in shapes.values())
 
@@ -100,7 +101,7 @@ class Encoder(nn.Module):
         self.flat = spec.keys("discrete") + ([MASK_KEY] if spec.has_mask else [])
         self.out_features = 0
         if self.images:
-            height, width, channels = image_shape(spec)
+            height, width, channels = image_shape(spec, len(mults))
             self.centre = ImageCentre((height, width, channels))
             widths = [channels] + [depth * m for m in mults]
             self.conv = nn.Sequential(
@@ -160,7 +161,7 @@ class Decoder(nn.Module):
         self.discretes = {k: spec.obs[k].sizes for k in spec.keys("discrete")}
         self.blocks = blocks
         if self.images:
-            height, width, channels = image_shape(spec)
+            height, width, channels = image_shape(spec, len(mults))
             self.channels = [spec.obs[k].shape[-1] for k in self.images]
             factor = 2 ** len(mults)
             self.smallest = (height // factor, width // factor, depth * mults[-1])
