@@ -186,7 +186,8 @@ class Decoder(nn.Module):
         if self.vectors or self.discretes:
             self.mlp = MLP(deter + stoch, units, layers)
             sizes = self.vectors | {k: sum(s) for k, s in self.discretes.items()}
-            self.heads = nn.ModuleDict({k: Linear(units, n) for k, n in sizes.items()})
+            # Prefixed: a ModuleDict has no room for keys such as "type" or "values".
+            self.heads = nn.ModuleDict({f"to_{k}": Linear(units, n) for k, n in sizes.items()})
 
     def decode_images(self, state: LatentState) -> dict[str, Tensor]:
         """Images [..., H, W, C] in [0, 1] by key."""
@@ -213,8 +214,8 @@ class Decoder(nn.Module):
             return {}
         x = self.mlp(state.feat)
         out: dict[str, Point | FactoredOneHot] = {}
-        for key, head in self.heads.items():
-            y = head(x)
+        for name, head in self.heads.items():
+            key, y = name.removeprefix("to_"), head(x)
             out[key] = (
                 Point(y, symlog_target=True)
                 if key in self.vectors

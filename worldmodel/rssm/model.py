@@ -93,6 +93,12 @@ class WorldModel(nn.Module):
         for name in [*c.control, "cont"]:
             if name not in c.heads:
                 raise ValueError(f"Unknown head '{name}'. Known heads: {', '.join(c.heads)}.")
+        for name in c.heads:
+            if name in {"dyn", "rep", MASK_KEY, *spec.obs} or hasattr(nn.ModuleDict, name):
+                raise ValueError(
+                    f"The head '{name}' needs another name: a loss of that name exists already "
+                    "(dyn, rep, one for each observation key), or PyTorch reserves it."
+                )
         classes = 1 if c.latent == "gaussian" else c.classes
         self.feat_size = c.deter + c.groups * classes
         shared = (c.depth, c.units, c.mults, c.kernel, c.layers, c.convolution)
