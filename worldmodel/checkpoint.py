@@ -83,7 +83,7 @@ def load(folder: Path) -> dict[str, Any]:
         )
         raise CheckpointError(
             f"The checkpoint '{path}' is damaged ({path.stat().st_size:,} bytes; "
-            f"{str(error).splitlines()[0][:200]}); {way_out}."
+            f"{(str(error) or repr(error)).splitlines()[0][:200]}); {way_out}."
         ) from error
     if not isinstance(state, dict):
         raise CheckpointError(f"'{path}' holds a {type(state).__name__}, not a checkpoint.")

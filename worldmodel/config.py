@@ -25,6 +25,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 T = TypeVar("T")
 FULL_ERROR = "HYDRA_FULL_ERROR"
+# Read once, because `launch` sets it for Hydra.
+WANTS_TRACEBACK = os.environ.get(FULL_ERROR) == "1"
 
 
 class ConfigError(ValueError):
@@ -140,8 +142,6 @@ def launch(
     0 or what `task` returned; 2 for a wrong setting and 1 for a run that cannot go on, both said
     in one line without a traceback (HYDRA_FULL_ERROR=1 shows it).
     """
-    wants_traceback = os.environ.get(FULL_ERROR) == "1"
-    os.environ[FULL_ERROR] = "1"  # otherwise Hydra prints and exits before we can explain
     codes: list[int] = []
 
     def job(config: DictConfig) -> int:
@@ -151,6 +151,8 @@ def launch(
     wrapped = hydra_main(version_base="1.3", config_path=str(directory.resolve()), config_name=name)
 
     def call() -> int:
+        before = os.environ.get(FULL_ERROR)
+        os.environ[FULL_ERROR] = "1"  # otherwise Hydra prints and exits before we can explain
         try:
             wrapped(job)()
         except ValueError as error:
@@ -159,27 +161,24 @@ def launch(
             raise ConfigError(
                 f"{error}. A choice of a group is a name; --help lists them."
             ) from error
+        finally:
+            if before is None:
+                del os.environ[FULL_ERROR]
         return max(codes, default=0)
 
-    return guarded(
-        call,
-        say,
-        lambda: _known_keys(directory, name, sys.argv[1:]),
-        wants_traceback,
-    )
+    return guarded(call, say, lambda: _known_keys(directory, name, sys.argv[1:]))
 
 
 def guarded(
     call: Callable[[], int],
     say: Callable[[str], None],
     known: Callable[[], Iterable[str]] = list,
-    wants_traceback: bool = False,
 ) -> int:
     """Run `call`; turn expected errors into one line and an exit code (2 settings, 1 the run)."""
     try:
         return call()
     except (HydraException, OmegaConfBaseException, ConfigError, RunError) as error:
-        if wants_traceback:
+        if WANTS_TRACEBACK:
             raise
         code = 1 if isinstance(error, RunError) else 2
         if not isinstance(error, ConfigError | RunError):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+import worldmodel
 from agents.base import Agent
 from agents.run.evaluate import EvalResult, frames_of
 from worldmodel import dream
@@ -159,8 +160,8 @@ def device_name(device: torch.device) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what decides the numbers."""
-    found = {"python": platform.python_version()}
-    for name in ("worldmodel", "torch", "gymnasium", "numpy", "dm-control", "mujoco", "ale-py"):
+    found = {"python": platform.python_version(), "worldmodel": worldmodel.__version__}
+    for name in ("torch", "gymnasium", "numpy", "dm-control", "mujoco", "ale-py"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -39,7 +39,7 @@ class TrainConfig:
     final_episodes: int = 20  # of the evaluation at the end
     eval_envs: int = 10  # environments that play evaluation episodes at the same time
     video_every: int = 50_000  # agent steps between two films of a dream; 0 means none
-    checkpoint_minutes: float = 10.0  # of training between two checkpoints
+    checkpoint_minutes: float = 5.0  # of training between two checkpoints
     env: EnvConfig = field(default_factory=EnvConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     agent: Any = None  # the `Config` of a registered agent

@@ -251,9 +251,10 @@ class Trainer:
                 f"'{self.folder}' cannot be a run folder ({error}). Choose another run=..."
             ) from error
         shapes = checkpoint.tensors(self.agent.state_dict()).values()
-        weights = 4 * sum(math.prod(shape) for shape in shapes)
+        # An optimizer's two moments may not be there yet.
+        state = 4 * max(sum(map(math.prod, shapes)), 3 * report.count_parameters(self.agent))
         rows = min(self.replay.capacity, self.config.steps + self.envs.num_envs)
-        need = 3 * 3 * weights + rows * self.replay.row_bytes  # three files, two moments each
+        need = 3 * state + rows * self.replay.row_bytes  # newest, previous, and the next one
         held = sum(f.stat().st_size for f in self.folder.rglob("*") if f.is_file())
         free = shutil.disk_usage(self.folder).free
         self.say(

@@ -1,0 +1,97 @@
+"""An agent whose every number can be foretold: it counts, and its weights remember what it drew."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from worldmodel.replay import LatentSpec, Replay
+from worldmodel.types import EnvSpec, LatentState
+
+ENV = "tests.envs_for_tests:CountingEnv"
+
+
+@dataclass
+class CountingConfig:
+    name: str = "tests.agents.counting_agent:CountingAgent"
+    batch_size: int = 2
+    batch_length: int = 4
+    width: int = 3  # of its weight
+    bad_update: int = -1  # the update whose loss is not finite
+
+
+class CountingState(NamedTuple):
+    """Steps seen in this episode, and the action taken last, [B, ...]."""
+
+    seen: torch.Tensor
+    action: torch.Tensor
+
+
+class CountingAgent:
+    """Acts at random and hands out, as its latent, how many rows of the episode it has seen."""
+
+    Config = CountingConfig
+    latent_spec = LatentSpec(deter=1, groups=1, classes=2)
+    model = None
+
+    def __init__(self, spec: EnvSpec, config: CountingConfig, device: torch.device) -> None:
+        self.spec, self.config = spec, config
+        self.weight = torch.zeros(config.width, dtype=torch.float64)
+        self.updates = 0
+        self.modes: list[str] = []
+
+    @property
+    def batch_size(self) -> int:
+        return self.config.batch_size
+
+    @property
+    def batch_length(self) -> int:
+        return self.config.batch_length
+
+    @property
+    def min_rows(self) -> int:
+        return self.batch_size * self.batch_length
+
+    def initial(self, batch_size: int) -> CountingState:
+        return CountingState(
+            torch.zeros(batch_size), torch.zeros(batch_size, self.spec.action.size)
+        )
+
+    def act(
+        self, obs: Mapping[str, Any], state: Any = None, mode: str = "sample"
+    ) -> tuple[np.ndarray, Any, dict[str, Any]]:
+        self.modes.append(mode)
+        batch = len(obs["count"])
+        seen = (self.initial(batch) if state is None else state).seen
+        is_first = torch.as_tensor(obs.get("is_first", np.zeros(batch, bool)))
+        seen = torch.where(is_first, 0.0, seen) + 1
+        if self.spec.action.kind == "continuous":
+            action = 2 * torch.randn(batch, self.spec.action.size)
+        else:
+            index = torch.randint(self.spec.action.size, (batch,))
+            action = torch.nn.functional.one_hot(index, self.spec.action.size).float()
+        stoch = torch.zeros(batch, 1, 2)
+        stoch[..., 0] = 1
+        latent = LatentState(seen[:, None], stoch)
+        return action.numpy(), CountingState(seen, action), {"latent": latent}
+
+    def update(self, replay: Replay) -> dict[str, Any]:
+        batch = replay.sample(self.batch_size, self.batch_length)
+        self.updates += 1
+        if self.updates == self.config.bad_update:
+            error = FloatingPointError("the loss is nan.")
+            error.batch = batch  # type: ignore[attr-defined]
+            raise error
+        drawn = batch.obs["count"].double().sum() + torch.rand((), dtype=torch.float64)
+        self.weight = torch.sin(self.weight + drawn)
+        return {"loss/all": self.weight.sum(), "number": 1.0}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"weight": self.weight, "updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.weight, self.updates = state["weight"], state["updates"]

@@ -1,0 +1,203 @@
+"""The commands: every preset fits, every setting is used, and mistakes cost one line."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+
+import agents
+from agents.run import cli
+from agents.run.settings import TrainConfig
+from worldmodel import config
+
+ROOT = Path(__file__).resolve().parents[1]
+EXPERIMENTS = sorted(path.stem for path in (cli.CONFIGS / "experiment").glob("*.yaml"))
+SIZES = sorted({path.stem for path in (cli.CONFIGS / "size").glob("*.yaml")} - {"none"})
+# (deter, hidden, classes, depth, units) as published.
+PUBLISHED = {
+    "1m": (512, 64, 4, 4, 64),
+    "12m": (2048, 256, 16, 16, 256),
+    "25m": (3072, 384, 24, 24, 384),
+    "50m": (4096, 512, 32, 32, 512),
+    "100m": (6144, 768, 48, 48, 768),
+    "200m": (8192, 1024, 64, 64, 1024),
+    "400m": (12288, 1536, 96, 96, 1536),
+}
+
+
+def composed(*words: str) -> TrainConfig:
+    cli.register(words)
+    return config.build(config.compose_config(cli.CONFIGS, "train", words), TrainConfig)
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str]:
+    """The exit code of scripts/train.py with these words, and what it said."""
+    said: list[str] = []
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    return cli.train_command(said.append), "\n".join(said)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_fits(name: str) -> None:
+    built = composed(f"experiment={name}", *(["env.id=X"] if name == "none" else []))
+    assert built.agent.name in agents.AGENTS
+    assert built.folder.parts[0] == "runs"
+
+
+@pytest.mark.parametrize("name", [p.stem for p in (cli.CONFIGS / "env").glob("*.yaml")])
+def test_every_environment_fits(name: str) -> None:
+    words = ["env.id=X"] if name == "gymnasium" else []
+    assert composed("experiment=none", f"env={name}", *words).env.id != "???"
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_every_size_fits(name: str) -> None:
+    model = composed(f"size={name}").agent.model
+    if name in PUBLISHED:
+        found = (model.deter, model.hidden, model.classes, model.depth, model.units)
+        assert found == PUBLISHED[name]
+        assert model.groups == 32
+
+
+def test_all_published_sizes_are_there() -> None:
+    assert set(PUBLISHED) <= set(SIZES)
+
+
+def test_the_default_is_pendulum_from_pixels() -> None:
+    built = composed()
+    assert built.env.id == "Pendulum-v1"
+    assert built.env.pixels
+    assert not built.env.state
+    assert built.agent.name == "dreamer"
+
+
+def test_an_explicit_choice_beats_the_experiment() -> None:
+    built = composed("experiment=dmc_vision", "size=1m", "env.id=cheetah_run", "steps=7")
+    assert built.agent.model.deter == 512
+    assert (built.env.id, built.env.suite, built.steps) == ("cheetah_run", "dmc", 7)
+
+
+def test_dmc_vision_is_as_published() -> None:
+    built = composed("experiment=dmc_vision")
+    assert built.env.image_size == [64, 64]
+    assert built.env.action_repeat == 2
+    assert built.steps * built.env.action_repeat == 1_000_000
+    assert built.train_ratio == 512
+    assert built.prefill == 0
+    agent = built.agent
+    assert (agent.batch_size, agent.batch_length, agent.horizon) == (16, 64, 15)
+    assert agent.model.deter == 2048
+    assert built.replay.capacity >= built.steps  # nothing is forgotten within the run
+
+
+def test_somebody_elses_agent_needs_no_line_here() -> None:
+    name = "tests.agents.counting_agent:CountingAgent"
+    built = composed("experiment=none", "size=none", f"agent={name}", "agent.width=4", "env.id=X")
+    assert (built.agent.name, built.agent.width) == (name, 4)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["agent=dreamr"], "Unknown agent 'dreamr'. Known: dreamer, random"),
+        (["env=dcm"], "Did you mean 'dmc'?"),
+        (["size=13m"], "Unknown size '13m'. Known: 100m, 12m"),
+        (["experiment=cartpol"], "Did you mean 'cartpole'?"),
+        (["agent.model.detr=3"], "Unknown key 'agent.model.detr'. Did you mean"),
+        (["experiment=random", "agent.horizon=3"], "Unknown key 'agent.horizon'."),
+        (["agent=random"], "configs/size/tiny.yaml sets 'agent.model', which does not exist"),
+        (["size=12"], "A choice of a group is a name"),
+        (["env.id=Pendulm-v1"], "Did you mean 'Pendulum-v1'"),
+        (["env.image_size=[30,30]"], "image_size is [30, 30]"),
+        (["device=abacus"], "Unknown device 'abacus'"),
+        (["replay.capacity=1e14"], "Choose a smaller capacity"),
+        (["agent=nowhere.module:Agent"], "no module 'nowhere.module'"),
+    ],
+)
+def test_mistakes_cost_one_clear_error_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, said = command(monkeypatch, "run=made", *words)
+    assert code == 2
+    assert said.splitlines()[-1].startswith("error: ")
+    assert message in said
+    assert not (tmp_path / "made" / "config.yaml").exists()
+
+
+def test_train_then_evaluate_from_a_shell(tmp_path: Path) -> None:
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *words],
+            cwd=tmp_path,
+            env={"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+        )
+
+    train, play = str(ROOT / "scripts" / "train.py"), str(ROOT / "scripts" / "evaluate.py")
+    done = run(train, "experiment=random", "run=r", "steps=30", "final_episodes=2", "threads=1")
+    assert done.returncode == 0, done.stderr
+    assert "return" in done.stdout
+    assert json.loads((tmp_path / "r" / "summary.json").read_text())["agent_steps"] == 30
+    assert [path.name for path in tmp_path.iterdir() if path.name != ".cache"] == ["r"]
+    done = run(play, "run=r", "episodes=3", "seed=1")
+    assert done.returncode == 0, done.stderr
+    written = json.loads((tmp_path / "r" / "evaluation" / "returns.json").read_text())
+    assert len(written["eval_returns"]) == written["eval_episodes"] == 3
+    assert f"{written['eval_return_mean']:.1f} ±" in done.stdout
+    assert (tmp_path / "r" / "evaluation" / "episode.mp4").stat().st_size > 0
+    rows = (tmp_path / "r" / "evaluation" / "returns.csv").read_text().splitlines()
+    assert rows[0] == "episode,return,length"
+    assert len(rows) == 4
+    wrong = run(play, "run=nowhere")
+    assert wrong.returncode == 2
+    assert wrong.stdout.startswith("error: There is no config.yaml in 'nowhere'")
+    assert "Traceback" not in wrong.stderr
+
+
+def test_a_sweep_runs_one_after_the_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["-m", "experiment=random", "seed=1,2", "steps=5", "final_episodes=1"]
+    code, _ = command(monkeypatch, *words)
+    assert code == 0
+    made = sorted(path.parent.name for path in tmp_path.rglob("summary.json"))
+    assert made == ["Pendulum-v1-random-1", "Pendulum-v1-random-2"]
+
+
+def dataclasses_under(cls: Any) -> Iterator[Any]:
+    """A config class and every config class that its fields hold."""
+    yield cls
+    for hint in get_type_hints(cls).values():
+        for inner in (hint, *getattr(hint, "__args__", ())):
+            if is_dataclass(inner):
+                yield from dataclasses_under(inner)
+
+
+def test_every_setting_is_used() -> None:
+    read: set[str] = set()
+    for folder in ("worldmodel", "agents", "scripts"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                    read.add(node.attr)
+                if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "getattr":
+                    read |= {a.value for a in node.args[1:2] if isinstance(a, ast.Constant)}
+    roots = [TrainConfig, cli.EvaluateConfig]
+    roots += [agents.agent_class(name).Config for name in agents.AGENTS]  # type: ignore[attr-defined]
+    unused = {
+        f"{cls.__name__}.{field.name}"
+        for root in roots
+        for cls in dataclasses_under(root)
+        for field in fields(cls)
+        if field.name not in read
+    }
+    assert unused == set()

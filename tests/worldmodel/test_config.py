@@ -1,0 +1,129 @@
+"""Settings: what does not fit is one clear error with the nearest known key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worldmodel import config
+from worldmodel.config import ConfigError, RunError
+
+
+@dataclass
+class Inner:
+    rate: float = 0.1
+    sizes: list[int] = field(default_factory=lambda: [1, 2])
+
+
+@dataclass
+class Outer:
+    steps: int = 10
+    name: str = "???"
+    inner: Inner = field(default_factory=Inner)
+    table: dict[str, Inner] = field(default_factory=lambda: {"a": Inner()})
+    anything: Any = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise ValueError(f"steps is {self.steps}; it must not be negative.")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A tree of configs with one group and one preset."""
+    config.store("outer_schema", Outer)
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "main.yaml").write_text("defaults: [outer_schema, inner: slow, _self_]\nname: x\n")
+    (tmp_path / "inner" / "slow.yaml").write_text("rate: 0.01\n")
+    (tmp_path / "inner" / "odd.yaml").write_text("speed: 3\n")
+    return tmp_path
+
+
+def test_yaml_and_words_override_the_dataclass(folder: Path) -> None:
+    composed = config.compose_config(folder, "main", ["steps=3", "table.a.rate=7"])
+    built = config.build(composed, Outer)
+    assert built == Outer(3, "x", Inner(0.01), {"a": Inner(7.0)})
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("stps=3", "Unknown key 'stps'. Did you mean 'steps'?"),
+        ("inner.rat=3", "Unknown key 'inner.rat'. Did you mean 'inner.rate'?"),
+        ("rate=3", "Unknown key 'rate'. Did you mean 'inner.rate'?"),
+        ("table.a.ratee=3", "Unknown key 'table.a.ratee'. Did you mean 'table.a.rate'?"),
+        ("xyzzy=3", "Unknown key 'xyzzy'. Run with --help to see every key."),
+        ("+xyzzy=3", "Unknown key 'xyzzy'. Run with --help to see every key."),
+        ("+inner.rat=3", "Unknown key 'inner.rat'. Did you mean 'inner.rate'?"),
+        ("steps=many", "Wrong value for 'steps': Value 'many' of type 'str'"),
+        ("inner.sizes=[1,a]", "Wrong value for 'inner.sizes[1]': Value 'a'"),
+        ("inner=slwo", "Unknown inner 'slwo'. Known: odd, slow. Did you mean 'slow'?"),
+        ("inner=odd", "configs/inner/odd.yaml sets 'inner.speed', which does not exist"),
+        ("steps", "Settings are given as key=value"),
+        ("steps=-1", "steps is -1; it must not be negative."),
+        ("name=???", "These settings have no value: name."),
+    ],
+)
+def test_explains_what_does_not_fit(folder: Path, word: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.build(config.compose_config(folder, "main", [word]), Outer)
+    assert message in str(caught.value)
+
+
+def test_words_alone_make_an_object() -> None:
+    assert config.from_cli(Outer, ["name=y", "inner.rate=2"]) == Outer(name="y", inner=Inner(2.0))
+    with pytest.raises(ConfigError, match=r"Unknown key 'nam'. Did you mean 'name'"):
+        config.from_cli(Outer, ["nam=y"])
+    with pytest.raises(ConfigError, match="Cannot read 'name'"):
+        config.from_cli(Outer, ["name"])
+
+
+def test_written_configs_read_back(tmp_path: Path) -> None:
+    config.write(tmp_path / "config.yaml", Outer(name="z", anything={"b": [1.5, None]}))
+    back = config.build(config.read(tmp_path / "config.yaml"), Outer)
+    assert back == Outer(name="z", anything={"b": [1.5, None]})
+    with pytest.raises(ConfigError, match="not a run folder"):
+        config.read(tmp_path / "other" / "config.yaml")
+
+
+def test_differences_name_each_key_once() -> None:
+    old, new = Outer(name="a"), Outer(name="b", steps=11, inner=Inner(0.5))
+    assert config.differences(old, new) == {
+        "inner.rate": (0.1, 0.5),
+        "name": ("a", "b"),
+        "steps": (10, 11),
+    }
+    assert config.differences(old, new, free=("inner", "steps")) == {"name": ("a", "b")}
+    # A key that merely begins like a free one is not free.
+    assert "name" in config.differences(old, new, free=("nam", "n"))
+    assert config.differences(old, Outer(name="a", anything={"k": 1})) == {
+        "anything": (None, "(absent)"),
+        "anything.k": ("(absent)", 1),
+    }
+
+
+def test_expected_errors_are_one_line_and_a_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    def fail(error: Exception) -> int:
+        raise error
+
+    assert config.guarded(lambda: 7, said.append) == 7
+    assert said == []
+    assert config.guarded(lambda: fail(ConfigError("no")), said.append) == 2
+    assert config.guarded(lambda: fail(RunError("stop")), said.append) == 1
+    assert said == ["error: no", "error: stop"]
+    with pytest.raises(ZeroDivisionError):  # our own mistakes keep their traceback
+        config.guarded(lambda: fail(ZeroDivisionError()), said.append)
+    monkeypatch.setattr(config, "WANTS_TRACEBACK", True)
+    with pytest.raises(ConfigError):
+        config.guarded(lambda: fail(ConfigError("no")), said.append)
+
+
+def test_unknown_names_the_nearest() -> None:
+    text = config.unknown("agent", "dreamr", ["random", "dreamer"])
+    assert text == "Unknown agent 'dreamr'. Known: dreamer, random. Did you mean 'dreamer'?"
+    assert config.unknown("agent", "zz", ["random"]) == "Unknown agent 'zz'. Known: random."
