@@ -155,7 +155,11 @@ class Dreamer(nn.Module):
     def update(self, replay: Replay) -> dict[str, Tensor]:
         """One gradient step on a fresh batch; the fresh posteriors go back to the replay."""
         batch = replay.sample(self.batch_size, self.batch_length)
-        metrics, states = self.train_on(batch.to(self.device))
+        try:
+            metrics, states = self.train_on(batch.to(self.device))
+        except FloatingPointError as error:
+            error.batch = batch  # type: ignore[attr-defined]  # for whoever looks for the cause
+            raise
         replay.write_latents(batch.index, states)
         return metrics
 
@@ -278,7 +282,10 @@ class Dreamer(nn.Module):
 
     def load_state_dict(self, state: Any, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """Put `state_dict()` back in place; ValueError where it belongs to another agent."""
-        super().load_state_dict(state["module"], *args, **kwargs)
+        try:
+            super().load_state_dict(state["module"], *args, **kwargs)
+        except RuntimeError as error:
+            raise ValueError(f"The weights belong to another configuration: {error}") from error
         self.optim.load_state_dict(state["optim"])
 
 
