@@ -166,8 +166,10 @@ class Dreamer(nn.Module):
     def train_on(self, batch: Batch) -> tuple[dict[str, Tensor], LatentState]:
         """One gradient step on this batch; returns metrics and the posteriors [B, T, ...].
 
-        Raises FloatingPointError, weights untouched, where loss or gradient is not finite.
+        Raises FloatingPointError, nothing changed, where loss or gradient is not finite; its
+        `batch` is the one that made it.
         """
+        before = [buffer.clone() for buffer in self.buffers()]
         with autocast(self.device, self.config.precision):
             output = self.model.losses(batch)
             losses = {k: (self.model.scale(k), v.mean()) for k, v in output.losses.items()}
@@ -175,7 +177,13 @@ class Dreamer(nn.Module):
         losses |= behaviour
         total = torch.stack([scale * loss for scale, loss in losses.values()]).sum()
         metrics |= output.metrics | {f"loss/{k}": v.detach() for k, (_, v) in losses.items()}
-        metrics |= self.optim.step(total) | {"loss/total": total.detach()}
+        try:
+            metrics |= self.optim.step(total) | {"loss/total": total.detach()}
+        except FloatingPointError as error:
+            for buffer, value in zip(self.buffers(), before, strict=True):
+                buffer.copy_(value)
+            error.batch = batch  # type: ignore[attr-defined]  # for whoever looks for the cause
+            raise
         self.slow_critic.update(self.critic)
         return metrics, output.states.map(lambda x: x.detach().float())
 
@@ -185,33 +193,33 @@ class Dreamer(nn.Module):
         """Actor and critic losses as {name: (scale, scalar)}, and metrics."""
         c = self.config
         # Cut 1: imagination starts at the posteriors and sends nothing back into them.
-        posterior = output.states.map(Tensor.detach)
-        starts, rows = self._pick_starts(posterior)
-        states, actions = self.imagine(starts)  # [N, H+1, ...], [N, H+1, A]
-        feat = states.feat
-        reward, cont = self.predict(feat)
+        starts, rows = self._pick_starts(output.states.map(Tensor.detach))
+        with torch.no_grad():  # REINFORCE needs the actions alone, the critic stopped features
+            states, actions = self.imagine(starts)  # [N, H+1, ...], [N, H+1, A]
+            feat = states.feat
+            reward, cont = self.model.reward(feat), self.model.cont(feat)  # [N, H+1]
+            # How likely each state is reached at all; none is learned from beyond an ending.
+            weight = torch.cumprod(cont, 1)[:, :-1]
         critic = self.critic(feat)
-        value = critic.mean.detach()  # cut 3: targets carry no gradient
+        value = critic.mean.detach()  # cut 3: the critic follows its targets, not they it
         returns = lambda_return(reward, cont, value, c.lam)  # [N, H]
-        weight = torch.cumprod(cont, 1)[:, :-1]  # how likely each state is reached at all
         scale = self.return_scale.update(returns)
-        advantage = (returns - value[:, :-1]) / scale
-
         policy = self.actor(feat[:, :-1], self.model.action_mask(feat[:, :-1]))
         entropy = policy.entropy()
-        # REINFORCE: cut 2, neither features nor advantage carry gradient.
-        actor_loss = -(policy.log_prob(actions[:, :-1]) * advantage + c.entropy * entropy)
+        # Cut 2: neither features nor advantage carry gradient.
+        advantage = (returns - value[:, :-1]) / scale
+        gain = policy.log_prob(actions[:, :-1]) * advantage + c.entropy * entropy
         slow = self.slow_critic(feat).mean
-        critic_loss = -(critic_log_prob(critic, returns, slow, c.slow_scale))
+        critic_loss = -critic_log_prob(critic, returns, slow, c.slow_scale)
         losses = {
-            "actor": (1.0, (weight * actor_loss).mean()),
+            "actor": (1.0, -(weight * gain).mean()),
             "critic": (1.0, (weight * critic_loss).mean()),
         }
         if c.replay_value_scale:
             loss = self.replay_value_loss(batch, output, returns[:, 0], rows)
             losses["replay_value"] = (c.replay_value_scale, loss)
         metrics = {
-            "return_mean": returns.mean(), "value_mean": value.mean(), "return_scale": scale,
+            "return_mean": returns.mean(), "return_scale": scale, "value_mean": value.mean(),
             "reward_mean": reward.mean(), "cont_mean": cont.mean(),
             "actor_entropy": entropy.detach().mean(), "advantage_std": advantage.std(),
         }  # fmt: skip
@@ -230,12 +238,8 @@ class Dreamer(nn.Module):
         rows = (times + first).flatten()
         return flat.map(lambda x: x[rows]), rows
 
-    @torch.no_grad()
     def imagine(self, start: LatentState) -> tuple[LatentState, Tensor]:
-        """H steps under the actor from start [N, ...]: states and actions, both [N, H+1, ...].
-
-        Without gradient: REINFORCE needs the actions only, and the critic reads stopped features.
-        """
+        """H steps under the actor from start [N, ...]: states and actions, both [N, H+1, ...]."""
 
         def policy(state: LatentState) -> Tensor:
             feat = state.feat
@@ -244,11 +248,6 @@ class Dreamer(nn.Module):
         states, actions = self.model.imagine(start, policy, self.config.horizon)
         last = policy(states.map(lambda x: x[:, -1]))
         return states, torch.cat([actions, last.unsqueeze(1)], 1)
-
-    @torch.no_grad()
-    def predict(self, feat: Tensor) -> tuple[Tensor, Tensor]:
-        """Reward and discounted continue of imagined features, [N, H+1] each."""
-        return self.model.reward(feat), self.model.cont(feat)
 
     def replay_value_loss(
         self, batch: Batch, output: ModelOutput, returns: Tensor, rows: Tensor

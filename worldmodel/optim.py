@@ -13,11 +13,14 @@ from torch import Tensor, nn
 @dataclass
 class OptimConfig:
     """lr: step size after warm-up. warmup: updates over which it rises from 0, linearly.
+    anneal: update at which it has fallen to a tenth, linearly since the warm-up; it stays there.
+    0 leaves it constant.
     agc: largest ratio of a tensor's gradient norm to its weight norm; 0 turns clipping off.
     beta1, beta2, eps: momentum, second-moment decay, and the floor under its root."""
 
     lr: float = 4e-5
     warmup: int = 1000
+    anneal: int = 0
     agc: float = 0.3
     beta1: float = 0.9
     beta2: float = 0.999
@@ -64,8 +67,13 @@ class LaProp:
     @property
     def lr(self) -> float:
         """The step size of the next update."""
-        c = self.config
-        return c.lr * min(1.0, (self.updates + 1) / c.warmup) if c.warmup else c.lr
+        c, t = self.config, self.updates + 1
+        if t < c.warmup:
+            return c.lr * t / c.warmup
+        if c.anneal:
+            done = min(1.0, (t - c.warmup) / max(1, c.anneal - c.warmup))
+            return c.lr * (1.0 - 0.9 * done)
+        return c.lr
 
     def step(self, loss: Tensor) -> dict[str, Tensor]:
         """Differentiate the scalar loss and move the weights once.
