@@ -28,11 +28,9 @@ class ReturnScale(nn.Module):
     @torch.no_grad()
     def update(self, returns: Tensor) -> Tensor:
         """Take in a batch of returns of any shape; give the scale, a scalar tensor."""
-        ends = torch.quantile(returns.flatten().float(), self.quantiles)
-        # Returns that are not finite raise at their loss; the range must outlive them.
-        ends = torch.where(torch.isfinite(ends), ends, torch.stack([self.low, self.high]))
-        self.low.lerp_(ends[0], self.rate)
-        self.high.lerp_(ends[1], self.rate)
+        low, high = torch.quantile(returns.flatten().float(), self.quantiles)
+        self.low.lerp_(low, self.rate)
+        self.high.lerp_(high, self.rate)
         return self.scale
 
     @property
