@@ -20,8 +20,9 @@ from hydra import main as hydra_main
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 T = TypeVar("T")
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -251,7 +252,9 @@ def _known_keys(directory: Path, name: str, overrides: Sequence[str]) -> list[st
 
 def write(path: Path, config: Any) -> None:
     """Write a config object, every value resolved, as YAML."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True))
+    fresh = path.with_suffix(".new")
+    fresh.write_text(OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True))
+    os.replace(fresh, path)
 
 
 def read(path: Path) -> DictConfig:
@@ -261,10 +264,14 @@ def read(path: Path) -> DictConfig:
             f"There is no {path.name} in '{path.parent}': this is not a run folder. Give the "
             "folder that a training run printed as its own."
         )
-    config = OmegaConf.load(path)
-    if isinstance(config, ListConfig):
-        raise ConfigError(f"'{path}' holds a list, not a config.")
-    assert isinstance(config, DictConfig)
+    try:
+        config = OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException, OSError) as error:
+        raise ConfigError(
+            f"'{path}' cannot be read: {error}. Restore it, or start anew."
+        ) from error
+    if not isinstance(config, DictConfig):
+        raise ConfigError(f"'{path}' holds no settings. Start a new run.")
     return config
 
 

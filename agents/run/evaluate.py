@@ -12,6 +12,7 @@ from agents.base import Agent, check_mode
 from agents.run.collect import Collector
 from worldmodel import seeding
 from worldmodel.envs import EnvConfig, EnvError, make_vector
+from worldmodel.log import as_rgb
 from worldmodel.types import Batch, EnvSpec
 
 
@@ -84,7 +85,7 @@ def frames_of(
     it sees no image, a rendered episode played for this; empty where nothing can be rendered."""
     images = spec.keys("image")
     if images:
-        return [np.concatenate([row[key] for key in images], 1) for row in result.rows]
+        return [np.concatenate([as_rgb(row[key]) for key in images], 1) for row in result.rows]
     shown = replace(env, pixels=True, state=True, keys=None, image_size=[256, 256])
     try:
         envs = make_vector(shown, 1, seed)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -19,6 +21,7 @@ RATE_SECONDS = 30.0  # rates are over the last half minute or less
 class Progress:
     """Shows agent steps, rates, the last return and the time left.
 
+    Rates, and with them the time left, are those of the last half minute.
     total: agent steps of the whole run. start: agent steps and updates done before.
     max_seconds: a limit on the training time, or None.
     """
@@ -35,8 +38,8 @@ class Progress:
         if sys.stderr.isatty():
             layout = "{percentage:3.0f}%|{bar:20}| {desc}"
             self._bar = tqdm(total=100, bar_format=layout, leave=False, mininterval=0)
-        self._mark = (time.monotonic(), *start)
         self._shown = time.monotonic()
+        self._marks = deque([(self._shown, *start)])
         self.score: float | None = None
 
     def update(self, steps: int, updates: int, seconds: float) -> None:
@@ -46,13 +49,16 @@ class Progress:
         if now - self._shown < pause:
             return
         self._shown = now
-        then, old_steps, old_updates = self._mark
+        while len(self._marks) > 1 and now - self._marks[0][0] > RATE_SECONDS:
+            self._marks.popleft()
+        then, old_steps, old_updates = self._marks[0]
+        self._marks.append((now, steps, updates))
         elapsed = max(now - then, 1e-9)
         rates = ((steps - old_steps) / elapsed, (updates - old_updates) / elapsed)
-        if elapsed > RATE_SECONDS:
-            self._mark = (now, steps, updates)
+        left = (self.total - steps) / rates[0] if rates[0] > 0 else math.inf
+        if self.max_seconds is not None:
+            left = min(left, self.max_seconds - seconds)
         fraction = self.fraction(steps, seconds)
-        left = seconds * (1 - fraction) / fraction if fraction > 0 else float("inf")
         score = "-" if self.score is None else f"{self.score:.1f}"
         text = (
             f"step {steps:,}/{self.total:,} | {rates[0]:.1f} steps/s | "
@@ -85,9 +91,9 @@ class Progress:
 
 def clock(seconds: float) -> str:
     """1:02:03, 2:03, or - where nobody knows."""
-    if seconds != seconds or seconds in (float("inf"), float("-inf")):
+    if not math.isfinite(seconds):
         return "-"
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 

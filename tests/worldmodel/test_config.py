@@ -87,6 +87,10 @@ def test_written_configs_read_back(tmp_path: Path) -> None:
     assert back == Outer(name="z", anything={"b": [1.5, None]})
     with pytest.raises(ConfigError, match="not a run folder"):
         config.read(tmp_path / "other" / "config.yaml")
+    for text in ("a: [1", "- 1"):
+        (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=r"cannot be read|holds no settings"):
+            config.read(tmp_path / "config.yaml")
 
 
 def test_differences_name_each_key_once() -> None:
