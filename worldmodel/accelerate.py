@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import sys
 from typing import Any
 
 import torch
@@ -34,6 +36,23 @@ def set_threads(threads: int) -> int:
     if threads:
         torch.set_num_threads(threads)
     return torch.get_num_threads()
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library keep freed memory instead of handing it back to the system.
+
+    On a CPU every large temporary is otherwise mapped, zeroed and unmapped anew; this takes a
+    sixth off an update (docs/RESULTS.md). Returns whether the C library took it (glibc only).
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # the options' numbers in malloc.h
+    options = {mmap_threshold: 1 << 30, trim_threshold: 2**31 - 1, top_pad: 64 << 20}
+    return all(mallopt(option, value) == 1 for option, value in options.items())
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:

@@ -24,7 +24,7 @@ from agents.run.evaluate import EvalResult, evaluate
 from agents.run.progress import Progress, Stopper
 from agents.run.settings import CONFIG, Counters, TrainConfig, check_folder, crossed
 from worldmodel import checkpoint, config, seeding
-from worldmodel.accelerate import pick_device, set_threads
+from worldmodel.accelerate import keep_freed_memory, pick_device, set_threads
 from worldmodel.config import ConfigError, RunError
 from worldmodel.envs import describe, env_spec, make_vector
 from worldmodel.log import Means, RunLog
@@ -45,6 +45,7 @@ class Trainer:
         self.counters = Counters()
         self.device = pick_device(settings.device)
         set_threads(settings.threads)
+        keep_freed_memory()
         seeding.seed_everything(settings.seed)
         saved = checkpoint.load(self.folder) if checkpoint.exists(self.folder) else None
         if saved:
