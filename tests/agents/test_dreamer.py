@@ -216,8 +216,8 @@ def test_an_update_learns_and_writes_latents_back() -> None:
 
 
 @pytest.mark.parametrize("where", ["reward", "context"])
-def test_a_batch_that_is_not_finite_leaves_the_weights_untouched(where: str) -> None:
-    agent = make()
+def test_a_batch_that_is_not_finite_changes_nothing(where: str) -> None:
+    agent = make(model={"centre_images": True})
     agent.train_on(random_batch(agent.spec, 4, 6))
     batch = random_batch(agent.spec, 4, 6)
     if where == "reward":
@@ -230,8 +230,7 @@ def test_a_batch_that_is_not_finite_leaves_the_weights_untouched(where: str) -> 
         agent.train_on(batch)
     after = agent.state_dict()
     for name, value in after["module"].items():
-        ranged = name.startswith("return_scale") and bool(torch.isfinite(value).all())
-        assert ranged or torch.equal(value, before["module"][name]), name
+        assert torch.equal(value, before["module"][name]), name
     for name in ("mean", "square"):
         assert torch.equal(after["optim"][name], before["optim"][name])
     assert after["optim"]["updates"] == 1

@@ -139,6 +139,16 @@ def test_learning_rate_rises_linearly_and_stays() -> None:
     assert paper.lr == 4e-5
 
 
+def test_learning_rate_anneals_to_a_tenth_on_request() -> None:
+    layer = nn.Linear(1, 1)
+    optim = LaProp([("l", layer)], OptimConfig(lr=1.0, warmup=4, anneal=14))
+    rates = {}
+    for update in (1, 4, 9, 14, 100):
+        optim.updates = update - 1
+        rates[update] = optim.lr
+    assert rates == pytest.approx({1: 0.25, 4: 1.0, 9: 0.55, 14: 0.1, 100: 0.1})
+
+
 def poison_gradient(module: nn.Sequential) -> Tensor:
     # sqrt has an infinite slope at 0, and 0 * inf is NaN: the loss is fine, one gradient is not.
     weight = module[1].weight
