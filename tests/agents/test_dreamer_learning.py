@@ -3,7 +3,7 @@ programming, and from pixels in seconds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,15 +22,6 @@ from worldmodel.rssm import ModelConfig, ModelOutput
 from worldmodel.types import ActionSpec, Batch, Dynamics, LatentState, Prediction
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Faster for models so small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class KnownWorld(nn.Module):

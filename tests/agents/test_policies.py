@@ -16,9 +16,9 @@ from worldmodel.types import ActionSpec
 FEAT = torch.randn(50, 12, generator=torch.Generator().manual_seed(0))
 
 
-def make(kind: str, *sizes: int, outscale: float = 0.01) -> Policy:
+def make(kind: str, *sizes: int, **settings: float) -> Policy:
     torch.manual_seed(0)
-    return Policy(ActionSpec(kind, sizes), feat=12, units=32, outscale=outscale)
+    return Policy(ActionSpec(kind, sizes), feat=12, units=32, **settings)  # type: ignore[arg-type]
 
 
 def test_continuous_mean_and_deviation_by_hand() -> None:
