@@ -145,8 +145,10 @@ class Normal:
 @functools.lru_cache
 def _bins(count: int, device: torch.device) -> Tensor:
     """`count` (odd) points symexp(linspace(-20, 20)), symmetric to the last bit."""
-    half = symexp(torch.linspace(-20.0, 0.0, (count - 1) // 2 + 1, dtype=torch.float32))
-    return torch.cat([half, -half[:-1].flip(0)]).to(device)
+    # The cache outlives the mode of its first caller, and training needs ordinary tensors.
+    with torch.inference_mode(False):
+        half = symexp(torch.linspace(-20.0, 0.0, (count - 1) // 2 + 1, dtype=torch.float32))
+        return torch.cat([half, -half[:-1].flip(0)]).to(device)
 
 
 class TwoHot:

@@ -131,6 +131,15 @@ def test_two_hot_training_reaches_its_target() -> None:
         assert TwoHot(weights.clamp_min(1e-30).log()).mean.item() == pytest.approx(target, rel=1e-4)
 
 
+def test_two_hot_trains_after_it_was_used_in_inference_mode() -> None:
+    with torch.inference_mode():
+        assert TwoHot(torch.zeros(51)).mean == 0  # a number of bins that no other test uses
+    logits = torch.zeros(51, requires_grad=True)
+    TwoHot(logits).mean.backward()
+    assert logits.grad is not None
+    assert logits.grad.any()
+
+
 def test_two_hot_refuses_an_even_number_of_bins() -> None:
     with pytest.raises(ValueError, match="odd number of bins, got 254"):
         TwoHot(torch.zeros(254))
