@@ -74,6 +74,12 @@ class Dreamer(nn.Module):
 
     def __init__(self, spec: EnvSpec, config: DreamerConfig, device: torch.device) -> None:
         super().__init__()
+        clash = {"actor", "critic", "replay_value"} & {*config.model.heads, *spec.obs}
+        if clash:
+            raise ValueError(
+                f"'{min(clash)}' names one of Dreamer's own losses, so no head or observation can "
+                "bear it. Rename that key."
+            )
         self.spec, self.config, self.device = spec, config, device
         units, bins = config.model.units, config.model.bins
         self.model = WorldModel(spec, config.model)

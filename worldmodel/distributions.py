@@ -212,7 +212,7 @@ class Bernoulli:
 class Point:
     """A prediction without spread: log_prob is minus the squared error, no half, no constant.
 
-    mean: [..., N]; `squash` maps the target before it is compared (symlog for vectors).
+    mean: [..., N]. symlog_target: the target passes symlog before it is compared (vectors).
     """
 
     def __init__(self, mean: Tensor, symlog_target: bool = False) -> None:

@@ -24,7 +24,7 @@ from tests.model_batches import (
 from worldmodel.nets import count_parameters
 from worldmodel.optim import OptimConfig
 from worldmodel.replay import Replay, ReplayConfig
-from worldmodel.rssm import ModelConfig
+from worldmodel.rssm import HeadConfig, ModelConfig
 from worldmodel.types import MASK_KEY, ActionSpec, EnvSpec, ObsSpec
 
 CPU = torch.device("cpu")
@@ -278,3 +278,10 @@ def test_weights_of_another_agent_are_refused() -> None:
     state = make().state_dict()
     with pytest.raises(ValueError, match="deter_in"):
         make(model={"hidden": 4}).load_state_dict(state)
+
+
+def test_a_head_cannot_take_the_name_of_a_loss() -> None:
+    heads = {"reward": HeadConfig(), "cont": HeadConfig("cont", "bernoulli")}
+    heads["critic"] = HeadConfig("reward", "mse")
+    with pytest.raises(ValueError, match="'critic' names one of Dreamer's own losses"):
+        make(model={"heads": heads})
