@@ -285,3 +285,29 @@ def test_a_head_cannot_take_the_name_of_a_loss() -> None:
     heads["critic"] = HeadConfig("reward", "mse")
     with pytest.raises(ValueError, match="'critic' names one of Dreamer's own losses"):
         make(model={"heads": heads})
+
+
+@pytest.mark.parametrize("latent", ["categorical", "gaussian"])
+@pytest.mark.parametrize("name", sorted(SPECS))
+def test_mixed_precision_learns_acts_and_keeps_losses_in_float32(
+    name: str, latent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What a GPU does, on a CPU: the networks in bfloat16, the rest in float32.
+    half = torch.autocast("cpu", torch.bfloat16)
+    monkeypatch.setattr("agents.dreamer.autocast", lambda device, precision: half)
+    agent = make(SPECS[name], model={"latent": latent})
+    batch = random_batch(agent.spec, 4, 6)
+    seen: list[torch.dtype] = []
+    kl = agent.model.core.kl
+    monkeypatch.setattr(agent.model.core, "kl", lambda *a: seen.append((k := kl(*a)).dtype) or k)
+    metrics, states = agent.train_on(batch)
+    batch.context = states.map(lambda x: x[:, 0])  # float32, as replay hands it out
+    metrics, _ = agent.train_on(batch)
+    assert set(seen) == {torch.float32}
+    assert all(v.dtype == torch.float32 and torch.isfinite(v) for v in metrics.values())
+    obs = {key: value[:, 0] for key, value in batch.obs.items()}
+    _, state, _ = agent.act(obs)
+    action, _, extras = agent.act(obs, state)
+    assert np.isfinite(action).all()
+    assert extras["latent"].deter.dtype == torch.float32
+    assert all(p.dtype == torch.float32 for p in agent.parameters())

@@ -71,7 +71,7 @@ class RSSM(nn.Module):
 
     def recur(self, state: LatentState, action: Tensor) -> Tensor:
         """Next deter [B, D] from the state and the embedded action [B, hidden]."""
-        deter = state.deter
+        deter = state.deter.to(action.dtype)  # the networks' precision, under autocast
         shared = torch.cat(
             [self.deter_in(deter), self.stoch_in(state.stoch.flatten(-2)), action], -1
         )

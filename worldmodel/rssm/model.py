@@ -201,7 +201,6 @@ class WorldModel(nn.Module):
             self.encoder.centre.update(torch.cat(images, -1))
         start = batch.context or self.initial(batch.shape[0])
         embed = self.encoder(batch.obs)
-        start = start.map(lambda x: x.to(embed.dtype))
         states, posterior = self.core.observe(start, embed, batch.action, batch.is_first)
         prior = self.core.prior(states.deter)
         kl = self.core.kl(posterior.detach(), prior)  # teaches the prior alone
