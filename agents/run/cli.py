@@ -35,8 +35,16 @@ def register(overrides: Sequence[str] = ()) -> None:
             config.store(one, agents.agent_class(one).Config, GROUP)  # type: ignore[attr-defined]
 
 
+def see_working_folder() -> None:
+    """Let `module:Class` names find modules in the folder that the command was given in."""
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)
+
+
 def train_command(say: Callable[[str], None]) -> int:
     """Train as the command line says."""
+    see_working_folder()
 
     def start() -> int:
         register(sys.argv[1:])
@@ -63,6 +71,7 @@ class EvaluateConfig:
 def evaluate_command(say: Callable[[str], None], arguments: Sequence[str] | None = None) -> int:
     """Play whole episodes with the agent of a run folder; returns and a video go to its
     `evaluation` folder."""
+    see_working_folder()
     words = sys.argv[1:] if arguments is None else arguments
     return config.guarded(lambda: _evaluate(words, say), say)
 
