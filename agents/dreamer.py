@@ -202,6 +202,9 @@ class Dreamer(nn.Module):
             reward, cont = self.model.reward(feat), self.model.cont(feat)  # [N, H+1]
             # How likely each state is reached at all; none is learned from beyond an ending.
             weight = torch.cumprod(cont, 1)[:, :-1]
+        # Before torch 2.11 or so, autocast keeps the weights that it cast without gradient, and
+        # the actor would learn nothing below.
+        torch.clear_autocast_cache()
         critic = self.critic(feat)
         value = critic.mean.detach()  # cut 3: the critic follows its targets, not they it
         returns = lambda_return(reward, cont, value, c.lam)  # [N, H]
@@ -264,7 +267,7 @@ class Dreamer(nn.Module):
         critic = self.critic(feat)
         bootstrap = critic.mean.detach().flatten().index_copy(0, rows, returns)
         target = replay_return(
-            batch.reward,
+            self.model.recorded_reward(batch),
             batch.is_last,
             batch.is_terminal,
             bootstrap.view(batch.shape),

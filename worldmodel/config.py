@@ -147,6 +147,8 @@ def launch(
 
     def job(config: DictConfig) -> int:
         codes.append(task(config))
+        if codes[-1] >= 128:  # a signal asked to stop: the rest of a sweep, too
+            raise SystemExit(codes[-1])
         return codes[-1]
 
     wrapped = hydra_main(version_base="1.3", config_path=str(directory.resolve()), config_name=name)

@@ -11,6 +11,7 @@ from gymnasium.vector import VectorEnv
 
 from agents.base import Agent, random_actions
 from worldmodel.config import RunError
+from worldmodel.envs.processes import EnvProcessError
 from worldmodel.replay import Replay
 from worldmodel.types import EnvSpec
 
@@ -70,7 +71,7 @@ class Collector:
             action = random_actions(self.spec, inputs, self.num_envs, self.rng)
             self.state = told_action(self.state, action)
         if replay is not None:
-            replay.add({**rows, **latent_rows(extras, replay)})
+            guarded(lambda: replay.add({**rows, **latent_rows(extras, replay)}))
         native = self.spec.action.decode(self._clipped(action))
         obs, reward, terminated, truncated, _ = guarded(lambda: self.envs.step(native))
         # With autoreset at the next step, the row after a last one begins a new episode.
@@ -114,10 +115,10 @@ class Collector:
 
 
 def guarded(call: Any) -> Any:
-    """An environment's answer; its ValueError stops the run with its own words."""
+    """An environment's answer; its error, or its end, stops the run with its own words."""
     try:
         return call()
-    except ValueError as error:
+    except (ValueError, EnvProcessError) as error:
         raise RunError(f"The environment failed: {error}") from error
 
 

@@ -70,6 +70,7 @@ def evaluate(
     quota[: episodes % num_envs] += 1
     before = seeding.rng_state()
     seeding.seed_everything(seeding.spawn(seed, "evaluation"))
+    env = replace(env, atari=replace(env.atari, life_loss=False))  # a score is of the whole game
     envs = make_vector(env, num_envs, seeding.spawn(seed, "evaluation environments"))
     try:
         return _play(Collector(envs, spec, agent, seed, mode), quota, record)

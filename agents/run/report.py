@@ -17,9 +17,10 @@ import torch
 import worldmodel
 from agents.base import Agent
 from agents.run.evaluate import EvalResult, frames_of
-from worldmodel import dream
+from worldmodel import dream, seeding
 from worldmodel.config import keys_of
 from worldmodel.log import write_json, write_picture, write_video
+from worldmodel.replay import RowIndex
 from worldmodel.types import Batch, EnvSpec
 
 if TYPE_CHECKING:
@@ -97,8 +98,14 @@ def write_media(trainer: Trainer, result: EvalResult) -> None:
 
 def film_dream(trainer: Trainer) -> None:
     """A dream that starts from recorded experience, for the log."""
-    batch = trainer.replay.sample(1, trainer.agent.batch_length, online=False)
-    film, context = dream_film(trainer.agent, trainer.spec, batch)
+    lived = [e for e in trainer.replay.episodes() if e[2] - e[1] >= 3]
+    if not lived:
+        return
+    stream, start, stop = lived[-1]
+    index = RowIndex(np.array([stream]), np.array([start]), min(stop - start, DREAM_ROWS))
+    before = seeding.rng_state()  # looking at a run must not change it
+    film, context = dream_film(trainer.agent, trainer.spec, trainer.replay.gather(index))
+    seeding.set_rng_state(before)
     if film:
         step = trainer.counters.agent_steps
         trainer.log.video(step, "dream/film", film)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agents.base import Agent
 from agents.run import report
 from worldmodel import checkpoint, config
-from worldmodel.config import ConfigError
+from worldmodel.config import ConfigError, RunError
 from worldmodel.envs import EnvConfig
 from worldmodel.replay import ReplayConfig
 
@@ -103,3 +105,35 @@ def check_folder(settings: TrainConfig) -> dict[str, Any] | None:
     limit = settings.max_minutes
     over = limit is not None and summary["wall_clock_s"] >= 60 * limit
     return summary if summary["agent_steps"] >= settings.steps or over else None
+
+
+def check_unused(folder: Path) -> None:
+    """RunError where a folder lost its checkpoint but not what a run left there."""
+    metrics = folder / "metrics.jsonl"
+    left = [folder / checkpoint.PREVIOUS]
+    left += [metrics] if metrics.is_file() and metrics.stat().st_size else []
+    left = [path for path in left if path.exists()]
+    if left:
+        raise RunError(
+            f"'{folder}' has no {checkpoint.NAME}, but {left[0].name} of an earlier run. To "
+            f"continue that run, rename {checkpoint.PREVIOUS} to {checkpoint.NAME}; to start a new "
+            "one, choose another run=... or empty the folder."
+        )
+
+
+def check_can_learn(settings: TrainConfig, agent: Agent, capacity: int, streams: int) -> None:
+    """ConfigError where the first update would never come."""
+    need, length = agent.min_rows, agent.batch_length
+    if need == sys.maxsize:  # it never learns, and says so
+        return
+    if capacity < need or capacity // streams < length:
+        raise ConfigError(
+            f"replay.capacity holds {capacity:,} rows for {streams} environments together; the "
+            f"first update needs {need:,}, and {length} of one environment. Raise "
+            "replay.capacity, or lower agent.batch_size or agent.batch_length."
+        )
+    if settings.steps <= settings.prefill:
+        raise ConfigError(
+            f"steps={settings.steps} must be more than prefill={settings.prefill}, or nothing is "
+            "learned."
+        )

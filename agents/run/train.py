@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +23,15 @@ from agents.run import report
 from agents.run.collect import Collector, Episode
 from agents.run.evaluate import EvalResult, evaluate
 from agents.run.progress import Progress, Stopper
-from agents.run.settings import CONFIG, Counters, TrainConfig, check_folder, crossed
+from agents.run.settings import (
+    CONFIG,
+    Counters,
+    TrainConfig,
+    check_can_learn,
+    check_folder,
+    check_unused,
+    crossed,
+)
 from worldmodel import checkpoint, config, seeding
 from worldmodel.accelerate import keep_freed_memory, pick_device, set_threads
 from worldmodel.config import ConfigError, RunError
@@ -50,6 +59,8 @@ class Trainer:
         saved = checkpoint.load(self.folder) if checkpoint.exists(self.folder) else None
         if saved:
             self.counters = Counters(**saved["counters"])
+        else:
+            check_unused(self.folder)
         done = self.counters.agent_steps
         # A continued run gets new episodes, not those of its beginning once more.
         seed = seeding.spawn(settings.seed, f"environments from step {done}")
@@ -60,6 +71,7 @@ class Trainer:
             self.agent = agents.make(settings.agent.name, self.spec, settings.agent, self.device)
             self.replay = self._make_replay(fresh=saved is None)
             self._check_disk()
+            check_can_learn(settings, self.agent, self.replay.capacity, self.envs.num_envs)
             if saved:
                 self._restore(saved)
             self.collector = Collector(
@@ -92,6 +104,9 @@ class Trainer:
                 while not self.finished and not stop.asked:
                     self.one_step(bar, stop)
                 self.save()
+            except RunError:
+                self.save()  # what was learned until then is sound
+                raise
             finally:
                 bar.close()
         return stop.signal
@@ -150,7 +165,7 @@ class Trainer:
 
     def save(self) -> None:
         """Checkpoint everything; the replay first, so that the checkpoint never outruns it."""
-        self.replay.save(self.folder / "replay")
+        self.replay.save(self.place)
         state = {
             "agent": self.agent.state_dict(),
             "spec": checkpoint.spec_to_dict(self.spec),
@@ -164,6 +179,8 @@ class Trainer:
         """The last evaluation, summary.json, the agent's video and one dream."""
         result = self.evaluate(self.config.final_episodes, record=True)
         self.save()
+        scores = {"eval/return": result.mean, "eval/return_std": result.std}
+        self.log.scalars(self.counters.agent_steps, {**scores, **self._progress()})
         summary = report.summarise(self, result)
         report.write_media(self, result)
         report.write_summary(self.folder, summary)
@@ -209,6 +226,7 @@ class Trainer:
         """What every line of metrics holds beside its agent steps."""
         counters = self.counters
         return {
+            "agent_steps": counters.agent_steps,
             "env_frames": counters.env_frames,
             "updates": counters.updates,
             "episodes": counters.episodes,
@@ -228,17 +246,23 @@ class Trainer:
             "replay_rows": len(self.replay),
         }
 
+    @property
+    def place(self) -> Path:
+        """Where the replay lies."""
+        return Path(self.config.replay.directory or self.folder / "replay")
+
     def _make_replay(self, fresh: bool) -> Replay:
-        place = self.folder / "replay"
-        if fresh and place.exists():
-            shutil.rmtree(place)  # left by a run that was killed before its first checkpoint
+        if fresh:  # files left by a run that was killed before its first checkpoint
+            for pattern in ("*.bin", "index.json"):
+                for path in self.place.glob(pattern):
+                    path.unlink()
         replay = Replay(
             self.spec,
             self.config.replay,
             self.envs.num_envs,
             self.agent.latent_spec,
             seeding.spawn(self.config.seed, "replay"),
-            place,
+            self.place,
         )
         self.say(replay.footprint())
         return replay
@@ -271,7 +295,7 @@ class Trainer:
 
     def _restore(self, saved: dict[str, Any]) -> None:
         checkpoint.restore(self.agent, saved["agent"], self.folder)
-        self.replay.load(self.folder / "replay")
+        self.replay.load(self.place)
         seeding.set_rng_state(saved["rng"])
         self.say(
             f"continuing '{self.folder}' at step {self.counters.agent_steps:,}, update "

@@ -301,6 +301,7 @@ def test_mixed_precision_learns_acts_and_keeps_losses_in_float32(
     kl = agent.model.core.kl
     monkeypatch.setattr(agent.model.core, "kl", lambda *a: seen.append((k := kl(*a)).dtype) or k)
     metrics, states = agent.train_on(batch)
+    assert all(p.grad.abs().sum() > 0 for p in agent.actor.parameters())  # type: ignore[union-attr]
     batch.context = states.map(lambda x: x[:, 0])  # float32, as replay hands it out
     metrics, _ = agent.train_on(batch)
     assert set(seen) == {torch.float32}
@@ -311,3 +312,22 @@ def test_mixed_precision_learns_acts_and_keeps_losses_in_float32(
     assert np.isfinite(action).all()
     assert extras["latent"].deter.dtype == torch.float32
     assert all(p.dtype == torch.float32 for p in agent.parameters())
+
+
+def test_a_head_on_one_number_of_the_observation_can_be_controlled() -> None:
+    spec = spec_of(DISCRETE, v=VECTOR, speed=ObsSpec("vector", (1,)))
+    heads = {
+        "reward": HeadConfig(outscale=0.0),
+        "cont": HeadConfig("cont", "bernoulli"),
+        "fast": HeadConfig("speed", "twohot"),
+    }
+    control = {"reward": 1.0, "fast": 0.5}
+    agent = make(spec, model={"heads": heads, "control": control})
+    batch = random_batch(spec, 4, 6)
+    expected = batch.reward + 0.5 * batch.obs["speed"][..., 0]
+    assert torch.allclose(agent.model.recorded_reward(batch), expected)
+    metrics, _ = agent.train_on(batch)
+    assert torch.isfinite(metrics["loss/fast"])
+    heads["wide"] = HeadConfig("v", "mse")
+    with pytest.raises(ValueError, match="'wide' predicts several numbers"):
+        make(spec, model={"heads": heads, "control": {"wide": 1.0}})

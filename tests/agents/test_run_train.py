@@ -101,8 +101,8 @@ def test_metrics_lines_count_apart(tmp_path: Path) -> None:
     assert all({"step", "env_frames", "updates", "wall_clock_s"} <= set(line) for line in lines)
     assert logged[-1]["episode/return"] == 15.0
     assert logged[-1]["number"] == 1.0
-    assert [line["step"] for line in lines if "eval/return" in line] == [20, 40]
-    assert [line["eval/return"] for line in lines if "eval/return" in line] == [15.0, 15.0]
+    assert [line["step"] for line in lines if "eval/return" in line] == [20, 40, 60]
+    assert [line["eval/return"] for line in lines if "eval/return" in line] == [15.0] * 3
 
 
 def test_prefill_delays_learning(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_lines_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
     assert lines_of(tmp_path)[-1]["step"] == 60
     train(config, SILENT)  # as after a kill
     steps = [line["step"] for line in lines_of(tmp_path)]
-    assert steps == [10, 20, 30, 40, 50, 60]
+    assert steps == [10, 20, 30, 40, 50, 60, 60]  # the last one is the evaluation's
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
@@ -201,8 +201,26 @@ def test_a_loss_that_is_not_finite_keeps_batch_and_checkpoint(tmp_path: Path) ->
         train(config, SILENT)
     batch = torch.load(tmp_path / "nan_batch.pt", weights_only=True)
     assert batch["count"].shape[:2] == (2, 4)
-    assert checkpoint.load(tmp_path)["agent"]["updates"] < 5
+    assert checkpoint.load(tmp_path)["counters"]["updates"] == 4  # and nothing before it is lost
     assert not (tmp_path / "summary.json").exists()
+
+
+def test_a_folder_that_lost_its_checkpoint_is_not_started_anew(tmp_path: Path) -> None:
+    train(settings(tmp_path, steps=20), SILENT)
+    (tmp_path / "checkpoint.pt").unlink()
+    (tmp_path / "summary.json").unlink(missing_ok=True)
+    with pytest.raises(RunError, match=r"rename checkpoint.previous.pt to checkpoint.pt"):
+        train(settings(tmp_path, steps=20), SILENT)
+    assert list((tmp_path / "replay").iterdir())
+
+
+def test_settings_that_never_learn_are_refused(tmp_path: Path) -> None:
+    few = settings(tmp_path, steps=20)
+    few = replace(few, replay=replace(few.replay, capacity=4.0))
+    with pytest.raises(ConfigError, match=r"replay.capacity holds 4 rows"):
+        train(few, SILENT)
+    with pytest.raises(ConfigError, match=r"steps=20 must be more than prefill=20"):
+        train(settings(tmp_path / "b", steps=20, prefill=20), SILENT)
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(

@@ -7,6 +7,7 @@ Row r lies in slot r % rows; it is still there while oldest <= r < count.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Mapping
@@ -120,7 +121,7 @@ class Ring:
         path = self.directory / file_name(name, stream)
         with path.open("ab") as file:  # only ever longer: what lies there may be worth loading
             if file.tell() < self.rows * field.nbytes:
-                os.truncate(path, self.rows * field.nbytes)
+                _reserve(file.fileno(), self.rows * field.nbytes)
         array = np.memmap(path, field.dtype, "r+", shape=shape)
         self._maps.append(array)
         return np.asarray(array)  # slices of a plain array cost less than those of a memmap
@@ -161,3 +162,16 @@ def available_memory() -> int | None:
     with contextlib.suppress(OSError, ValueError):  # no control group, or "max": no limit
         limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return min(limits, default=None)
+
+
+def _reserve(file: int, size: int) -> None:
+    """Make a file this long with its blocks allocated, where the file system can: a disk that
+    fills up later would otherwise kill the process at a write to the mapped memory."""
+    try:
+        os.posix_fallocate(file, 0, size)
+    except AttributeError:  # not on this system
+        os.truncate(file, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+        os.truncate(file, size)

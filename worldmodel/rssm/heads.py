@@ -82,6 +82,7 @@ def target_of(batch: Batch, name: str, discount: float) -> Tensor:
     if name == "cont":
         return (~batch.is_terminal).to(torch.float32) * discount
     if name in batch.obs:
-        return batch.obs[name]
+        value = batch.obs[name]
+        return value.squeeze(-1) if value.dim() == 3 else value
     known = ", ".join(["reward", "cont", *sorted(batch.obs)])
     raise ValueError(f"No target '{name}' in the batch. Known: {known}.")

@@ -99,6 +99,14 @@ class WorldModel(nn.Module):
                     f"The head '{name}' needs another name: a loss of that name exists already "
                     "(dyn, rep, one for each observation key), or PyTorch reserves it."
                 )
+        for name in c.control:
+            if self._head_size(c.heads[name]) is not None:
+                raise ValueError(
+                    f"The head '{name}' predicts several numbers, so it cannot be controlled. "
+                    "Name heads of one number in agent.model.control."
+                )
+        if c.convolution == "pool" and c.kernel % 2 == 0:
+            raise ValueError(f"kernel={c.kernel} must be odd with convolution=pool.")
         classes = 1 if c.latent == "gaussian" else c.classes
         self.feat_size = c.deter + c.groups * classes
         shared = (c.depth, c.units, c.mults, c.kernel, c.layers, c.convolution)
@@ -124,7 +132,8 @@ class WorldModel(nn.Module):
         if head.target not in self.spec.obs:
             known = ", ".join(["reward", "cont", *sorted(self.spec.obs)])
             raise ValueError(f"No target '{head.target}' for a head. Known: {known}.")
-        return math.prod(self.spec.obs[head.target].shape)
+        size = math.prod(self.spec.obs[head.target].shape)
+        return size if size > 1 else None
 
     @property
     def discount(self) -> float:
@@ -174,6 +183,14 @@ class WorldModel(nn.Module):
     def reward(self, feat: Tensor) -> Tensor:
         """The sum of the controlled heads' predictions [...], each times its weight."""
         parts = [w * self.heads[k].predict(feat) for k, w in self.config.control.items()]  # type: ignore[operator]
+        return torch.stack(parts).sum(0)
+
+    def recorded_reward(self, batch: Batch) -> Tensor:
+        """What `reward` predicts, as it was recorded [B, T]."""
+        parts = [
+            w * target_of(batch, self.config.heads[k].target, self.discount)
+            for k, w in self.config.control.items()
+        ]
         return torch.stack(parts).sum(0)
 
     def cont(self, feat: Tensor) -> Tensor:
