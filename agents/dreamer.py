@@ -202,8 +202,8 @@ class Dreamer(nn.Module):
             reward, cont = self.model.reward(feat), self.model.cont(feat)  # [N, H+1]
             # How likely each state is reached at all; none is learned from beyond an ending.
             weight = torch.cumprod(cont, 1)[:, :-1]
-        # Before torch 2.11 or so, autocast keeps the weights that it cast without gradient, and
-        # the actor would learn nothing below.
+        # Older torch keeps the weights that autocast has just cast without gradient; the actor
+        # would learn nothing below.
         torch.clear_autocast_cache()
         critic = self.critic(feat)
         value = critic.mean.detach()  # cut 3: the critic follows its targets, not they it
