@@ -24,6 +24,8 @@ HEAVY = {
     "imageio",
     "matplotlib",
     "mujoco",
+    "nicegui",
+    "numba",
     "pygame",
     "tensorboard",
 }
@@ -36,7 +38,7 @@ def layers(contract_id: str) -> list[set[str]]:
     return [set(layer.translate(plain).split()) for layer in contract["layers"]]
 
 
-RUNNERS, _, TOOLS = layers("agents-layers")
+STUDIES, RUNNERS, _, TOOLS = layers("agents-layers")
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +47,11 @@ def imports() -> grimp.ImportGraph:
 
 
 def algorithms(imports: grimp.ImportGraph) -> set[str]:
-    """Every module of agents that is neither a runner nor a tool, named in a layer or not."""
+    """Every module of agents that is no study, runner or tool, named in a layer or not."""
     return {
         name
         for name in imports.find_children("agents")
-        if name.removeprefix("agents.") not in RUNNERS | TOOLS
+        if name.removeprefix("agents.") not in STUDIES | RUNNERS | TOOLS
     }
 
 

@@ -1,0 +1,1 @@
+"""Studies: named algorithms measured and compared. The only place that may know them all."""
