@@ -12,7 +12,7 @@ import numpy as np
 
 # Told apart with the common colour blindnesses, and in print (Okabe and Ito).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-STYLE = {
+STYLE: Any = {
     "font.size": 10.0,
     "axes.spines.top": False,
     "axes.spines.right": False,
