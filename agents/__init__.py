@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -13,13 +13,16 @@ from agents.base import Agent, Policy
 from worldmodel import checkpoint, config
 from worldmodel.types import EnvSpec
 
+if TYPE_CHECKING:
+    from worldmodel.replay import Replay
+
 # name -> "module:Class"; the module is imported only when the name is asked for.
 AGENTS = {
     "dreamer": "agents.dreamer:Dreamer",
     "random": "agents.random:Random",
 }
 
-__all__ = ["AGENTS", "Agent", "Policy", "agent_class", "load", "make"]
+__all__ = ["AGENTS", "Agent", "Policy", "agent_class", "load", "load_replay", "make"]
 
 
 def agent_class(name: str) -> type:
@@ -72,6 +75,28 @@ def load(run_folder: str | Path, device: str = "auto") -> Policy:
     agent = make(saved.agent.name, spec, settings, where)
     checkpoint.restore(agent, state["agent"], folder)
     return Policy(agent, spec, env, where)
+
+
+def load_replay(run_folder: str | Path) -> Replay:
+    """The experience that a run recorded, for reading; its files are not changed.
+
+    Raises ConfigError where the folder is not a run or has no replay, or where it is damaged.
+    """
+    from worldmodel.envs import EnvConfig
+    from worldmodel.replay import Replay, ReplayConfig
+
+    folder = Path(run_folder)
+    saved = config.read(folder / "config.yaml")
+    settings = config.build(_section(saved, "replay"), ReplayConfig)
+    env = config.build(_section(saved, "env"), EnvConfig)
+    policy = load(folder, "cpu")
+    place = Path(settings.directory or folder / "replay")
+    replay = Replay(policy.spec, settings, env.num_envs, policy.agent.latent_spec, 0, place)
+    try:
+        replay.load(place)
+    except (ValueError, FileNotFoundError) as error:
+        raise config.ConfigError(f"The replay of '{folder}' cannot be read: {error}") from error
+    return replay
 
 
 def _section(saved: DictConfig, name: str) -> DictConfig:
