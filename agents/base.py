@@ -28,6 +28,17 @@ class Agent(Protocol):
     model: its learned world (a `Dynamics`), or None.
     batch_size, batch_length: rows of experience in one update, [B, T].
     min_rows: rows that replay must hold before the first update.
+
+    state_dict holds everything that decides what the agent does next, its own random generators
+    included, as numbers, strings, lists, dicts and tensors.
+
+    An agent may also have `slow_down(factor)`, which lowers its learning rate for good.
+
+    An agent that decides from the states of its model may also offer these two, for whoever looks
+    at its dreams; both take a `LatentState` [B, ...] on the agent's device:
+
+        imagine_action(latent, mode) -> Tensor [B, A]    encoded actions in imagined states
+        value(latent) -> Tensor [B]                      the discounted return that it expects
     """
 
     Config: ClassVar[type]

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from agents.base import check_mode
 from agents.normalize import ReturnScale
 from agents.policies import Policy
 from agents.returns import lambda_return, replay_return
@@ -156,6 +157,22 @@ class Dreamer(nn.Module):
         latent = latent.map(Tensor.float)
         return action.cpu().numpy(), ActState(latent, action), {"latent": latent}
 
+    # In imagination.
+
+    @torch.no_grad()
+    def imagine_action(self, latent: LatentState, mode: str = "sample") -> Tensor:
+        """Encoded actions [B, A] in imagined states [B, ...]."""
+        check_mode(mode)
+        feat = latent.feat
+        dist = self.actor(feat, self.model.action_mask(feat))
+        return dist.sample() if mode == "sample" else dist.mode()
+
+    @torch.no_grad()
+    def value(self, latent: LatentState) -> Tensor:
+        """The discounted return [B] that the critic expects from states [B, ...]."""
+        out: Tensor = self.critic(latent.feat).mean
+        return out
+
     # Learning.
 
     def update(self, replay: Replay) -> dict[str, Tensor]:
@@ -246,12 +263,8 @@ class Dreamer(nn.Module):
     def imagine(self, start: LatentState) -> tuple[LatentState, Tensor]:
         """H steps under the actor from start [N, ...]: states and actions, both [N, H+1, ...]."""
 
-        def policy(state: LatentState) -> Tensor:
-            feat = state.feat
-            return self.actor(feat, self.model.action_mask(feat)).sample()
-
-        states, actions = self.model.imagine(start, policy, self.config.horizon)
-        last = policy(states.map(lambda x: x[:, -1]))
+        states, actions = self.model.imagine(start, self.imagine_action, self.config.horizon)
+        last = self.imagine_action(states.map(lambda x: x[:, -1]))
         return states, torch.cat([actions, last.unsqueeze(1)], 1)
 
     def replay_value_loss(
@@ -277,6 +290,10 @@ class Dreamer(nn.Module):
         slow = self.slow_critic(feat.detach()).mean
         loss = -critic_log_prob(critic, target, slow, c.slow_scale)
         return ((~batch.is_last[:, :-1]).float() * loss).mean()
+
+    def slow_down(self, factor: float) -> None:
+        """Lower the learning rate of all later updates."""
+        self.optim.slow_down(factor)
 
     # Keeping.
 
