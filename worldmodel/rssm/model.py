@@ -140,6 +140,12 @@ class WorldModel(nn.Module):
         """1 - 1/discount_horizon, which the continue head carries."""
         return 1.0 - 1.0 / self.config.discount_horizon
 
+    @property
+    def feat_bound(self) -> float:
+        """No entry of a state's features is larger: 1 for categorical latents (the recurrent part
+        is a mean of tanh, the rest one-hot), infinite for gaussian ones."""
+        return math.inf if self.core.gaussian else 1.0
+
     def initial(self, batch_size: int) -> LatentState:
         """The state before anything was seen: zeros [B, ...]."""
         return self.core.initial(batch_size)
@@ -161,6 +167,14 @@ class WorldModel(nn.Module):
         state = self.core.step(state, action)
         feat = state.feat
         return Prediction(state, self.reward(feat), self.heads["cont"].predict(feat))  # type: ignore[operator]
+
+    def surprise(self, state: LatentState, obs: dict[str, Tensor], action: Tensor) -> Tensor:
+        """KL(posterior || prior) [B] in nats: what obs [B, ...] tells beyond what was foretold
+        for it from the state before it and the action [B, A] that led to it."""
+        embed = self.encoder({key: value.unsqueeze(1) for key, value in obs.items()})
+        inside = torch.zeros(len(action), 1, dtype=torch.bool, device=action.device)
+        states, posterior = self.core.observe(state, embed, action.unsqueeze(1), inside)
+        return self.core.kl(posterior, self.core.prior(states.deter)).squeeze(1)
 
     def imagine(
         self, state: LatentState, policy: Tensor | Callable[[LatentState], Tensor], horizon: int
