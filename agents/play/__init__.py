@@ -1,0 +1,1 @@
+"""Step into the dream of a trained world model: `scripts/play.py`."""
