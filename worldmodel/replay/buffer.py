@@ -242,24 +242,40 @@ class Replay:
         flags = out.pop("flags")
         return out | {name: (flags & bit) != 0 for name, bit in FLAGS.items()}
 
-    def save(self, directory: str | Path) -> None:
-        """Write everything to a folder: rows, counters, online queue and random generator.
+    def save(self, directory: str | Path) -> dict[str, Any]:
+        """Write everything to a folder, so that a kill leaves either this save or the one before.
 
-        In memory, a second save to the same folder writes only what changed. A save that is
-        killed half-way leaves the one before it, less the rows it had begun to overwrite.
+        Returns the state to store in a checkpoint (numbers, strings, lists and dicts only);
+        `commit` follows once that checkpoint is written.
         """
         extra = {"cursor": self._cursor.tolist(), "rng": self._rng.bit_generator.state}
         self._saver.save(Path(directory), extra)
+        return {"count": self._ring.count.tolist(), "floor": self._ring.floor.tolist(), **extra}
 
-    def load(self, directory: str | Path) -> None:
+    def commit(self) -> None:
+        """The checkpoint with the last `save`'s state is there: fold that save into the base
+        files. Does nothing where there is nothing to fold; may be repeated."""
+
+    def load(self, directory: str | Path, state: Mapping[str, Any] | None = None) -> None:
         """Restore what `save` wrote; draws then go on as if never interrupted.
 
-        Raises ValueError where the saved replay differs (spec, latents, environments, capacity)
-        or its files are damaged, and FileNotFoundError where there is none.
+        state: what that save returned, out of the checkpoint; None takes the newest save there.
+
+        Raises ReplayDamaged where the files do not hold that state, ValueError where the saved
+        replay differs (spec, latents, environments, capacity), FileNotFoundError where there is
+        none.
         """
         extra = self._saver.load(Path(directory))
         self._cursor = np.asarray(extra["cursor"], np.int64)
         self._rng.bit_generator.state = extra["rng"]
+
+    def disk_bytes(self, steps: int | None = None) -> int:
+        """The most bytes that a folder with this replay can hold, after `steps` rows over all
+        streams together, or when full: the base files, and a delta of the same size."""
+        full = self.capacity
+        rows = full if steps is None else min(full, steps + self.num_envs)
+        base = full if self.config.storage == "disk" else rows
+        return (base + rows) * self.row_bytes
 
     def _starts(self, length: int) -> np.ndarray:
         if length < 1:

@@ -27,6 +27,10 @@ VERSION = 1
 CHANGING = ("deter", "stoch", "flags")  # fields that change in rows already saved
 
 
+class ReplayDamaged(ValueError):
+    """A saved replay cannot give what is asked of it; an older checkpoint may still find its."""
+
+
 class Saver:
     """Saves and loads one ring; remembers where the last save went, to write only changes."""
 
