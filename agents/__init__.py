@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +70,7 @@ def load(run_folder: str | Path, device: str = "auto") -> Policy:
     cls: Any = agent_class(saved.agent.name)
     settings = config.build(_section(saved, "agent"), cls.Config)
     env = config.build(_section(saved, "env"), EnvConfig)
-    state = checkpoint.load(folder)
+    state = checkpoint.load(folder, warnings.warn)
     spec = checkpoint.spec_from_dict(state["spec"])
     where = pick_device(device)
     agent = make(saved.agent.name, spec, settings, where)

@@ -56,7 +56,8 @@ class Random:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {}
+        return {"rng": self.rng.bit_generator.state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
+        if "rng" in state:  # earlier runs kept nothing
+            self.rng.bit_generator.state = state["rng"]

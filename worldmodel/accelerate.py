@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import sys
 from typing import Any
 
@@ -36,6 +37,18 @@ def set_threads(threads: int) -> int:
     if threads:
         torch.set_num_threads(threads)
     return torch.get_num_threads()
+
+
+def set_deterministic(wanted: bool) -> None:
+    """Allow only operations that give the same bits for the same input, or any again.
+
+    On a CPU, with the same number of threads, they all do; on a GPU some get slower, and one that
+    has no such form raises RuntimeError. A GPU's matrix library reads its setting when it starts.
+    """
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted)
+    torch.backends.cudnn.benchmark = False
 
 
 def keep_freed_memory() -> bool:

@@ -1,10 +1,19 @@
-"""Checkpoints that survive a kill at any moment: a new name, flush, fsync, then rename."""
+"""Checkpoints that survive a kill at any moment, and say when they were damaged.
+
+    <run>/checkpoints/000012-3f9a1c0de7b2a455.pt     the twelfth, and the start of its SHA-256
+
+A checkpoint is written under another name, flushed, and renamed when it is whole, so every file
+of this form was complete once. Its name says what its bytes must be: one that the disk, or a
+person, changed since is recognised, and the one before it is used. Nothing in a file is executed.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,80 +23,145 @@ from torch import Tensor
 
 from worldmodel.types import ActionSpec, EnvSpec, ObsSpec
 
-NAME = "checkpoint.pt"
-PREVIOUS = "checkpoint.previous.pt"
+FOLDER = "checkpoints"
+FORMAT = 2  # of what is inside; 1 was a single checkpoint.pt without environments and replay
+OLD_NAME = "checkpoint.pt"
+NAME = re.compile(r"(\d{6,})-([0-9a-f]{16})\.pt")
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint is missing, damaged or of another shape; the message says what to do."""
 
 
-def save(folder: Path, state: Mapping[str, Any]) -> Path:
-    """Write `checkpoint.pt`, all or nothing, and keep the one before it.
+def save(run: Path, state: Mapping[str, Any], keep: int = 2) -> Path:
+    """Write the next checkpoint of a run folder, all or nothing; the newest `keep` ones stay.
 
     state: numbers, strings, lists, dicts and tensors only, so that it loads without unpickling.
-    Raises OSError (a full disk, say) and then leaves the last checkpoint as it was.
+    Raises OSError (a full disk, say) and then leaves the ones before as they were.
     """
-    folder = Path(folder)
-    fresh, final = folder / f"{NAME}.new", folder / NAME
+    assert keep >= 1
+    folder = Path(run) / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    before = found(run)
+    fresh = folder / "unfinished"
     try:
         with fresh.open("wb") as file:
             # PyTorch's zip writer turns a full disk into a RuntimeError without the reason.
-            torch.save(dict(state), file)
+            torch.save({"format": FORMAT, **state}, file)
             file.flush()
             os.fsync(file.fileno())
+        number = _number(before[0]) + 1 if before else 1
+        final = folder / f"{number:06d}-{_digest(fresh)}.pt"
+        os.replace(fresh, final)
     except BaseException as error:
         fresh.unlink(missing_ok=True)
         if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
-    if final.exists():
-        previous = folder / PREVIOUS
-        link = folder / f"{PREVIOUS}.new"
-        link.unlink(missing_ok=True)
-        # `checkpoint.pt` must exist at every moment, so it is linked rather than moved away.
-        try:
-            os.link(final, link)
-            os.replace(link, previous)
-        except OSError:
-            pass  # a file system without hard links keeps only the newest one
-    os.replace(fresh, final)
     _sync_directory(folder)
+    for old in before[keep - 1 :]:
+        old.unlink(missing_ok=True)
     return final
 
 
-def exists(folder: Path) -> bool:
-    """Whether the folder holds a checkpoint."""
-    return (Path(folder) / NAME).is_file()
+def found(run: Path) -> list[Path]:
+    """The checkpoints of a run folder, newest first, damaged ones included."""
+    folder = Path(run) / FOLDER
+    paths = [path for path in folder.glob("*.pt") if NAME.fullmatch(path.name)]
+    return sorted(paths, key=_number, reverse=True)
 
 
-def load(folder: Path) -> dict[str, Any]:
-    """The newest checkpoint of a run folder, on the CPU, without running any code from it.
+def exists(run: Path) -> bool:
+    """Whether the folder holds a checkpoint, damaged or not."""
+    return bool(found(run)) or (Path(run) / OLD_NAME).is_file()
 
-    Raises CheckpointError where it is missing or damaged.
+
+def load(run: Path, warn: Callable[[str], None] | None = None) -> dict[str, Any]:
+    """The newest checkpoint of a run folder that is whole, on the CPU, without running any code
+    from it. Each damaged one on the way is passed over, and `warn` is told so.
+
+    Raises CheckpointError where there is none, or none that is whole.
     """
-    path = Path(folder) / NAME
-    if not path.is_file():
+    return next(candidates(run, warn))
+
+
+def candidates(run: Path, warn: Callable[[str], None] | None = None) -> Iterator[dict[str, Any]]:
+    """The whole checkpoints of a run folder, newest first, as `load` reads them; after the last
+    one CheckpointError."""
+    paths = found(run)
+    damages: list[str] = []
+    for path in paths:
+        try:
+            state = _checked(path)
+        except CheckpointError as error:
+            damages.append(str(error))
+            continue
+        if damages and warn is not None:
+            warn(f"{' '.join(damages)} Going on from the one before: '{path.name}'.")
+        damages.clear()
+        yield state
+    old = Path(run) / OLD_NAME
+    if not paths and old.is_file():
+        yield _read_first_format(old)
+    if not paths:
         raise CheckpointError(
-            f"There is no checkpoint '{path}'. Either the folder is wrong, or the run was stopped "
-            "before its first checkpoint: start it again."
+            f"There is no checkpoint in '{Path(run) / FOLDER}'. Either the folder is wrong, or the "
+            "run was stopped before its first checkpoint: start it again."
         )
+    raise CheckpointError(
+        f"{' '.join(damages)} There is no other checkpoint in '{Path(run) / FOLDER}': start the "
+        "run again in a new folder."
+    )
+
+
+def _checked(path: Path) -> dict[str, Any]:
+    """A checkpoint whose bytes are those that were written."""
+    named = NAME.fullmatch(path.name)
+    assert named
+    try:
+        if _digest(path) != named.group(2):
+            raise CheckpointError(
+                f"The checkpoint '{path}' is damaged: its {path.stat().st_size:,} bytes are not "
+                "those that were written."
+            )
+    except OSError as error:
+        raise CheckpointError(f"The checkpoint '{path}' cannot be read ({error}).") from error
+    state = _read(path)
+    if state.get("format") != FORMAT:
+        raise CheckpointError(
+            f"The checkpoint '{path}' has the format {state.get('format')!r}; this version reads "
+            f"{FORMAT}. Use the version of worldmodel that wrote it."
+        )
+    return state
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError, KeyError, ValueError) as error:
-        previous = path.parent / PREVIOUS
-        way_out = (
-            f"the one before it is '{previous}': rename it to '{NAME}' to continue from there"
-            if previous.is_file()
-            else "there is no earlier one: start the run again in a new folder"
-        )
-        raise CheckpointError(
-            f"The checkpoint '{path}' is damaged ({path.stat().st_size:,} bytes; "
-            f"{(str(error) or repr(error)).splitlines()[0][:200]}); {way_out}."
-        ) from error
+    except (
+        RuntimeError, EOFError, pickle.UnpicklingError, OSError, LookupError, ValueError,
+        TypeError, AttributeError, MemoryError, AssertionError,
+    ) as error:  # fmt: skip
+        reason = (str(error) or repr(error)).splitlines()[0][:200]
+        text = f"'{path}' is damaged or no checkpoint of ours ({reason})."
+        raise CheckpointError(text) from error
     if not isinstance(state, dict):
         raise CheckpointError(f"'{path}' holds a {type(state).__name__}, not a checkpoint.")
     return state
+
+
+def _read_first_format(path: Path) -> dict[str, Any]:
+    """A checkpoint of format 1: what it lacks is None, and its run goes on with new episodes."""
+    return {"format": FORMAT, "replay": None, "collector": None, "log": None, **_read(path)}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _number(path: Path) -> int:
+    return int(path.name.partition("-")[0])
 
 
 def restore(target: Any, state: Mapping[str, Any], where: Any) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 METRICS = "metrics.jsonl"
+EVENTS = "events.out.tfevents.*"
 SMALLEST_SIDE = 256  # pixels; smaller pictures are enlarged so that a person can see them
 
 
@@ -44,22 +45,36 @@ class Means:
         self._sums, self._counts = {}, {}
         return means
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was gathered since the last reading, for a checkpoint."""
+        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`."""
+        self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
+
 
 class RunLog:
     """Writes scalars and pictures of one run, stamped with its agent steps.
 
-    folder: of the run. step: the agent steps at which a continued run stands: what an earlier
-    process logged later than that (it was killed after its last checkpoint) is dropped.
+    folder: of the run. position: what `position()` said at the checkpoint that the run goes on
+    from: everything that was written later (the process was killed) is dropped, so that no line
+    is there twice. None begins a log, without what a run killed before its first checkpoint left.
     """
 
-    def __init__(self, folder: Path, step: int = 0) -> None:
+    def __init__(self, folder: Path, position: Mapping[str, int] | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        keep_until(self.folder / METRICS, step)
+        cut_back(self.folder, position or {})
         self._file = (self.folder / METRICS).open("a")
-        self._board = SummaryWriter(str(self.folder), purge_step=step + 1 if step else None)
+        self._board = SummaryWriter(str(self.folder))
+
+    def position(self) -> dict[str, int]:
+        """Bytes of every log file, all on the disk by now."""
+        self.flush()
+        return log_sizes(self.folder)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One line of metrics.jsonl and one point per TensorBoard curve. A value that is not
@@ -104,23 +119,23 @@ class RunLog:
         self._board.close()
 
 
-def keep_until(path: Path, step: int) -> None:
-    """Drop the lines of a metrics.jsonl that are later than `step`, or cut off in the middle."""
-    if not path.is_file():
-        return
-    lines = path.read_text().splitlines(keepends=True)
-    kept = [line for line in lines if _step_of(line) <= step]
-    if kept != lines:
-        fresh = path.with_suffix(".new")
-        fresh.write_text("".join(kept))
-        os.replace(fresh, path)
+def cut_back(folder: Path, position: Mapping[str, int]) -> None:
+    """Bring the log files of a folder back to the bytes that they had; what is new goes."""
+    for path in _log_files(folder):
+        size = position.get(path.name, 0)
+        if size == 0:
+            path.unlink()
+        elif path.stat().st_size > size:
+            os.truncate(path, size)
 
 
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
+def log_sizes(folder: Path) -> dict[str, int]:
+    """Bytes of every log file of a folder."""
+    return {path.name: path.stat().st_size for path in _log_files(folder)}
+
+
+def _log_files(folder: Path) -> list[Path]:
+    return [p for p in (folder / METRICS, *sorted(folder.glob(EVENTS))) if p.is_file()]
 
 
 def as_rgb(frame: np.ndarray) -> np.ndarray:

@@ -52,6 +52,7 @@ class LaProp:
         self.names = [name for name, _ in named]
         self.params: list[Tensor] = [p for _, p in named]
         self.updates = 0
+        self.slower = 1.0  # what `slow_down` has made of the step size so far
         self.flat = torch.cat([p.detach().reshape(-1) for p in self.params])
         self.grad = torch.zeros_like(self.flat)
         self.mean = torch.zeros_like(self.flat)
@@ -68,12 +69,18 @@ class LaProp:
     def lr(self) -> float:
         """The step size of the next update."""
         c, t = self.config, self.updates + 1
+        lr = c.lr * self.slower
         if t < c.warmup:
-            return c.lr * t / c.warmup
+            return lr * t / c.warmup
         if c.anneal:
             done = min(1.0, (t - c.warmup) / max(1, c.anneal - c.warmup))
-            return c.lr * (1.0 - 0.9 * done)
-        return c.lr
+            return lr * (1.0 - 0.9 * done)
+        return lr
+
+    def slow_down(self, factor: float) -> None:
+        """Multiply the step size of all later updates by a factor in (0, 1]."""
+        assert 0 < factor <= 1
+        self.slower *= factor
 
     def step(self, loss: Tensor) -> dict[str, Tensor]:
         """Differentiate the scalar loss and move the weights once.
@@ -113,6 +120,7 @@ class LaProp:
         """Moments and the number of updates."""
         return {
             "updates": self.updates,
+            "slower": self.slower,
             "names": list(self.names),
             "mean": self.mean.clone(),
             "square": self.square.clone(),
@@ -126,6 +134,6 @@ class LaProp:
                 f"{state['mean'].numel():,} numbers; this model has {len(self.names)} tensors, "
                 f"{self.mean.numel():,} numbers. Load a checkpoint of the same configuration."
             )
-        self.updates = state["updates"]
+        self.updates, self.slower = state["updates"], state.get("slower", 1.0)
         self.mean.copy_(state["mean"])
         self.square.copy_(state["square"])

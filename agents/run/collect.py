@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import InitVar, dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from gymnasium.vector import VectorEnv
 
 from agents.base import Agent, random_actions
 from worldmodel.config import RunError
-from worldmodel.envs.processes import EnvProcessError
+from worldmodel.envs import EnvError
 from worldmodel.replay import Replay
 from worldmodel.types import EnvSpec
 
@@ -35,6 +36,7 @@ class Collector:
     environment clips them at its own edge.
 
     seed: of the random actions; the environments were seeded when they were made.
+    saved: what `state_dict` said, to go on in the middle of the same episodes.
     steps counts real transitions over all environments; the rows of a reset do not count.
     """
 
@@ -43,19 +45,70 @@ class Collector:
     agent: Agent
     seed: int
     mode: str = "sample"
+    saved: InitVar[Mapping[str, Any] | None] = None
+    say: Callable[[str], None] = lambda text: None
     steps: int = 0
     rows: dict[str, np.ndarray] = field(init=False)
     seen: dict[str, np.ndarray] = field(init=False)  # all that arrived last, unknown keys included
     state: Any = field(init=False, default=None)
+    failures: list[tuple[int, str]] = field(init=False, default_factory=list)  # of the last step
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, saved: Mapping[str, Any] | None) -> None:
         self.num_envs = self.envs.num_envs
         self.rng = np.random.default_rng(self.seed)
         self.returns = np.zeros(self.num_envs)
         self.lengths = np.zeros(self.num_envs, np.int64)
+        if saved is None or not self._resume(saved):
+            self._begin()
+
+    def _begin(self) -> None:
+        """New episodes in every environment."""
         obs = guarded(lambda: self.envs.reset()[0])
         nothing = np.zeros(self.num_envs, bool)
         self.rows = self._rows(obs, np.zeros(self.num_envs), nothing, nothing, ~nothing, None)
+        self.returns[:], self.lengths[:] = 0, 0
+
+    def _resume(self, saved: Mapping[str, Any]) -> bool:
+        """Bring environments, agent and generators back to where they were.
+
+        The environments play their episodes again, from the same seeds and actions. False where
+        that does not lead to the same observations: such an environment does not keep to its
+        seed, and new episodes must begin.
+        """
+        self.steps = saved["steps"]
+        self.rng.bit_generator.state = saved["rng"]
+        obs = guarded(lambda: self.envs.restore(saved["envs"]))
+        rows = {key: value.numpy().copy() for key, value in saved["rows"].items()}
+        strange = [key for key in self.spec.obs if not np.array_equal(obs[key], rows[key])]
+        if strange:
+            self.say(
+                f"The environment does not repeat itself (its {', '.join(strange)} came out "
+                "otherwise for the same seed and actions), so the episodes that were interrupted "
+                "are closed as truncated and new ones begin. The run is sound, but not the same to "
+                "the bit."
+            )
+            return False
+        self.rows, self.seen = rows, dict(obs)
+        self.returns, self.lengths = saved["returns"].numpy(), saved["lengths"].numpy()
+        if saved["agent"] is not None:
+            self.state = packed(self.agent.initial(self.num_envs), saved["agent"])
+        return True
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Where episodes, agent and generators stand, or None where an environment cannot say."""
+        try:
+            envs = self.envs.snapshot()
+        except (EnvError, AttributeError):  # SHIM
+            return None
+        return {
+            "envs": envs,
+            "rows": {key: torch.from_numpy(value.copy()) for key, value in self.rows.items()},
+            "agent": unpacked(self.state),
+            "rng": self.rng.bit_generator.state,
+            "returns": torch.from_numpy(self.returns.copy()),
+            "lengths": torch.from_numpy(self.lengths.copy()),
+            "steps": self.steps,
+        }
 
     def step(self, replay: Replay | None = None, explore: bool = False) -> list[Episode]:
         """Act on the rows at hand, record them, and fetch the next ones.
@@ -73,9 +126,14 @@ class Collector:
         if replay is not None:
             guarded(lambda: replay.add({**rows, **latent_rows(extras, replay)}))
         native = self.spec.action.decode(self._clipped(action))
-        obs, reward, terminated, truncated, _ = guarded(lambda: self.envs.step(native))
-        # With autoreset at the next step, the row after a last one begins a new episode.
-        self.rows = self._rows(obs, reward, terminated, truncated, rows["is_last"], action)
+        obs, reward, terminated, truncated, infos = guarded(lambda: self.envs.step(native))
+        self.failures = infos.get("failures", [])
+        for index, reason in self.failures:
+            self.say(f"environment {index} was restarted: {reason}")
+        # With autoreset at the next step, the row after a last one begins a new episode; so does
+        # that of an environment which failed, and replay closes its old episode as truncated.
+        is_first = rows["is_last"] | infos.get("restarted", False)
+        self.rows = self._rows(obs, reward, terminated, truncated, is_first, action)
         return self._count()
 
     def _clipped(self, action: np.ndarray) -> np.ndarray:
@@ -115,11 +173,34 @@ class Collector:
 
 
 def guarded(call: Any) -> Any:
-    """An environment's answer; its error, or its end, stops the run with its own words."""
+    """An environment's answer; its error stops the run with its own words."""
     try:
         return call()
-    except (ValueError, EnvProcessError) as error:
+    except ValueError as error:
         raise RunError(f"The environment failed: {error}") from error
+
+
+def unpacked(state: Any) -> Any:
+    """An agent's state as lists, dicts and tensors on the CPU, for a checkpoint."""
+    if isinstance(state, tuple | list):
+        return [unpacked(part) for part in state]
+    if isinstance(state, Mapping):
+        return {key: unpacked(part) for key, part in state.items()}
+    if isinstance(state, np.ndarray):
+        return torch.from_numpy(state.copy())
+    return state.detach().cpu().clone() if isinstance(state, torch.Tensor) else state
+
+
+def packed(like: Any, saved: Any) -> Any:
+    """The inverse of `unpacked`, in the form, and on the device, of another state."""
+    if isinstance(like, tuple | list):
+        parts = [packed(one, other) for one, other in zip(like, saved, strict=True)]
+        return type(like)(*parts) if hasattr(like, "_fields") else type(like)(parts)
+    if isinstance(like, Mapping):
+        return {key: packed(like[key], saved[key]) for key in like}
+    if isinstance(like, np.ndarray):
+        return saved.numpy().copy()
+    return saved.to(like.device) if isinstance(like, torch.Tensor) else saved
 
 
 def latent_rows(extras: Mapping[str, Any], replay: Replay) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from worldmodel.replay import RowIndex
 from worldmodel.types import Batch, EnvSpec
 
 if TYPE_CHECKING:
-    from agents.run.train import Trainer
+    from agents.run.trainer import Trainer
 
 SUMMARY = "summary.json"
 DREAM_ROWS = 50  # rows of one dream, where the episode is long enough
@@ -41,6 +41,9 @@ def summarise(trainer: Trainer, result: EvalResult) -> dict[str, Any]:
         "env_frames": counters.env_frames,
         "updates": counters.updates,
         "episodes": counters.episodes,
+        "skipped_updates": counters.skipped,
+        "rollbacks": counters.rollbacks,
+        "env_failures": counters.env_failures,
         "wall_clock_s": round(counters.train_seconds, 2),
         "eval_s": round(counters.eval_seconds, 2),
         "eval_return_mean": result.mean,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from agents.run import report
 from worldmodel import checkpoint, config
 from worldmodel.config import ConfigError, RunError
 from worldmodel.envs import EnvConfig
+from worldmodel.log import METRICS
 from worldmodel.replay import ReplayConfig
 
 CONFIG = "config.yaml"
@@ -20,6 +23,8 @@ CONFIG = "config.yaml"
 FREE = (
     "run", "steps", "max_minutes", "device", "threads", "log_every", "eval_every",
     "eval_episodes", "final_episodes", "eval_envs", "video_every", "checkpoint_minutes",
+    "checkpoints_kept", "accept_changes", "nonfinite_limit", "max_rollbacks", "env.timeout",
+    "env.max_failures",
 )  # fmt: skip
 
 
@@ -42,6 +47,11 @@ class TrainConfig:
     eval_envs: int = 10  # environments that play evaluation episodes at the same time
     video_every: int = 50_000  # agent steps between two films of a dream; 0 means none
     checkpoint_minutes: float = 5.0  # of training between two checkpoints
+    checkpoints_kept: int = 2  # newest ones; should one be damaged, the one before it is used
+    accept_changes: bool = False  # continue a run although its settings were others
+    deterministic: bool = False  # only operations that give the same bits each time
+    nonfinite_limit: int = 10  # skipped updates in a row after which the run goes back
+    max_rollbacks: int = 3  # times that it goes back, at half the learning rate, before it stops
     env: EnvConfig = field(default_factory=EnvConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     agent: Any = None  # the `Config` of a registered agent
@@ -50,14 +60,15 @@ class TrainConfig:
         at_least = {
             "steps": 1, "threads": 0, "prefill": 0, "log_every": 1, "eval_every": 0,
             "eval_episodes": 1, "final_episodes": 1, "eval_envs": 1, "video_every": 0, "seed": 0,
+            "checkpoints_kept": 1, "nonfinite_limit": 1, "max_rollbacks": 0,
         }  # fmt: skip
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
         for name in ("train_ratio", "checkpoint_minutes", "max_minutes"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"{name} is {value}; it must be more than 0.")
+            if value is not None and not 0 < value < math.inf:  # a NaN fails too
+                raise ConfigError(f"{name} is {value}; it must be more than 0, and finite.")
 
     @property
     def folder(self) -> Path:
@@ -77,6 +88,9 @@ class Counters:
     owed: float = 0.0  # updates earned by collected steps and not done yet
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
+    skipped: int = 0  # updates whose loss or gradient was not finite
+    rollbacks: int = 0  # times that the run went back to a checkpoint and lowered its rate
+    env_failures: int = 0  # environments that were restarted
 
 
 def crossed(before: float, after: float, every: float) -> bool:
@@ -84,10 +98,11 @@ def crossed(before: float, after: float, every: float) -> bool:
     return every > 0 and after // every > before // every
 
 
-def check_folder(settings: TrainConfig) -> dict[str, Any] | None:
+def check_folder(settings: TrainConfig, say: Callable[[str], None]) -> dict[str, Any] | None:
     """The summary of a run that is finished already, or None where there is something to do.
 
-    Raises ConfigError where the folder holds a run with other settings.
+    Raises ConfigError where the folder holds a run with other settings and `accept_changes` does
+    not consent to them.
     """
     folder = settings.folder
     if not (folder / CONFIG).is_file():
@@ -95,10 +110,13 @@ def check_folder(settings: TrainConfig) -> dict[str, Any] | None:
     changed = config.differences(config.read(folder / CONFIG), settings, FREE)
     if changed:
         lines = [f"  {key}: there {old}, asked for {new}" for key, (old, new) in changed.items()]
-        raise ConfigError(
-            f"'{folder}' holds a run with other settings:\n" + "\n".join(lines) + "\n"
-            "Give the same settings to continue it, or another run=... to start a new one."
-        )
+        text = f"'{folder}' holds a run with other settings:\n" + "\n".join(lines)
+        if not settings.accept_changes:
+            raise ConfigError(
+                f"{text}\nGive the same settings to continue it, accept_changes=true to go on with "
+                "the new ones, or another run=... to start a new run."
+            )
+        say(f"{text}\nGoing on with the new ones, as accept_changes says.")
     summary = report.read_summary(folder)
     if summary is None or not checkpoint.exists(folder):
         return None
@@ -108,16 +126,12 @@ def check_folder(settings: TrainConfig) -> dict[str, Any] | None:
 
 
 def check_unused(folder: Path) -> None:
-    """RunError where a folder lost its checkpoint but not what a run left there."""
-    metrics = folder / "metrics.jsonl"
-    left = [folder / checkpoint.PREVIOUS]
-    left += [metrics] if metrics.is_file() and metrics.stat().st_size else []
-    left = [path for path in left if path.exists()]
-    if left:
+    """RunError where a folder lost its checkpoints but not what a run wrote there."""
+    metrics = folder / METRICS
+    if metrics.is_file() and metrics.stat().st_size:
         raise RunError(
-            f"'{folder}' has no {checkpoint.NAME}, but {left[0].name} of an earlier run. To "
-            f"continue that run, rename {checkpoint.PREVIOUS} to {checkpoint.NAME}; to start a new "
-            "one, choose another run=... or empty the folder."
+            f"'{folder}' holds {METRICS} of an earlier run, but none of its checkpoints. Choose "
+            "another run=..., put its checkpoints back, or empty the folder."
         )
 
 

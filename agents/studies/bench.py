@@ -21,6 +21,8 @@ from worldmodel import config
 # name -> module; a module is imported only when its name is asked for.
 MEASURES: dict[str, str] = {
     "dyna": "agents.studies.bench_dyna",
+    "faults": "agents.studies.bench_faults",
+    "memory": "agents.studies.bench_memory",
 }
 
 

@@ -22,6 +22,8 @@ class CountingConfig:
     batch_length: int = 4
     width: int = 3  # of its weight
     bad_update: int = -1  # the update whose loss is not finite
+    bad_from: int = -1  # the update from which on none is, until the rate is at most `cure`
+    cure: float = 0.3
 
 
 class CountingState(NamedTuple):
@@ -42,6 +44,7 @@ class CountingAgent:
         self.spec, self.config = spec, config
         self.weight = torch.zeros(config.width, dtype=torch.float64)
         self.updates = 0
+        self.rate = 1.0
         self.modes: list[str] = []
 
     @property
@@ -82,7 +85,9 @@ class CountingAgent:
     def update(self, replay: Replay) -> dict[str, Any]:
         batch = replay.sample(self.batch_size, self.batch_length)
         self.updates += 1
-        if self.updates == self.config.bad_update:
+        config = self.config
+        ill = 0 <= config.bad_from <= self.updates and self.rate > config.cure
+        if ill or self.updates == config.bad_update:
             error = FloatingPointError("the loss is nan.")
             error.batch = batch  # type: ignore[attr-defined]
             raise error
@@ -90,8 +95,11 @@ class CountingAgent:
         self.weight = torch.sin(self.weight + drawn)
         return {"loss/all": self.weight.sum(), "number": 1.0}
 
+    def slow_down(self, factor: float) -> None:
+        self.rate *= factor
+
     def state_dict(self) -> dict[str, Any]:
-        return {"weight": self.weight, "updates": self.updates}
+        return {"weight": self.weight, "updates": self.updates, "rate": self.rate}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.weight, self.updates = state["weight"], state["updates"]
+        self.weight, self.updates, self.rate = state["weight"], state["updates"], state["rate"]

@@ -15,6 +15,7 @@ from agents.dreamer import DreamerConfig
 from agents.run.settings import TrainConfig
 from agents.run.train import train
 from tests.agents.counting_agent import ENV, CountingAgent, CountingConfig
+from worldmodel import checkpoint
 from worldmodel.checkpoint import CheckpointError
 from worldmodel.config import ConfigError
 from worldmodel.envs import EnvConfig, make_env
@@ -54,8 +55,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_leaves_its_pictures(trained: Path) -> None:
-    for name in ("eval.mp4", "dream.png", "summary.json", "config.yaml", "checkpoint.pt"):
+    for name in ("eval.mp4", "dream.png", "summary.json", "config.yaml"):
         assert (trained / name).stat().st_size > 100, name
+    assert checkpoint.found(trained)
     assert list((trained / "videos").glob("dream_film_*.mp4"))
     assert list(trained.glob("events.out.tfevents.*"))
 
@@ -101,11 +103,13 @@ def test_load_explains_what_is_missing(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text((trained / "config.yaml").read_text())
     with pytest.raises(CheckpointError, match="There is no checkpoint"):
         agents.load(tmp_path)
-    whole = (trained / "checkpoint.pt").read_bytes()
-    (tmp_path / "checkpoint.pt").write_bytes(whole[: len(whole) // 2])
+    newest = checkpoint.found(trained)[0]
+    (tmp_path / "checkpoints").mkdir()
+    copy = tmp_path / "checkpoints" / newest.name
+    copy.write_bytes(newest.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="is damaged"):
         agents.load(tmp_path)
-    (tmp_path / "checkpoint.pt").write_bytes(whole)
+    copy.write_bytes(newest.read_bytes())
     text = (trained / "config.yaml").read_text()
     (tmp_path / "config.yaml").write_text(text.replace("deter: 16", "deter: 24"))
     with pytest.raises(CheckpointError, match=r"needed \[.*24.*\], checkpoint has \[.*16.*\]"):

@@ -11,6 +11,7 @@ import torch
 
 from agents.base import Agent
 from agents.dreamer import Dreamer, DreamerConfig
+from agents.returns import lambda_return, replay_return
 from tests.model_batches import (
     DISCRETE,
     MASK,
@@ -300,11 +301,19 @@ def test_mixed_precision_learns_acts_and_keeps_losses_in_float32(
     seen: list[torch.dtype] = []
     kl = agent.model.core.kl
     monkeypatch.setattr(agent.model.core, "kl", lambda *a: seen.append((k := kl(*a)).dtype) or k)
+    for one in (lambda_return, replay_return):
+
+        def watched(*a: Any, of: Any = one) -> torch.Tensor:
+            result = of(*a)
+            seen.extend(x.dtype for x in (*a, result) if torch.is_tensor(x))
+            return result
+
+        monkeypatch.setattr(f"agents.dreamer.{one.__name__}", watched)
     metrics, states = agent.train_on(batch)
     assert all(p.grad.abs().sum() > 0 for p in agent.actor.parameters())  # type: ignore[union-attr]
     batch.context = states.map(lambda x: x[:, 0])  # float32, as replay hands it out
     metrics, _ = agent.train_on(batch)
-    assert set(seen) == {torch.float32}
+    assert set(seen) == {torch.float32, torch.bool}  # KL, returns and all that they are made of
     assert all(v.dtype == torch.float32 and torch.isfinite(v) for v in metrics.values())
     obs = {key: value[:, 0] for key, value in batch.obs.items()}
     _, state, _ = agent.act(obs)

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from agents.run import train as train_module
+from agents.run import room
 from agents.run.settings import TrainConfig, crossed
-from agents.run.train import Trainer, train
+from agents.run.train import train
+from agents.run.trainer import Trainer
 from tests.agents.counting_agent import ENV, CountingConfig
 from worldmodel import checkpoint
 from worldmodel.config import ConfigError, RunError
@@ -46,6 +47,10 @@ def settings(folder: Path, **changes: Any) -> TrainConfig:
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in checkpoint.found(folder)}
 
 
 def summary_of(folder: Path) -> dict[str, Any]:
@@ -180,12 +185,24 @@ def test_lines_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
 
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     train(settings(tmp_path, steps=20), SILENT)
-    kept = (tmp_path / "checkpoint.pt").read_bytes()
+    kept = files_of(tmp_path)
     other = settings(tmp_path, steps=40, seed=5)
     other = replace(other, env=replace(other.env, kwargs={"length": 7}))
     with pytest.raises(ConfigError, match=r"(?s)env.kwargs.length: there 5, asked for 7.*seed"):
         train(other, SILENT)
-    assert (tmp_path / "checkpoint.pt").read_bytes() == kept
+    assert files_of(tmp_path) == kept
+
+
+def test_other_settings_need_a_word_of_consent(tmp_path: Path) -> None:
+    train(settings(tmp_path, steps=20), SILENT)
+    with pytest.raises(ConfigError, match=r"train_ratio: there 2.0, asked for 4.0.*\n.*accept_ch"):
+        train(settings(tmp_path, steps=40, train_ratio=4.0), SILENT)
+    said: list[str] = []
+    config = settings(tmp_path, steps=40, train_ratio=4.0, accept_changes=True)
+    assert train(config, said.append) == 0
+    assert "train_ratio: there 2.0, asked for 4.0" in said[0]
+    assert summary_of(tmp_path)["config"]["train_ratio"] == 4.0
+    assert train(settings(tmp_path, steps=60, train_ratio=4.0), SILENT) == 0  # the new ones hold
 
 
 def test_a_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
@@ -195,21 +212,55 @@ def test_a_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
         train(settings(tmp_path, steps=40, agent=CountingConfig(width=5)), SILENT)
 
 
-def test_a_loss_that_is_not_finite_keeps_batch_and_checkpoint(tmp_path: Path) -> None:
-    config = settings(tmp_path, agent=CountingConfig(bad_update=5))
-    with pytest.raises(RunError, match=r"Update 5 .*nan.*nan_batch.pt"):
+def test_an_update_that_is_not_finite_is_skipped_and_kept(tmp_path: Path) -> None:
+    said: list[str] = []
+    train(settings(tmp_path, agent=CountingConfig(bad_update=5)), said.append)
+    (line,) = [text for text in said if "skipped update" in text]
+    assert "skipped update 5: the loss is nan. Batch and state are in" in line
+    (path,) = (tmp_path / "nonfinite").iterdir()
+    kept = torch.load(path, weights_only=True)
+    assert kept["batch"]["count"].shape[:2] == (2, 4)
+    assert kept["agent"]["updates"] == 5
+    summary = summary_of(tmp_path)
+    assert summary["skipped_updates"] == 1
+    assert summary["rollbacks"] == 0
+    assert lines_of(tmp_path)[-1]["skipped_updates"] == 1
+    healthy = settings(tmp_path / "b")
+    train(healthy, SILENT)
+    assert summary["updates"] == summary_of(tmp_path / "b")["updates"] - 1
+
+
+def test_many_in_a_row_send_the_run_back_with_a_lower_rate(tmp_path: Path) -> None:
+    said: list[str] = []
+    agent = CountingConfig(bad_from=5, cure=0.3)  # 1 and 0.5 are too fast, 0.25 is not
+    train(settings(tmp_path, agent=agent, nonfinite_limit=3), said.append)
+    back = [text for text in said if "Went back to step 0" in text]
+    assert [text[-9:] for text in back] == ["(1 of 3).", "(2 of 3)."]
+    saved = checkpoint.load(tmp_path)
+    assert saved["agent"]["rate"] == 0.25
+    assert saved["counters"]["rollbacks"] == 2
+    steps = [line["step"] for line in lines_of(tmp_path) if "eval/return" not in line]
+    assert steps == [10, 20, 30, 40, 50, 60]  # those of the lost attempts are gone
+    assert len(list((tmp_path / "nonfinite").iterdir())) == 3
+
+
+def test_a_run_that_stays_not_finite_stops_with_the_reason(tmp_path: Path) -> None:
+    agent = CountingConfig(bad_from=9, cure=0.0)
+    config = settings(tmp_path, agent=agent, nonfinite_limit=2, max_rollbacks=2)
+    config = replace(config, checkpoint_minutes=1e-9)  # after every step
+    with pytest.raises(RunError, match=r"(?s)2 updates in a row .*nan.* back .* 2 times .*stopped"):
         train(config, SILENT)
-    batch = torch.load(tmp_path / "nan_batch.pt", weights_only=True)
-    assert batch["count"].shape[:2] == (2, 4)
-    assert checkpoint.load(tmp_path)["counters"]["updates"] == 4  # and nothing before it is lost
+    saved = checkpoint.load(tmp_path)
+    assert saved["counters"]["updates"] == 8  # none of the bad ones, and none before them is lost
+    assert saved["agent"]["rate"] == 0.25
     assert not (tmp_path / "summary.json").exists()
 
 
-def test_a_folder_that_lost_its_checkpoint_is_not_started_anew(tmp_path: Path) -> None:
+def test_a_folder_that_lost_its_checkpoints_is_not_started_anew(tmp_path: Path) -> None:
     train(settings(tmp_path, steps=20), SILENT)
-    (tmp_path / "checkpoint.pt").unlink()
-    (tmp_path / "summary.json").unlink(missing_ok=True)
-    with pytest.raises(RunError, match=r"rename checkpoint.previous.pt to checkpoint.pt"):
+    shutil.rmtree(tmp_path / "checkpoints")
+    (tmp_path / "summary.json").unlink()
+    with pytest.raises(RunError, match=r"metrics.jsonl of an earlier run, but none of its checkp"):
         train(settings(tmp_path, steps=20), SILENT)
     assert list((tmp_path / "replay").iterdir())
 
@@ -227,7 +278,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(settings(tmp_path, steps=20), SILENT)
-    kept = (tmp_path / "checkpoint.pt").read_bytes()
+    kept = files_of(tmp_path)
 
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -236,7 +287,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     with pytest.raises(RunError, match="disk is full"):
         train(settings(tmp_path, steps=40), SILENT)
     monkeypatch.undo()
-    assert (tmp_path / "checkpoint.pt").read_bytes() == kept
+    assert files_of(tmp_path) == kept
     assert train(settings(tmp_path, steps=40), SILENT) == 0
     assert summary_of(tmp_path)["agent_steps"] == 40
 
@@ -245,7 +296,7 @@ def test_refuses_a_run_that_cannot_fit_on_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=100)
-    monkeypatch.setattr(train_module.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(ConfigError, match="only 1e-07 GB are free"):
         train(settings(tmp_path), SILENT)
 

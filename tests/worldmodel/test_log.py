@@ -12,7 +12,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from worldmodel.log import Means, RunLog, as_rgb, enlarged, keep_until, write_json, write_video
+from worldmodel.log import Means, RunLog, as_rgb, enlarged, write_json, write_video
 
 
 def test_means_are_per_name_and_start_over() -> None:
@@ -55,24 +55,42 @@ def test_scalars_go_to_both_places(tmp_path: Path) -> None:
 
 def test_a_continued_log_drops_what_was_lost(tmp_path: Path) -> None:
     log = RunLog(tmp_path)
-    for step in (10, 20, 30):
-        log.scalars(step, {"x": float(step)})
+    log.scalars(10, {"x": 10.0})
+    log.scalars(20, {"x": 20.0})
+    there = log.position()
+    log.scalars(20, {"x": 21.0})  # of the same step, but later than the checkpoint
+    log.scalars(30, {"x": 30.0})
     log.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 15, "x"')  # cut off by a kill
-    log = RunLog(tmp_path, step=20)
+    (tmp_path / "events.out.tfevents.9999999999.of.a.killed.run").write_bytes(b"x")
+    log = RunLog(tmp_path, there)
     log.scalars(40, {"x": 40.0})
     log.close()
-    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").open()]
-    assert steps == [10, 20, 40]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    assert [(line["step"], line["x"]) for line in lines] == [(10, 10.0), (20, 20.0), (40, 40.0)]
     board = EventAccumulator(str(tmp_path)).Reload()
-    assert [e.step for e in board.Scalars("run/x")] == [10, 20, 40]
+    assert [(e.step, e.value) for e in board.Scalars("run/x")] == [(10, 10), (20, 20), (40, 40)]
 
 
 def test_a_new_log_forgets_an_unsaved_one(tmp_path: Path) -> None:
-    (tmp_path / "m.jsonl").write_text('{"step": 5}\n')
-    keep_until(tmp_path / "m.jsonl", 0)
-    assert (tmp_path / "m.jsonl").read_text() == ""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 5}\n')
+    RunLog(tmp_path).close()
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_means_go_on_where_they_were(tmp_path: Path) -> None:
+    straight, broken = Means(), Means()
+    values = [{"a": torch.tensor(0.1 * i), "b": 0.3 * i} for i in range(9)]
+    for value in values:
+        straight.add(value)
+    for value in values[:4]:
+        broken.add(value)
+    continued = Means()
+    continued.load_state_dict(broken.state_dict())
+    for value in values[4:]:
+        continued.add(value)
+    assert continued.read() == straight.read()
 
 
 def test_any_number_of_channels_becomes_three() -> None:

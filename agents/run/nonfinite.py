@@ -1,0 +1,61 @@
+"""What becomes of updates whose loss or gradient is not finite: skipped, kept, and in the end
+answered by going back with a lower learning rate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from worldmodel.types import Batch
+
+FOLDER = "nonfinite"
+KEPT = 3  # dumps of one run; each holds the agent's whole state
+SLOWER = 0.5  # times the learning rate, at each going back
+
+
+class Diverged(RuntimeError):
+    """Too many updates in a row were not finite."""
+
+
+class NonFinite:
+    """Counts skipped updates in a row and keeps the first ones for whoever looks for the cause.
+
+    limit: skipped updates in a row after which `skip` raises Diverged.
+    """
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self._folder, self._limit = folder / FOLDER, limit
+        self.row = 0
+
+    def skip(self, error: FloatingPointError, agent: Any, updates: int) -> str:
+        """Note one skipped update; says where its batch and the agent's state lie."""
+        self.row += 1
+        where = self._dump(error, agent, updates)
+        if self.row >= self._limit:
+            raise Diverged(
+                f"{self.row} updates in a row were not finite, the last one after update "
+                f"{updates}: {error} {where}"
+            ) from error
+        return f"skipped update {updates + 1}: {error} {where}"
+
+    def _dump(self, error: FloatingPointError, agent: Any, updates: int) -> str:
+        batch: Batch | None = getattr(error, "batch", None)
+        there = len(list(self._folder.glob("*.pt")))
+        if there >= KEPT:
+            return f"'{self._folder}' keeps the first {KEPT}."
+        self._folder.mkdir(exist_ok=True)
+        path = self._folder / f"{there + 1}-after-update-{updates:09d}.pt"
+        state = {"error": str(error), "agent": agent.state_dict(), "batch": plain(batch)}
+        torch.save(state, path)
+        return f"Batch and state are in '{path}'."
+
+
+def plain(batch: Batch | None) -> dict[str, Any] | None:
+    """A batch as tensors by name."""
+    if batch is None:
+        return None
+    names = ("action", "reward", "is_first", "is_last", "is_terminal")
+    context = None if batch.context is None else batch.context._asdict()
+    return {**batch.obs, **{name: getattr(batch, name) for name in names}, "context": context}
