@@ -181,7 +181,7 @@ def compare(one: Path, other: Path) -> list[str]:
     for key in ("agent", "rng", "collector", "means", "scores"):
         found += [f"checkpoint: {where}" for where in _unequal(states[0][key], states[1][key], key)]
     counters = [_without(state["counters"], SECONDS) for state in states]
-    found += [f"checkpoint: {where}" for where in _unequal(*counters, "counters")]
+    found += [f"checkpoint: {where}" for where in _unequal(counters[0], counters[1], "counters")]
     found += _compare_replays(one, other)
     return found
 
@@ -193,7 +193,7 @@ def _compare_replays(one: Path, other: Path) -> list[str]:
     found = []
     for stream, start, stop in replays[0].episodes():
         rows = [replay.rows(stream, start, stop) for replay in replays]
-        found += [f"replay: {w}" for w in _unequal(*rows, f"{stream}.{start}")]
+        found += [f"replay: {w}" for w in _unequal(rows[0], rows[1], f"{stream}.{start}")]
     return found
 
 

@@ -97,9 +97,7 @@ def test_a_damaged_one_is_passed_over_with_a_warning(tmp_path: Path) -> None:
         assert "Going on from the one before: '000002-" in said[0]
     for each in checkpoint.found(tmp_path):
         each.write_bytes(b"x")
-    with pytest.raises(
-        CheckpointError, match=r"(?s)000003.*000001.*start the run again in a new folder"
-    ):
+    with pytest.raises(CheckpointError, match=r"000003.*000001.*start the run again"):
         checkpoint.load(tmp_path)
     with pytest.raises(CheckpointError, match="There is no checkpoint"):
         checkpoint.load(tmp_path / "nowhere")
