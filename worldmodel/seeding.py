@@ -69,6 +69,47 @@ def set_rng_state(state: dict[str, Any]) -> None:
         torch.mps.set_rng_state(state["mps"].cpu())
 
 
+class Stream:
+    """Random numbers of one's own for code that draws from PyTorch's global generators.
+
+    Inside `with stream:` the global generators of the CPU and of `device` are this stream's; on
+    leaving, they are as they were found, and the stream goes on from there the next time. The
+    same seed gives the same draws. Not for two threads at once.
+
+    Raises ValueError unless 0 <= seed < 2**32.
+    """
+
+    def __init__(self, seed: int, device: torch.device | None = None) -> None:
+        self._cuda = device if device is not None and device.type == "cuda" else None
+        self._outside: list[torch.Tensor] = []
+        self.seed(seed)
+
+    def seed(self, seed: int) -> None:
+        """Begin anew; not inside `with`."""
+        _check(seed)
+        self._state = [torch.Generator().manual_seed(seed).get_state()]
+        if self._cuda is not None:
+            self._state.append(torch.Generator(self._cuda).manual_seed(seed).get_state())
+
+    def __enter__(self) -> Stream:
+        assert not self._outside, "a stream cannot be entered twice"
+        self._outside = self._exchange(self._state)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        outside, self._outside = self._outside, []
+        self._state = self._exchange(outside)
+
+    def _exchange(self, fresh: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Put states in place of the global generators' and return those."""
+        found = [torch.get_rng_state()]
+        torch.set_rng_state(fresh[0])
+        if self._cuda is not None:
+            found.append(torch.cuda.get_rng_state(self._cuda))
+            torch.cuda.set_rng_state(fresh[1], self._cuda)
+        return found
+
+
 def _check(seed: int) -> None:
     if not 0 <= seed < 2**32:
         raise ValueError(f"Seed {seed} is outside the allowed range 0 ... 2**32 - 1.")

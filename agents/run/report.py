@@ -111,27 +111,21 @@ def film_dream(trainer: Trainer) -> None:
     seeding.set_rng_state(before)
     if film:
         step = trainer.counters.agent_steps
-        trainer.log.video(step, "dream/film", film)
+        trainer.log.video(step, "dream/film", dream.titled(film, context))
         trainer.log.image(step, "dream/strip", dream.strip(film, context))
 
 
 def dream_film(agent: Agent, spec: EnvSpec, batch: Batch) -> tuple[list[np.ndarray], int]:
     """Truth, open-loop prediction and error of the batch's first sequence, and how many frames
     the model was shown; nothing where the agent has no world that can be drawn."""
-    images = spec.keys("image")
-    if not images or not hasattr(agent.model, "decode"):
+    if not spec.keys("image") or not hasattr(agent.model, "decode"):
         return [], 0
     length = min(batch.shape[1], DREAM_ROWS)
     context = max(1, min(5, length // 3))
     if length <= context:
         return [], 0
-    shown = dream.first_rows(batch, length).to(next(iter(agent.model.parameters())).device)
-    predicted = dream.open_loop(agent.model, shown, context)
-    films = [
-        dream.rows(shown.obs[key][0], predicted[key][0], shown.is_first[0], context)
-        for key in images
-    ]
-    return [np.concatenate(parts, 1) for parts in zip(*films, strict=True)], context
+    shown = dream.cut(batch, slice(0, 1), slice(0, length)).to(dream.device_of(agent.model))
+    return dream.film(agent.model, spec, shown, context), context
 
 
 def write_returns(folder: Path, result: EvalResult, about: Mapping[str, Any]) -> None:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from worldmodel import dream
-from worldmodel.types import Batch, LatentState, Prediction
+from worldmodel.dream import films
+from worldmodel.types import ActionSpec, Batch, EnvSpec, LatentState, ObsSpec, Prediction
 
 
 class CountingWorld:
@@ -30,7 +31,9 @@ class CountingWorld:
 
     def step(self, state: LatentState, action: Tensor) -> Prediction:
         number = state.deter + action
-        return Prediction(LatentState(number, state.stoch), number[:, 0], torch.ones(len(number)))
+        return Prediction(
+            LatentState(number, state.stoch), number[:, 0], torch.full((len(number),), 0.5)
+        )
 
     def decode(self, state: LatentState) -> dict[str, Tensor]:
         image = (state.deter / 255)[:, :, None, None].expand(-1, 8, 8, 3)
@@ -58,9 +61,11 @@ def test_shows_the_context_and_imagines_the_rest() -> None:
     out = dream.open_loop(world, batch, context=4)
     assert world.shown == 4
     expected = 10.0 * torch.arange(12)
-    assert torch.allclose(out["vector"][0, :, 0], expected)  # actions lead to their own rows
-    assert torch.allclose(out["image"][1, :, 2, 3, 0] * 255, expected)
-    assert out["reward"][0].tolist() == [0] * 4 + expected[4:].tolist()
+    assert torch.allclose(out.shown["vector"][0, :, 0], expected)  # actions lead to their own rows
+    assert torch.allclose(out.shown["image"][1, :, 2, 3, 0] * 255, expected)
+    assert out.reward[0].tolist() == [0] * 4 + expected[4:].tolist()
+    assert out.cont[0].tolist() == [1] * 4 + [0.5] * 8
+    assert out.surprise is None
 
 
 def test_starts_from_the_stored_context() -> None:
@@ -83,13 +88,13 @@ def test_refuses_a_context_that_leaves_no_dream(context: int) -> None:
 def test_film_has_truth_prediction_and_error() -> None:
     batch = counting_batch()
     predicted = torch.full((12, 8, 8, 3), 60 / 255)
-    film = dream.rows(batch.obs["image"][0], predicted, batch.is_first[0], context=4)
-    assert len(film) == 12
-    truth, ours, error = np.split(film[2], 3, 0)
+    frames = films.rows(batch.obs["image"][0], predicted, batch.is_first[0], context=4)
+    assert len(frames) == 12
+    truth, ours, error = np.split(frames[2], 3, 0)
     assert (truth == 20).all()
     assert (ours == 60).all()  # no border: the model was shown this one
     assert (error == (60 - 20 + 255) // 2).all()
-    truth, ours, error = np.split(film[6], 3, 0)
+    truth, ours, error = np.split(frames[6], 3, 0)
     assert (error == 127).all()  # right: mid-grey, the border left out of account
     assert (ours[0] == dream.MARK).all()
     assert (ours[1:-1, 1:-1] == 60).all()
@@ -98,30 +103,60 @@ def test_film_has_truth_prediction_and_error() -> None:
 def test_film_ends_where_another_episode_begins() -> None:
     batch = counting_batch(first=(0, 2, 9))
     predicted = torch.zeros(12, 8, 8, 3)
-    film = dream.rows(batch.obs["image"][0], predicted, batch.is_first[0], context=4)
-    assert len(film) == 9
+    frames = films.rows(batch.obs["image"][0], predicted, batch.is_first[0], context=4)
+    assert len(frames) == 9
 
 
-@pytest.mark.parametrize("frames", [5, 8, 12, 50])
-def test_strip_marks_where_imagination_starts(frames: int) -> None:
-    film = [np.full((24, 8, 3), i, np.uint8) for i in range(frames)]
-    picture = dream.strip(film, context=4, columns=8, side=32)
-    times = 4
-    assert picture.shape[0] == 24 * times + 2 * 2
+@pytest.mark.parametrize("count", [5, 8, 12, 50])
+def test_strip_marks_where_imagination_starts(count: int) -> None:
+    frames = [np.full((24, 8, 3), i, np.uint8) for i in range(count)]
+    picture = dream.strip(frames, context=4, columns=8, side=32)
+    assert picture.shape[0] == films.LINE + 24 * 4 + 2 * 2
     line = (picture == dream.MARK).all(-1).all(0)
     assert line.any()
-    middle = picture[times * 4, :, 0]
+    middle = picture[films.LINE + 4 * 4, :, 0]
     before, after = middle[: int(line.argmax())], middle[int(line.argmax()) :]
-    assert before.max() < 4 or before.max() == dream.BLANK  # only frames of the context
-    assert frames - 1 in after  # the last frame of the dream is shown
+    assert before.max() < 4 or before.max() == films.BLANK  # only frames of the context
+    assert count - 1 in after  # the last frame of the dream is shown
 
 
-def test_first_rows_cuts_everything() -> None:
+def test_titles_count_and_turn_orange_where_imagination_starts() -> None:
+    frames = [np.zeros((24, 8, 3), np.uint8) for _ in range(12)]
+    shown = dream.titled(frames, context=4, side=64)
+    assert len(shown) == 12
+    orange = [(frame == dream.MARK).all(-1).any() for frame in shown]
+    assert orange == [False] * 4 + [True] * 8
+    assert len({frame.tobytes() for frame in shown}) == 12  # the counter moves
+    assert all(side % 16 == 0 for side in shown[0].shape[:2])  # a video keeps every pixel
+
+
+def test_begun_lines_actions_up_with_the_frames_they_led_to() -> None:
+    spec = EnvSpec({"image": ObsSpec("image", (8, 8, 3))}, ActionSpec("discrete", (3,)))
+    frames = {"image": np.zeros((3, 8, 8, 3), np.uint8)}
+    batch = dream.begun(spec, frames, [2, 0])
+    assert batch.shape == (1, 3)
+    assert batch.action[0].tolist() == [[0, 0, 0], [0, 0, 1], [1, 0, 0]]
+    assert batch.is_first[0].tolist() == [True, False, False]
+    with pytest.raises(ValueError, match="T frames of every key need T - 1 actions"):
+        dream.begun(spec, frames, [1])
+    with pytest.raises(ValueError, match=r"'image' has shape \[8, 8, 3\]; needed: \[T, 8, 8, 3\]"):
+        dream.begun(spec, {"image": frames["image"][0]})
+    with pytest.raises(ValueError, match=r"The frames lack \['image'\]"):
+        dream.begun(spec, {})
+
+
+def test_follow_equals_one_call_over_the_sequence() -> None:
+    states = dream.follow(CountingWorld(), counting_batch())
+    assert states.deter[1, :, 0].tolist() == [10.0 * t for t in range(12)]
+
+
+def test_cut_keeps_the_context_only_of_the_first_row() -> None:
     batch = counting_batch()
     batch.context = LatentState(torch.ones(2, 1), torch.zeros(2, 1, 1))
-    head = dream.first_rows(batch, 5)
+    head = dream.cut(batch, slice(0, 1), slice(0, 5))
     assert head.shape == (1, 5)
     assert head.obs["image"].shape == (1, 5, 8, 8, 3)
     assert head.action.shape == (1, 5, 1)
     assert head.context is not None
     assert head.context.deter.shape == (1, 1)
+    assert dream.cut(batch, slice(None), slice(3, 5)).context is None

@@ -1,0 +1,36 @@
+"""What a learned world expects to see when nobody shows it anything any more.
+
+rollout   open loop: what a model shows and foretells after its context
+films     strips and films of it, with a mark where imagination starts
+metrics   how far a dream is from what happened
+starts    where dreams begin
+env       a learned world as a gymnasium environment, one or many at a time
+view      what agents see of it, and the real environment seen the same way
+"""
+
+from worldmodel.dream.env import DreamEnv, DreamVectorEnv
+from worldmodel.dream.films import MARK, film, film_of, strip, titled
+from worldmodel.dream.rollout import OpenLoop, cut, device_of, follow, goes_on, open_loop
+from worldmodel.dream.starts import Starts, begun, starts_from, starts_of
+from worldmodel.dream.view import AwakeEnv
+
+__all__ = [
+    "MARK",
+    "AwakeEnv",
+    "DreamEnv",
+    "DreamVectorEnv",
+    "OpenLoop",
+    "Starts",
+    "begun",
+    "cut",
+    "device_of",
+    "film",
+    "film_of",
+    "follow",
+    "goes_on",
+    "open_loop",
+    "starts_from",
+    "starts_of",
+    "strip",
+    "titled",
+]

@@ -1,0 +1,113 @@
+"""Open loop: a model follows what really happened for a while, then goes on by itself."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from worldmodel.types import Batch, LatentState
+
+
+class OpenLoop(NamedTuple):
+    """What a model showed and foretold at every row of a batch, [B, T, ...] each.
+
+    shown: what it decodes by key, images in [0, 1] and vectors in their own units; empty for a
+    model that cannot decode. reward, cont: its predictions, cont as the model gives it; 0 and 1
+    for the rows of the context. surprise: nats that the row's observation would have told it
+    (`WorldModel.surprise`), 0 for the context; None where nobody asked or the model cannot say.
+    """
+
+    shown: dict[str, Tensor]
+    reward: Tensor
+    cont: Tensor
+    surprise: Tensor | None = None
+
+
+@torch.no_grad()
+def open_loop(model: Any, batch: Batch, context: int = 5, surprise: bool = False) -> OpenLoop:
+    """Follow a batch for `context` rows, then go on from its actions alone.
+
+        row          0 ... context-1            context ... T-1
+        state        model.observe (posterior)  model.step (prior): no observation arrives
+        prediction   a reconstruction           an open-loop prediction
+
+    model: a `Dynamics`, perhaps with `decode(state) -> {key: [B, ...]}`; batch: [B, T, ...] rows
+    on its device. Raises ValueError unless 1 <= context < T.
+    """
+    size, length = batch.shape
+    if not 1 <= context < length:
+        raise ValueError(
+            f"context={context} must be at least 1 and less than the batch's {length} rows."
+        )
+    state: LatentState = batch.context or model.initial(size)
+    nothing = torch.zeros_like(batch.reward[:, 0])
+    shown: dict[str, list[Tensor]] = {}
+    rewards, conts, surprises = [], [], []
+    asked = surprise and hasattr(model, "surprise")
+    for t in range(length):
+        obs, action = {key: value[:, t] for key, value in batch.obs.items()}, batch.action[:, t]
+        if t < context:
+            state = model.observe(state, obs, action, batch.is_first[:, t])
+            reward, cont, told = nothing, nothing + 1, nothing
+        else:
+            told = model.surprise(state, obs, action) if asked else nothing
+            state, reward, cont = model.step(state, action)
+        rewards.append(reward)
+        conts.append(cont)
+        surprises.append(told)
+        for key, value in decoded(model, state).items():
+            shown.setdefault(key, []).append(value)
+    return OpenLoop(
+        {key: torch.stack(values, 1) for key, values in shown.items()},
+        torch.stack(rewards, 1),
+        torch.stack(conts, 1),
+        torch.stack(surprises, 1) if asked else None,
+    )
+
+
+@torch.no_grad()
+def follow(model: Any, batch: Batch) -> LatentState:
+    """The states [B, T, ...] of a model that is shown every row of a batch."""
+    state: LatentState = batch.context or model.initial(batch.shape[0])
+    states = []
+    for t in range(batch.shape[1]):
+        obs = {key: value[:, t] for key, value in batch.obs.items()}
+        state = model.observe(state, obs, batch.action[:, t], batch.is_first[:, t])
+        states.append(state)
+    return LatentState(*(torch.stack(parts, 1) for parts in zip(*states, strict=True)))
+
+
+def decoded(model: Any, state: LatentState) -> dict[str, Tensor]:
+    """What a state looks like by key, [B, ...]; empty for a model that cannot decode."""
+    decode = getattr(model, "decode", None)
+    return {} if decode is None else decode(state)
+
+
+def goes_on(model: Any, cont: Tensor) -> Tensor:
+    """P(the episode goes on) of a model's `cont`, which may carry its discount."""
+    return (cont / getattr(model, "discount", 1.0)).clamp(0.0, 1.0)
+
+
+def device_of(model: Any) -> torch.device:
+    """Where a model's numbers live."""
+    return model.initial(1).deter.device
+
+
+def cut(batch: Batch, sequences: slice | Tensor, rows: slice) -> Batch:
+    """Part of a batch; its context only where the first row is kept."""
+
+    def part(x: Tensor) -> Tensor:
+        return x[sequences, rows]
+
+    keeps_context = batch.context is not None and not rows.start
+    return Batch(
+        {key: part(value) for key, value in batch.obs.items()},
+        part(batch.action),
+        part(batch.reward),
+        part(batch.is_first),
+        part(batch.is_last),
+        part(batch.is_terminal),
+        batch.context.map(lambda x: x[sequences]) if keeps_context else None,  # type: ignore[union-attr]
+    )
