@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import VectorEnv
 from gymnasium.wrappers import TimeLimit
 
 from .actions import Actions
 from .config import AtariConfig, EnvConfig, EnvError, as_config, unknown
+from .failures import EnvFailed
+from .journal import Episodes, env_seeds
 from .observe import Observe
 from .spaces import OneHot, class_counts
+from .vector import Vector
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -30,6 +33,8 @@ __all__ = [
     "AtariConfig",
     "EnvConfig",
     "EnvError",
+    "EnvFailed",
+    "Vector",
     "describe",
     "env_spec",
     "make_env",
@@ -40,13 +45,15 @@ FAMILIES = {
     "gymnasium": "worldmodel.envs.gym:build",
     "dmc": "worldmodel.envs.dmc:build",
     "atari": "worldmodel.envs.atari:build",
+    "grid": "worldmodel.envs.grid:build",
 }
 
 
-def make_env(config: EnvConfig | DictConfig, seed: int | None = None) -> gymnasium.Env[Any, Any]:
+def make_env(config: EnvConfig | DictConfig, seed: int | None = None) -> Episodes:
     """One environment with flat Dict observations and normalised actions (see `env_spec`).
 
-    seed: used by the first reset that is given none, and for `action_space.sample`.
+    seed: its own, of which every reset without a seed makes one for its episode; and that of
+    `action_space.sample`.
     Raises EnvError for unknown names, unusable spaces and impossible settings, and later for
     whatever the environment does wrong.
     """
@@ -56,13 +63,13 @@ def make_env(config: EnvConfig | DictConfig, seed: int | None = None) -> gymnasi
     if config.id == "???":
         raise EnvError("No environment is named. Set id, for example id=Pendulum-v1.")
     module, _, function = FAMILIES[config.suite].partition(":")
-    env = getattr(importlib.import_module(module), function)(config)
+    native = getattr(importlib.import_module(module), function)(config)
     try:
         if config.time_limit is not None:
-            env = TimeLimit(env, config.time_limit)
-        env = Observe(Actions(env), config, seed)
+            native = TimeLimit(native, config.time_limit)
+        env = Episodes(Observe(Actions(native), config), seed)
     except BaseException:
-        env.close()
+        native.close()
         raise
     env.action_space.seed(seed)
     return env
@@ -73,15 +80,15 @@ class _Maker:
     """A call of make_env that can be sent to another process."""
 
     config: EnvConfig
-    seed: int | None
+    seed: int
 
-    def __call__(self) -> gymnasium.Env[Any, Any]:
+    def __call__(self) -> Episodes:
         return make_env(self.config, self.seed)
 
 
 def make_vector(
     config: EnvConfig | DictConfig, num_envs: int | None = None, seed: int | None = None
-) -> VectorEnv[Any, Any, Any]:
+) -> Vector:
     """`num_envs` environments (config.num_envs by default) that step together, each with a seed of
     its own, in this process or in one each.
 
@@ -92,29 +99,14 @@ def make_vector(
     count = config.num_envs if num_envs is None else num_envs
     if count < 1:
         raise EnvError(f"num_envs is {count}, but must be at least 1.")
-    seeds: list[int | None] = [None] * count
-    if seed is not None:
-        # Not seed + i, which would share environments between runs with neighbouring seeds.
-        seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(count)]
-    makers = [_Maker(config, s) for s in seeds]
-    if config.vector == "sync":
-        env: VectorEnv[Any, Any, Any] = SyncVectorEnv(
-            makers, autoreset_mode=AutoresetMode.NEXT_STEP
-        )
-    else:
-        env = _make_async(config, makers)
-    env.action_space.seed(seed)
-    return env
-
-
-def _make_async(config: EnvConfig, makers: list[_Maker]) -> VectorEnv[Any, Any, Any]:
-    from .processes import Processes
-
-    if config.suite == "dmc":
+    seeds = env_seeds(seed, count)
+    if config.vector == "async" and config.suite == "dmc":
         from .rendering import prepare
 
         prepare(config.pixels)  # once here, so that the processes inherit the choice
-    return Processes(makers)
+    env = Vector([_Maker(config, s) for s in seeds], seeds, config)
+    env.action_space.seed(seed)
+    return env
 
 
 def env_spec(env: gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> EnvSpec:

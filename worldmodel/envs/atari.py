@@ -50,33 +50,36 @@ class Atari(gymnasium.Env[Any, Any]):
         self._rom = rom
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
         self._ale = ale_py.ALEInterface()
-        self._ale.setFloat("repeat_action_probability", config.atari.sticky)
+        # Sticky actions are drawn here: the console takes a seed only with the ROM, 90 ms a time.
+        self._ale.setFloat("repeat_action_probability", 0.0)
         frames = MAX_FRAMES if config.time_limit is None else 0  # 0 = without end
         self._ale.setInt("max_num_frames_per_episode", frames)
-        self._load(0)
+        self._load()
+        # A console that is only reset remembers its past; nearly thirty games play on differently.
+        self._pristine = self._ale.cloneSystemState()
         full = config.atari.full_actions
         self._actions = self._ale.getLegalActionSet() if full else self._ale.getMinimalActionSet()
         self.action_space = spaces.Discrete(len(self._actions))
         height, width = self._ale.getScreenDims()
         self._frames = np.zeros((2, height, width, 3), np.uint8)
-        self._lives = 0
-        self._goes_on = False  # a life was lost, but the game is not over
+        self._lives = self._held = 0  # held: the action that a sticky one repeats
+        self.goes_on = False  # a life was lost, but the game is not over: the next reset is soft
         self.observation_space = self._space((height, width, 3))
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
-        if seed is not None:
-            self._load(int(self.np_random.integers(2**31 - 1)))
-        if self._goes_on and seed is None:
-            self._ale.act(0)
+        if self.goes_on and seed is None:
+            self._act(0)
         else:
+            self._ale.restoreSystemState(self._pristine)
             self._ale.reset_game()
+            self._held = 0
             limit = self._config.atari.noops
             for _ in range(self.np_random.integers(limit + 1)):
                 self._ale.act(0)
                 if self._ale.game_over():
                     self._ale.reset_game()
-        self._goes_on = False
+        self.goes_on = False
         self._lives = self._ale.lives()
         self._ale.getScreenRGB(self._frames[0])
         return self._observe(), {"lives": self._lives}
@@ -86,7 +89,7 @@ class Atari(gymnasium.Env[Any, Any]):
         times = self._config.action_repeat
         pool = self._config.atari.max_pool and times > 1
         for i in range(times):
-            reward += self._ale.act(self._actions[action])
+            reward += self._act(action)
             over = self._ale.game_over()
             if pool and i == times - 2:
                 self._ale.getScreenRGB(self._frames[1])
@@ -100,16 +103,22 @@ class Atari(gymnasium.Env[Any, Any]):
         lives, before = self._ale.lives(), self._lives
         self._lives = lives
         if self._config.atari.life_loss and lives < before and not over:
-            terminated = self._goes_on = True
+            terminated = self.goes_on = True
         return self._observe(), reward, terminated, truncated, {"lives": lives}
 
     def render(self) -> np.ndarray:
         """uint8 [210, 160, 3], the newest observation."""
         return self._frames[0]
 
-    def _load(self, seed: int) -> None:
-        """Starts the console anew; the only moment at which it takes a seed."""
-        self._ale.setInt("random_seed", seed)
+    def _act(self, action: int) -> float:
+        """One frame. With probability `sticky` the console repeats its last action (Machado et
+        al. 2018, section 5)."""
+        sticky = self._config.atari.sticky
+        if not sticky or self.np_random.random() >= sticky:
+            self._held = action
+        return self._ale.act(self._actions[self._held])
+
+    def _load(self) -> None:
         self._ale.loadROM(self._rom)
         if "mode" in self._config.kwargs:
             self._ale.setMode(self._config.kwargs["mode"])

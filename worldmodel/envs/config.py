@@ -61,6 +61,11 @@ class EnvConfig:
     kwargs: dict[str, Any] = field(default_factory=dict)  # for the environment's constructor
     num_envs: int = 1  # environments that step together
     vector: str = "sync"  # sync: one after another | async: one process each
+    # An environment that raises, dies, hangs or returns garbage is made anew, with a new episode.
+    # Hanging is seen in async alone: what hangs in this process cannot be interrupted.
+    timeout: float = 60.0  # seconds for one agent step, then it hangs
+    start_timeout: float = 300.0  # seconds to make an environment or to reset it, then it hangs
+    max_failures: int = 10  # failures within 10,000 steps of the vector that end the run
     atari: AtariConfig = field(default_factory=AtariConfig)
 
     def __post_init__(self) -> None:
@@ -76,6 +81,9 @@ class EnvConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise EnvError(f"{name} is {value}, but must be at least 1.")
+        for name in ("timeout", "start_timeout", "max_failures"):
+            if not getattr(self, name) > 0:
+                raise EnvError(f"{name} is {getattr(self, name)}, but must be above 0.")
         if self.crop is not None and (len(self.crop) != 4 or min(self.crop) < 0):
             raise EnvError(
                 f"crop is {list(self.crop)}, but must be the four counts of pixels to cut off at "

@@ -24,15 +24,17 @@ class Observe(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Observations as a flat dict: images uint8 [H, W, C], vectors float32 [N], discrete values
     one-hot float32 [N], and `action_mask` float32 [A] where there is one.
 
-    `seed` is used by the first reset that is given none. Raises EnvError for observations that
-    break the declared space, for a step before a reset and for a step after the episode's end.
+    blind: while true, observations are empty dicts, and frames are drawn only where drawing might
+    change the environment; for rows that nobody will see.
+
+    Raises EnvError for observations that break the declared space, for a step before a reset and
+    for a step after the episode's end.
     """
 
-    def __init__(
-        self, env: gymnasium.Env[Any, Any], config: EnvConfig, seed: int | None = None
-    ) -> None:
+    def __init__(self, env: gymnasium.Env[Any, Any], config: EnvConfig) -> None:
         super().__init__(env)
-        self._seed = seed
+        self.blind = False
+        self._draws_only = _draws_only(env)
         self._running = False
         self._ended = False
         self._native = env.observation_space
@@ -58,8 +60,7 @@ class Observe(gymnasium.Wrapper[Any, Any, Any, Any]):
         self.observation_space = spaces.Dict(outer)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        if seed is None:
-            seed, self._seed = self._seed, None
+        self._running = False  # a reset that fails leaves nothing to step
         obs, info = self.env.reset(seed=seed, options=options)
         self._running, self._ended = True, False
         return self._read(obs, info), info
@@ -74,6 +75,10 @@ class Observe(gymnasium.Wrapper[Any, Any, Any, Any]):
         return self._read(obs, info), float(reward), terminated, truncated, info
 
     def _read(self, obs: Any, info: dict[str, Any]) -> dict[str, np.ndarray]:
+        if self.blind:
+            if self._frame_key and not self._draws_only:
+                self.env.render()
+            return {}
         flat.check_structure(self._native, obs)
         out: dict[str, np.ndarray] = {}
         if self._frame_key:
@@ -182,6 +187,18 @@ def _area(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         half = (image.shape[1] // 2, image.shape[0] // 2)
         image = cv2.resize(image, half, interpolation=cv2.INTER_AREA)
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def _draws_only(env: gymnasium.Env[Any, Any]) -> bool:
+    """Whether render is known to change nothing: true of our own families and of gymnasium's
+    environments, and not to be taken for granted of somebody else's."""
+    layer = env
+    while True:
+        if type(layer).__module__.partition(".")[0] not in ("gymnasium", "worldmodel"):
+            return False
+        if not isinstance(layer, gymnasium.Wrapper):
+            return True
+        layer = layer.env
 
 
 def _at(obs: Any, path: tuple[Any, ...]) -> Any:

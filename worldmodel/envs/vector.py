@@ -1,0 +1,387 @@
+"""Environments that step together, may fail one by one, and can be told again.
+
+One call of `step`, for three environments (autoreset is NEXT_STEP):
+
+    before       goes on       ended           goes on
+    command      its action    reset           its action
+    answer       a row         a first row     none: it dies, hangs, raises or returns garbage
+    returned     that row      that row        the first row of a new episode, `restarted`
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from .config import EnvConfig, EnvError
+from .failures import EnvFailed, Failures
+from .hosts import CLOSE_SECONDS, Answer, Host, HostFailed, LocalHost, Maker, ProcessHost, Spaces
+from .infos import merged
+from .journal import Journal, env_seeds
+from .spaces import class_counts
+
+Rows = tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
+Reasons = list[tuple[int, str]]
+
+
+class Vector(VectorEnv[Any, Any, Any]):
+    """`len(makers)` environments, in this process (vector=sync) or in one each (async).
+
+    makers: picklable; each makes an environment whose own seed is the one of the same index.
+
+    What `reset`, `step` and `restore` return belongs to the caller. Their infos hold, beside the
+    environments' own:
+
+        restarted   bool [N]; True where an environment failed and this is the first row of a new
+                    episode: reward 0, no flags. The episode before has no end of its own.
+        failures    list of (index, reason)
+
+    Raises EnvError at once where an environment cannot be made to begin with, and for actions that
+    break the space; EnvFailed after `max_failures` failures within 10,000 steps, or three of one
+    environment without a good step between. `snapshot` still answers then: for the rows that were
+    returned last.
+    """
+
+    def __init__(self, makers: Sequence[Maker], seeds: Sequence[int], config: EnvConfig) -> None:
+        self.num_envs = len(makers)
+        self._makers, self._config = list(makers), config
+        self._hosts: list[Host] = []
+        self._broken: EnvError | None = None
+        self._count = Failures(self.num_envs, config.max_failures)
+        try:
+            self._spaces = self._make_all()
+        except BaseException:
+            self.close()
+            raise
+        space, action = self._spaces.observation, self._spaces.action
+        self.metadata = {**self._spaces.metadata, "autoreset_mode": AutoresetMode.NEXT_STEP}
+        self.render_mode = self._spaces.render_mode
+        self.single_observation_space, self.single_action_space = space, action
+        self.observation_space = batch_space(space, self.num_envs)
+        self.action_space = batch_space(action, self.num_envs)
+        self._journals = [Journal(seed, action) for seed in seeds]
+        # Of the reset that was tried last; the journals know those that were done.
+        self._seeds = list(seeds)
+        self._tried = [-1] * self.num_envs
+        self._reward = np.zeros(self.num_envs)
+        self._terminated = np.zeros(self.num_envs, bool)
+        self._truncated = np.zeros(self.num_envs, bool)
+
+    @property
+    def failures(self) -> int:
+        """How often environments failed so far, before the snapshot that was restored included."""
+        return sum(self._count.counts)
+
+    @property
+    def processes(self) -> list[Any]:
+        """The environments' processes, in order; empty where they live in this one."""
+        return [host.process for host in self._hosts if isinstance(host, ProcessHost)]
+
+    def reset(
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """First rows of new episodes, [N, ...] for each key, and infos.
+
+        seed: one that is spread over the environments as `make_vector` spreads it, or one for
+        each; the numbering of episodes starts anew.
+        """
+        seeds = self._spread(seed)
+        with self._whole():
+            for index, one in enumerate(seeds):
+                if one is None:
+                    self._tried[index] += 1
+                else:
+                    self._seeds[index], self._tried[index] = one, 0
+            answers, failed = self._ask(
+                {i: ("reset", one, self._tried[i], options) for i, one in enumerate(seeds)}
+            )
+            fresh, reasons = self._restarted(failed, options)
+            for index, answer in (answers | fresh).items():
+                self._begin(index, answer, options)
+            rows = self._rows(answers, fresh, reasons)
+        return rows[0], rows[4]
+
+    def step(self, actions: Any) -> Rows:
+        """(observations, rewards float64 [N], terminated bool [N], truncated bool [N], infos).
+
+        actions: [N, ...]; those of environments whose episode ended are ignored.
+        """
+        ended = self._terminated | self._truncated
+        given = self._checked(actions, ended)
+        with self._whole():
+            self._count.step()
+            commands: dict[int, tuple[Any, ...]] = {}
+            for index in range(self.num_envs):
+                if ended[index]:
+                    self._tried[index] += 1
+                    commands[index] = ("reset", None, self._tried[index], None)
+                else:
+                    commands[index] = ("step", given[index])
+            answers, failed = self._ask(commands)
+            fresh, reasons = self._restarted(failed)
+            for index, answer in (answers | fresh).items():
+                if ended[index] or index in fresh:
+                    self._begin(index, answer)
+                else:
+                    self._journals[index].add(given[index])
+                    self._count.good(index)
+            return self._rows(answers, fresh, reasons)
+
+    def snapshot(self) -> list[dict[str, Any]]:
+        """One dict for each environment: numbers, bools, lists of ints, and under `actions` one
+        numpy array [n, ...].
+
+        No environment is asked, so that this neither fails nor waits. Raises EnvError before the
+        first reset.
+        """
+        return [
+            {
+                **journal.state(),
+                "reward": float(self._reward[i]),
+                "terminated": bool(self._terminated[i]),
+                "truncated": bool(self._truncated[i]),
+                "failures": self._count.counts[i],
+            }
+            for i, journal in enumerate(self._journals)
+        ]
+
+    def restore(
+        self,
+        saved: Sequence[Mapping[str, Any]],
+        observations: Mapping[str, np.ndarray] | None = None,
+    ) -> Rows:
+        """Brings every environment to where it was at the `snapshot`, and returns the rows that
+        stood then, as `step` returned them.
+
+        observations: what stood then, [N, ...] for each key. An environment that does not come
+        back to the bit, or fails on the way, begins a new episode: `restarted`, with its reason in
+        `failures`; that alone does not count as a failure. Raises EnvError where the snapshot is
+        of another vector.
+        """
+        if len(saved) != self.num_envs:
+            raise EnvError(
+                f"The snapshot is of {len(saved)} environments, but there are {self.num_envs}. Set "
+                f"num_envs to {len(saved)}."
+            )
+        if self._broken is not None:
+            self._renew()
+        with self._whole():
+            for index, one in enumerate(saved):
+                self._journals[index].load(one, self.single_action_space)
+                self._seeds[index] = self._journals[index].seed
+                self._tried[index] = self._journals[index].episode
+                self._count.counts[index] = int(one.get("failures", 0))
+            answers, failed = self._ask({i: ("replay", dict(one)) for i, one in enumerate(saved)})
+            for index, answer in list(answers.items()):
+                difference = _difference(answer, saved[index], observations, index)
+                if difference:
+                    failed[index] = HostFailed(difference)
+                    del answers[index]
+            fresh, reasons = self._restarted(failed, counts=False)
+            for index, answer in fresh.items():
+                self._begin(index, answer)
+            return self._rows(answers, fresh, reasons)
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Ends all environments and their processes, within seconds whatever they do."""
+        for host in self._hosts:
+            host.ask_to_end()
+        deadline = time.monotonic() + CLOSE_SECONDS
+        for host in self._hosts:
+            host.end(max(0.0, deadline - time.monotonic()))
+
+    def __del__(self) -> None:
+        with suppress(Exception):
+            self.close()
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """All environments or none: whatever interrupts this leaves the vector unusable, since
+        answers are still under way, but its snapshot as it was."""
+        if self._broken is not None:
+            raise self._broken
+        if self.closed:
+            raise EnvError("The environments are closed. Make new ones.")
+        self._broken = EnvError(
+            "A step was interrupted, so the environments stand at different moments. Call "
+            "restore(snapshot()), or make new ones."
+        )
+        try:
+            yield
+        except EnvFailed as error:
+            self._broken = error
+            raise
+        self._broken = None
+
+    def _make_all(self) -> Spaces:
+        """All hosts, and what their environments have in common. Raises EnvError, or what the
+        environment raised in this process."""
+        self._hosts = [self._host(index) for index in range(self.num_envs)]
+        made, failed = self._ask(dict.fromkeys(range(self.num_envs), ("make",)))
+        for index, error in sorted(failed.items()):
+            if error.error is not None:
+                raise error.error
+            raise EnvError(f"Environment {index} could not be made. {error.reason}")
+        for index, others in made.items():
+            if not _alike(others, made[0]):
+                raise EnvError(
+                    f"Environment {index} has other spaces than environment 0: {others[:2]} "
+                    f"instead of {made[0][:2]}. All must be alike."
+                )
+        return made[0]
+
+    def _host(self, index: int) -> Host:
+        maker = self._makers[index]
+        return LocalHost(maker) if self._config.vector == "sync" else ProcessHost(maker)
+
+    def _renew(self) -> None:
+        """New hosts, since the old ones cannot be trusted any more."""
+        for host in self._hosts:
+            host.end(0.0)
+        self._make_all()
+        self._broken = None
+
+    def _ask(
+        self, commands: Mapping[int, tuple[Any, ...]]
+    ) -> tuple[dict[int, Any], dict[int, HostFailed]]:
+        """The answers to one command each, and the failures. Processes work side by side."""
+        failed: dict[int, HostFailed] = {}
+        for index, command in commands.items():
+            try:
+                self._hosts[index].send(*command)
+            except HostFailed as error:
+                failed[index] = error
+        began = time.monotonic()
+        answers = {}
+        for index, command in commands.items():
+            if index in failed:
+                continue
+            config = self._config
+            seconds = config.timeout if command[0] == "step" else config.start_timeout
+            try:
+                answers[index] = self._hosts[index].receive(began, seconds)
+            except HostFailed as error:
+                failed[index] = error
+        return answers, failed
+
+    def _restarted(
+        self, failed: dict[int, HostFailed], options: Any = None, counts: bool = True
+    ) -> tuple[dict[int, Answer], Reasons]:
+        """First rows of the failed environments, made anew. counts: whether the failures at hand
+        count; those of the new environments do. Raises EnvFailed."""
+        fresh: dict[int, Answer] = {}
+        reasons: Reasons = []
+        while failed:
+            for index, error in sorted(failed.items()):
+                reasons.append((index, error.reason))
+                if counts:
+                    self._count.add(index, error.reason)
+            for index in failed:
+                self._hosts[index].end(0.0)
+                self._hosts[index] = self._host(index)
+                self._tried[index] += 1
+            made, failed = self._ask(dict.fromkeys(failed, ("make",)))
+            for index, one in made.items():
+                if not _alike(one, self._spaces):
+                    failed[index] = HostFailed("Made anew, it has other spaces.")
+            whole = [i for i in made if i not in failed]
+            resets = {i: ("reset", self._seeds[i], self._tried[i], options) for i in whole}
+            answers, more = self._ask(resets)
+            fresh |= answers
+            failed |= more
+            counts = True
+        return fresh, reasons
+
+    def _begin(self, index: int, answer: Answer, options: Any = None) -> None:
+        """Note the reset that led to an answer."""
+        if answer.episode == self._tried[index]:
+            self._journals[index].begin(self._seeds[index], answer.episode, options)
+        else:  # a soft one, which took no number
+            self._journals[index].go_on()
+            self._tried[index] = answer.episode
+
+    def _rows(
+        self, answers: Mapping[int, Answer], fresh: Mapping[int, Answer], reasons: Reasons
+    ) -> Rows:
+        """The answers of all environments, side by side."""
+        restarted = np.zeros(self.num_envs, bool)
+        restarted[list(fresh)] = True
+        rows = [fresh[i] if i in fresh else answers[i] for i in range(self.num_envs)]
+        obs = {key: np.stack([row.obs[key] for row in rows]) for key in rows[0].obs}
+        reward = np.array([row.reward for row in rows], np.float64)
+        terminated = np.array([row.terminated for row in rows], bool)
+        truncated = np.array([row.truncated for row in rows], bool)
+        self._reward, self._terminated, self._truncated = reward, terminated, truncated
+        infos = merged([row.info for row in rows])
+        infos["restarted"], infos["failures"] = restarted, reasons
+        return obs, reward.copy(), terminated.copy(), truncated.copy(), infos
+
+    def _checked(self, actions: Any, ended: np.ndarray) -> np.ndarray:
+        """[N, ...] in the dtype of the space. Raises EnvError: a wrong action is the caller's
+        fault, and no environment must be restarted for it."""
+        if self._journals[0].episode < 0:
+            raise EnvError("step was called before the first reset. Call reset first.")
+        space = self.single_action_space
+        given = np.asarray(actions)
+        shape = (self.num_envs, *(space.shape or ()))
+        box = isinstance(space, spaces.Box)
+        if given.shape != shape or given.dtype.kind not in ("fiu" if box else "iub"):
+            raise EnvError(
+                f"The actions must be {'numbers' if box else 'whole numbers'} of shape "
+                f"{list(shape)}, but are {given.dtype} {list(given.shape)}."
+            )
+        live = given[~ended]
+        if isinstance(space, spaces.Box):
+            if not np.isfinite(live).all():
+                raise EnvError(f"The action is not finite: {live}. Look at the policy's output.")
+        else:
+            top = np.reshape(class_counts(space), space.shape or ())
+            if (live < 0).any() or (live >= top).any():
+                raise EnvError(f"The action {live.tolist()} lies outside of {space}.")
+        return given.astype(space.dtype, copy=False)
+
+    def _spread(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
+        if seed is None:
+            return [None] * self.num_envs
+        if isinstance(seed, (int, np.integer)):
+            return list(env_seeds(int(seed), self.num_envs))
+        if len(seed) != self.num_envs:
+            raise EnvError(f"{len(seed)} seeds were given for {self.num_envs} environments.")
+        return [None if one is None else int(one) for one in seed]
+
+
+def _alike(one: Spaces, other: Spaces) -> bool:
+    return one.observation == other.observation and one.action == other.action
+
+
+def _difference(
+    answer: Answer,
+    saved: Mapping[str, Any],
+    observations: Mapping[str, np.ndarray] | None,
+    index: int,
+) -> str:
+    """In which words a replayed row is not the saved one; "" where it is, to the bit."""
+    flags = ("reward", "terminated", "truncated")
+    wrong = [key for key in flags if saved[key] != getattr(answer, key)]
+    for key, value in answer.obs.items():
+        if observations is not None and key in observations:
+            then = np.asarray(observations[key][index])
+            if then.shape != value.shape or then.astype(value.dtype).tobytes() != value.tobytes():
+                wrong.append(f"observation '{key}'")
+    if not wrong:
+        return ""
+    return (
+        f"Played again from its seed, it came to another {' and '.join(wrong)}. Something in it "
+        f"does not follow from reset(seed=...): a random generator of its own, or what it keeps "
+        f"from one episode to the next."
+    )
