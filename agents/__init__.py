@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 # name -> "module:Class"; the module is imported only when the name is asked for.
 AGENTS = {
     "dreamer": "agents.dreamer:Dreamer",
+    "dyna_2": "agents.dyna:Dyna2",
+    "dyna_q": "agents.dyna:DynaQ",
+    "dyna_q_plus": "agents.dyna:DynaQPlus",
+    "prioritized_sweeping": "agents.dyna:PrioritizedSweeping",
+    "q_learning": "agents.dyna:QLearning",
     "random": "agents.random:Random",
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from omegaconf import MISSING, DictConfig
@@ -35,6 +35,25 @@ def register(overrides: Sequence[str] = ()) -> None:
             config.store(one, agents.agent_class(one).Config, GROUP)  # type: ignore[attr-defined]
 
 
+def completed(words: Sequence[str]) -> list[str]:
+    """The words of a command with its two short forms written out.
+
+    `agent=NAME` without an experiment brings the experiment of that name, where there is one; and
+    a setting that only the named agent has needs no "agent." before it: `agent=dyna_q n=50`.
+    """
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    name = given.get(GROUP, given.get("experiment", ""))
+    if name not in agents.AGENTS:
+        return list(words)
+    groups = {path.name for path in CONFIGS.iterdir()}
+    own = {field.name for field in fields(agents.agent_class(name).Config)}  # type: ignore[attr-defined]
+    own -= groups | {field.name for field in fields(TrainConfig)}
+    done = [f"{GROUP}.{word}" if word.split("=", 1)[0] in own else word for word in words]
+    if "experiment" not in given and (CONFIGS / "experiment" / f"{name}.yaml").is_file():
+        done.append(f"experiment={name}")
+    return done
+
+
 def see_working_folder() -> None:
     """Let `module:Class` names find modules in the folder that the command was given in."""
     here = os.getcwd()
@@ -47,6 +66,7 @@ def train_command(say: Callable[[str], None]) -> int:
     see_working_folder()
 
     def start() -> int:
+        sys.argv[1:] = completed(sys.argv[1:])
         register(sys.argv[1:])
         return config.launch(job, CONFIGS, "train", say)
 

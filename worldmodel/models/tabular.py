@@ -1,0 +1,195 @@
+"""A learned world that fits in a table: what every action led to, where it was tried.
+
+Two tables behind one class. The deterministic one keeps the newest outcome of a pair (state,
+action); the counting one keeps all of them with their counts and draws from these, so that the next
+state, the reward and the end of the episode come together as they did in the world.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldmodel.models.tables import (
+    OUTCOME_FIELDS,
+    USED,
+    Tables,
+    new_tables,
+    random_state,
+    record_all,
+    sample_all,
+    with_room,
+)
+from worldmodel.types import EnvSpec, LatentState, Prediction
+
+KINDS = ("deterministic", "counts")
+UNKNOWN = ("error", "stay")
+
+
+@dataclass
+class TabularConfig:
+    """Which table, and what it says of pairs that it has not seen."""
+
+    kind: str = "deterministic"  # deterministic: the newest outcome | counts: all, drawn from
+    unknown: str = "error"  # error | stay: a pair never tried leads back, with reward 0
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("kind", self.kind, KINDS), ("unknown", self.unknown, UNKNOWN)):
+            if value not in known:
+                raise ValueError(f"Unknown {name} '{value}'. Known: {', '.join(known)}.")
+
+
+class TabularModel:
+    """A learned table as a `Dynamics`: its state is the last state seen or predicted.
+
+    LatentState: deter [B, 0]; stoch [B, 1, S] one-hot, all zero before anything was seen.
+    spec: one discrete observation of S classes and one discrete action of A.
+    seed: of the generator that `step` draws outcomes with; planners bring their own.
+
+    Raises ValueError where the world has other observations or actions.
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        config: TabularConfig | None = None,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+    ) -> None:
+        self.key, self.states, self.actions = discrete_sizes(spec)
+        self.config = config or TabularConfig()
+        self.device = torch.device(device)
+        self.tables = new_tables(self.states, self.actions)
+        self.rng = random_state(seed)
+
+    @property
+    def known_pairs(self) -> int:
+        """How many pairs of state and action were ever tried."""
+        return int((self.tables.seen > 0).sum())
+
+    def record(self, state: Any, action: Any, reward: Any, after: Any, terminal: Any) -> None:
+        """Learn transitions [T] in their order: whole numbers, rewards, and whether each ended
+        its episode for good."""
+        values = [np.asarray(x).reshape(-1) for x in (state, action, reward, after, terminal)]
+        types = (np.int64, np.int64, np.float64, np.int64, np.bool_)
+        arrays: list[Any] = [x.astype(t) for x, t in zip(values, types, strict=True)]
+        self.make_room(len(arrays[0]))
+        record_all(self.tables, self.config.kind == "counts", *arrays)
+
+    def make_room(self, transitions: int) -> None:
+        """Let `record` in compiled code note so many more transitions."""
+        if self.config.kind == "counts":
+            self.tables = with_room(self.tables, transitions)
+
+    def outcomes(self, state: int, action: int) -> list[tuple[float, int, float, bool]]:
+        """(probability, next state, reward, terminal) as they were seen, none where untried."""
+        t, row, found = self.tables, state * self.actions + action, []
+        seen = int(t.seen[row])
+        while row >= 0 and seen > 0:
+            share, ends = int(t.times[row]) / seen, bool(t.cont[row] == 0)
+            found.append((share, int(t.next[row]), float(t.reward[row]), ends))
+            row = int(t.chain[row])
+        return found
+
+    def initial(self, batch_size: int) -> LatentState:
+        """No state yet: `step` needs one that was observed."""
+        shape = (batch_size, 1, self.states)
+        return LatentState(
+            torch.zeros(batch_size, 0, device=self.device), torch.zeros(shape, device=self.device)
+        )
+
+    def observe(
+        self, state: LatentState, obs: dict[str, Tensor], action: Tensor, is_first: Tensor
+    ) -> LatentState:
+        """The state that the observation [B, S] shows; it hides nothing, so nothing else counts."""
+        seen = obs[self.key]
+        if seen.shape[-1] != self.states:
+            raise ValueError(
+                f"Observation '{self.key}' has shape {list(seen.shape)}; allowed: [B, "
+                f"{self.states}], one-hot."
+            )
+        return LatentState(state.deter, seen[:, None].to(state.stoch))
+
+    def step(self, state: LatentState, action: Tensor) -> Prediction:
+        """One outcome of each action [B, A], drawn where the table holds several.
+
+        Raises ValueError for a state that was never observed and, unless unknown="stay", for a
+        pair that was never tried.
+        """
+        if not bool((state.stoch.sum((-2, -1)) == 1).all()):
+            raise ValueError(
+                "There is nothing to predict from: the state before any observation is empty. "
+                "Call observe first."
+            )
+        at = state.stoch[:, 0].argmax(-1).cpu().numpy()
+        pairs = at * self.actions + action.argmax(-1).cpu().numpy()
+        rows = np.empty(len(pairs), np.int64)
+        sample_all(self.tables, self.rng, pairs, rows)
+        if self.config.unknown == "error" and (rows < 0).any():
+            bad = int(pairs[rows < 0][0])
+            raise ValueError(
+                f"Action {bad % self.actions} was never tried in state {bad // self.actions}, so "
+                f"its outcome is unknown ({self.known_pairs} of {self.states * self.actions} pairs "
+                'are known). Let the agent act longer, or set unknown="stay".'
+            )
+        known, t = rows >= 0, self.tables
+        after = np.where(known, t.next[rows], at)
+        reward, cont = np.where(known, t.reward[rows], 0.0), np.where(known, t.cont[rows], 1.0)
+        stoch = torch.nn.functional.one_hot(torch.from_numpy(after.astype(np.int64)), self.states)
+        to = state.stoch
+        return Prediction(
+            LatentState(state.deter, stoch[:, None].to(to)),
+            torch.from_numpy(reward).to(to),
+            torch.from_numpy(cont).to(to),
+        )
+
+    def decode(self, state: LatentState) -> dict[str, Tensor]:
+        """The observation that belongs to a state, one-hot [B, S] under its key."""
+        return {self.key: state.stoch[:, 0]}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything as tensors; outcomes beyond the first of each pair, whose number grows, in a
+        part of their own that a new table does not have."""
+        t, pairs, used = self.tables, len(self.tables.seen), int(self.tables.counters[USED])
+        names = Tables._fields[:-1]
+        fixed = {n: _tensor(getattr(t, n)[:pairs]) for n in names}
+        more = {n: _tensor(getattr(t, n)[pairs:used]) for n in names[:OUTCOME_FIELDS]}
+        state: dict[str, Any] = {"tables": fixed, "rng": _tensor(self.rng.view(np.int64))}
+        return state | ({"more": more} if used > pairs else {})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        fixed = {name: value.numpy().copy() for name, value in state["tables"].items()}
+        for name, value in state.get("more", {}).items():
+            fixed[name] = np.concatenate([fixed[name], value.numpy()])
+        self.tables = Tables(**fixed, actions=self.actions)
+        self.rng = state["rng"].numpy().copy().view(np.uint64)
+
+
+def discrete_sizes(spec: EnvSpec) -> tuple[str, int, int]:
+    """The observation's key, S and A of a world with one discrete observation and action.
+
+    Raises ValueError for any other.
+    """
+    seen = {key: (obs.kind, obs.sizes) for key, obs in spec.obs.items()}
+    kind, sizes = spec.action.kind, spec.action.sizes
+    key = next(iter(seen), "")
+    fits = len(seen) == 1 and seen[key][0] == "discrete" and len(seen[key][1]) == 1
+    if not fits or kind != "discrete" or len(sizes) != 1:
+        told = ", ".join(f"{name} ({k})" for name, (k, _) in sorted(seen.items()))
+        raise ValueError(
+            "A table needs one discrete observation and one discrete action, but this environment "
+            f"observes {told} and takes {math.prod(sizes) if kind == 'discrete' else len(sizes)} "
+            f"{kind} actions. Choose an environment with Discrete spaces and set env.pixels=false "
+            "(and env.action_mask=false, env.state=false)."
+        )
+    return key, seen[key][1][0], sizes[0]
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array.copy())
