@@ -109,10 +109,12 @@ def _same(one: Moment, other: Moment) -> bool:
 
 
 def _guarded(call: Callable[[], Any]) -> Any:
-    """An environment's answer; its error in its own words."""
+    """An environment's answer; its error in its own words. It may be anybody's code, so that any
+    error is possible, and none of them may end the walk."""
     try:
         return call()
     except EnvError as error:
         raise RunError(f"The real environment failed: {error}") from error
-    except ImportError as error:
-        raise RunError(f"The real environment cannot be made here: {error}") from error
+    except Exception as error:
+        name = type(error).__name__
+        raise RunError(f"The real environment failed: {name}: {error}") from error

@@ -98,7 +98,7 @@ class Session:
             self.world.picture({k: v[0, t].numpy() for k, v in batch.obs.items()})
             for t in range(batch.shape[1])
         ]
-        about = f"recorded episode {episode}, row {row}"
+        about = f"episode {episode}, row {row}"
         return self._begin(self.world.look(latent), None, frames, [], None, about)
 
     def start_real(self, seed: int, context: int = CONTEXT) -> Node:
@@ -131,7 +131,7 @@ class Session:
             reality.close()
             raise
         real = Real(moment, frames[-1], latent)
-        about = f"real environment, reset with seed {seed}"
+        about = f"reset with seed {seed}"
         return self._begin(world.look(latent), real, frames, actions, reality, about)
 
     def _begin(

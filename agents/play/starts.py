@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from worldmodel.replay import Replay
-from worldmodel.replay.buffer import RowIndex
+from worldmodel.replay import Replay, RowIndex
 from worldmodel.types import Batch
 
 
