@@ -13,6 +13,7 @@ os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 os.environ.setdefault("SDL_NO_SIGNAL_HANDLERS", "1")
 
 import gymnasium
+import numpy as np
 from gymnasium.envs import registration
 
 from .config import EnvConfig, EnvError, unknown
@@ -101,11 +102,28 @@ def _registered(config: EnvConfig) -> gymnasium.Env[Any, Any]:
     if config.time_limit is not None:
         kwargs["max_episode_steps"] = -1  # ours replaces it
     try:
-        return gymnasium.make(spec, disable_env_checker=True, **kwargs)
+        env = gymnasium.make(spec, disable_env_checker=True, **kwargs)
+        _steady_camera(env)
+        return env
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise
         raise EnvError(f"'{name}' does not take {sorted(kwargs)}: {error}") from error
+
+
+def _steady_camera(env: gymnasium.Env[Any, Any]) -> None:
+    """The same view in every episode, process and run: gymnasium's MuJoCo camera looks at the
+    middle of whatever it finds when it draws for the first time."""
+    renderer = getattr(env.unwrapped, "mujoco_renderer", None)
+    config = getattr(renderer, "default_cam_config", None) or {}
+    if renderer is None or "lookat" in config:
+        return
+    import mujoco
+
+    start = mujoco.MjData(renderer.model)
+    mujoco.mj_forward(renderer.model, start)
+    middle = np.median(start.geom_xpos, axis=0)
+    renderer.default_cam_config = {**config, "lookat": middle}
 
 
 def _kwargs(config: EnvConfig) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import cv2
@@ -15,6 +15,9 @@ from .config import EnvConfig, EnvError
 from .wrappers import Step
 
 Reader = Callable[[Any], np.ndarray]
+
+# Where render is known to change nothing, so that frames nobody sees need not be drawn.
+PURE = ("gymnasium.envs.classic_control.", "gymnasium.envs.mujoco.", "worldmodel.envs.")
 
 # One environment steps in one thread; OpenCV's own pool would fight with torch's for the cores.
 cv2.setNumThreads(1)
@@ -48,6 +51,10 @@ class Observe(gymnasium.Wrapper[Any, Any, Any, Any]):
             outer[self._frame_key] = self._image.space(3)
         for leaf in chosen:
             space, reader = self._reader(leaf)
+            self._leaves.append((leaf, reader))
+            outer[leaf.key] = space
+        for leaf in _recorded(found, config, outer):
+            space, reader = _number_reader(leaf)
             self._leaves.append((leaf, reader))
             outer[leaf.key] = space
         self._mask_size = _action_size(env.action_space)
@@ -190,21 +197,49 @@ def _area(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _draws_only(env: gymnasium.Env[Any, Any]) -> bool:
-    """Whether render is known to change nothing: true of our own families and of gymnasium's
-    environments, and not to be taken for granted of somebody else's."""
-    layer = env
-    while True:
-        if type(layer).__module__.partition(".")[0] not in ("gymnasium", "worldmodel"):
+    """Whether render is known to change nothing. Taxi turns its car there, LunarLander lets its
+    sparks age, and of somebody else's environment nothing is known."""
+    while isinstance(env, gymnasium.Wrapper):
+        if type(env).__module__.partition(".")[0] not in ("gymnasium", "worldmodel"):
             return False
-        if not isinstance(layer, gymnasium.Wrapper):
-            return True
-        layer = layer.env
+        env = env.env
+    return type(env).__module__.startswith(PURE)
 
 
 def _at(obs: Any, path: tuple[Any, ...]) -> Any:
     for key in path:
         obs = obs[key]
     return obs
+
+
+def _recorded(
+    found: list[flat.Leaf], config: EnvConfig, chosen: Collection[str]
+) -> list[flat.Leaf]:
+    """The leaves that the replay alone keeps. Raises EnvError for a key that does not exist, holds
+    no numbers, or is observed anyhow."""
+    leaves = {leaf.key: leaf for leaf in found}
+    for key in config.record:
+        if key not in leaves:
+            raise EnvError(f"record names '{key}', but the observation has {sorted(leaves)}.")
+        if key in chosen or key == flat.MASK_KEY:
+            raise EnvError(
+                f"record names '{key}', which agents see and replay keeps anyhow. Leave it out of "
+                "record, or of what is observed (pixels, state, keys)."
+            )
+        if leaves[key].kind not in ("vector", "discrete"):
+            raise EnvError(f"record names '{key}', which holds no numbers but {leaves[key].kind}s.")
+    return [leaves[key] for key in dict.fromkeys(config.record)]
+
+
+def _number_reader(leaf: flat.Leaf) -> tuple[spaces.Space[Any], Reader]:
+    """How the plain numbers of a recorded leaf are read; discrete values as they are counted."""
+    size = int(np.prod(leaf.space.shape or ()))
+
+    def read(value: Any) -> np.ndarray:
+        array = flat.read_array(leaf, value) if leaf.kind == "vector" else np.asarray(value)
+        return array.astype(np.float32).reshape(size)
+
+    return flat.Recorded(size), read
 
 
 def _action_size(space: spaces.Space[Any]) -> int:
