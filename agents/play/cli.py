@@ -52,7 +52,10 @@ def play_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
     here = os.getcwd()  # `module:Class` names may mean modules of this folder
     if here not in sys.path:
         sys.path.append(here)
-    return config.guarded(lambda: _play(arguments, say), say)
+    try:
+        return config.guarded(lambda: _play(arguments, say), say)
+    except KeyboardInterrupt:  # before the page was there
+        return 130
 
 
 def _play(words: Sequence[str], say: Callable[[str], None]) -> int:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -107,10 +107,17 @@ def serve(stage: Stage, listening: socket.socket, hosts: list[str] | None) -> No
         outer, log_level="error", access_log=False, timeout_graceful_shutdown=2, lifespan="on"
     )
     app.on_shutdown(stage.close)
+    before = signal.signal(signal.SIGTERM, _ask_to_end)
     try:
-        with suppress(KeyboardInterrupt):  # uvicorn raises it once more after its clean end
-            uvicorn.Server(settings).run(sockets=[listening])
+        uvicorn.Server(settings).run(sockets=[listening])
+    except KeyboardInterrupt:
+        pass  # uvicorn gives its signals back after its own clean end
     finally:
+        signal.signal(signal.SIGTERM, before)
         stage.close()
         listening.close()
         stage.say("The page is closed.")
+
+
+def _ask_to_end(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)

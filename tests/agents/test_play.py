@@ -240,9 +240,9 @@ def test_impossible_places_are_named() -> None:
             call()
     with pytest.raises(ValueError, match="Start with a fresh reset"):
         session(left_right()).start_recorded(0, 0)
+    broken = Session(World(replace(policy(left_right()), env=left_right(nonsense=1))))
     with pytest.raises(RunError, match="The real environment failed"):
-        broken = policy(left_right())
-        Session(World(replace(broken, env=left_right(nonsense=1)))).start_real(0)
+        broken.start_real(0)
 
 
 def test_context_is_what_the_model_saw_of_that_episode() -> None:

@@ -1,4 +1,4 @@
-"""scripts/play.py before a page is there: mistakes cost one clear line, and leave nothing running."""
+"""scripts/play.py before a page is there: mistakes cost one clear line."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_port_in_use_is_said(run: Path) -> None:
 
 
 def test_hosts_are_checked_and_local_ones_known() -> None:
-    with pytest.raises(RunError, match="host 'no.such.host.invalid' is unknown"):
+    with pytest.raises(RunError, match=r"host 'no\.such\.host\.invalid' is unknown"):
         listen("no.such.host.invalid", 0)
     with pytest.raises(RunError, match=r"'192\.0\.2\.1' is no address of this machine"):
         listen("192.0.2.1", 0)
@@ -88,10 +88,10 @@ def test_a_run_without_replay_starts_in_the_real_environment(run: Path, tmp_path
     shutil.copytree(run, copy)
     shutil.rmtree(copy / "replay")
     lines: list[str] = []
-    world, recorded = open_run(copy, "cpu", 0, lines.append)
+    _, recorded = open_run(copy, "cpu", 0, lines.append)
     assert recorded is None
     assert lines[-1].startswith("No recorded frames, so dreams start with a fresh reset. (")
-    whole_run, known = open_run(run, "cpu", 0, lines.append)
+    _, known = open_run(run, "cpu", 0, lines.append)
     assert known is not None
     assert len(known.episodes) > 3
     # Neither replay nor environment: nowhere to start, said before a page is served.

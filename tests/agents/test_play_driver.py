@@ -61,7 +61,13 @@ class Page:
 def test_arrows_push_the_first_number_and_keep_the_others() -> None:
     page = Page(counting(actions="box", length=50))
     page.driver.values = [0.25, -0.75]
-    assert page.keys("ArrowLeft", "ArrowRight", "ArrowDown", "ArrowUp", "5") == ["", "", "", "", "5"]
+    assert page.keys("ArrowLeft", "ArrowRight", "ArrowDown", "ArrowUp", "5") == [
+        "",
+        "",
+        "",
+        "",
+        "5",
+    ]
     assert page.actions == [[-1, -0.75], [1, -0.75], [0, -0.75], [0.25, -0.75]]
 
 
@@ -207,6 +213,4 @@ def test_what_goes_wrong_becomes_a_message() -> None:
         page.walk.start_recorded(77, 0)
 
     assert not asyncio.run(page.driver.begin(fail))
-    assert page.told == [
-        "negative: There is no episode 77. This run recorded 1, numbered 0 to 0."
-    ]
+    assert page.told == ["negative: There is no episode 77. This run recorded 1, numbered 0 to 0."]
