@@ -38,7 +38,9 @@ class ControlSuite(gymnasium.Env[Any, Any]):
         if config.id not in tasks:
             raise unknown("dm_control task", config.id, tasks)
         domain, task = tasks[config.id]
-        kwargs = dict(config.kwargs)
+        # Some tasks (lqr) draw their very model from this generator: the same one each time, or
+        # no two environments would be alike. Resets seed it anew.
+        kwargs = {"random": 0, **config.kwargs}
         if config.time_limit is not None:
             kwargs["time_limit"] = float("inf")  # ours replaces it
         self._env = suite.load(domain, task, task_kwargs=kwargs)
