@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from worldmodel.models.tabular import TabularModel
     from worldmodel.replay import Replay
 
-ROWS = ("state", "action", "reward", "after", "first", "terminal", "last")
+ROWS = ("first", "state", "action", "reward", "after", "terminal", "last")  # as learn_all has them
 
 
 class Dyna:
@@ -136,10 +136,7 @@ class Dyna:
             raise ValueError(f"state is {state}; it must lie in [0, {self.model.states}).")
         knobs = self._knobs._replace(n=updates)
         before = int(self.memory.counters[kernels.UPDATES])
-        if self.config.select == "prioritized":
-            kernels.sweep_on(self.memory, tables, knobs)
-        else:
-            kernels.plan(self.memory, tables, knobs, root)
+        kernels.plan(self.memory, tables, knobs, root)
         return int(self.memory.counters[kernels.UPDATES]) - before
 
     def _fresh(self, replay: Replay) -> dict[str, np.ndarray]:

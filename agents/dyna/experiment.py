@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from agents.dyna.kernels import acting_values, begin, choose, learn
+from agents.dyna.kernels import acting_values, choose, learn
 from agents.dyna.memory import CALLS, UPDATES, new_memory
 from agents.dyna.settings import DynaConfig
 from worldmodel.envs.table import WorldTable
@@ -55,25 +55,25 @@ def live(w, chances, starts, m, t, k, rng, limit, until, progress, score, out): 
     """
     rewards, lengths, returns = out
     while progress[STEPS] < until[0] and progress[EPISODES] < until[1]:
-        fresh = progress[STATE] < 0
-        if fresh or not w.at_episode:
+        s, a = progress[STATE], np.int64(-1)
+        first, reward, terminal, last = s < 0, 0.0, False, False
+        if first or not w.at_episode:
             _settle(progress, w.change)
         phase = progress[PHASE]
-        if fresh:
-            progress[STATE] = pick(rng, starts[phase])
+        if first:
+            s2 = np.int64(pick(rng, starts[phase]))
             progress[LENGTH], score[0] = 0, 0.0
-            begin(m, t, k, progress[STATE])
-        s = progress[STATE]
-        a = choose(m, t, k, s, True)
-        i = pick(rng, chances[phase, s, a])
-        s2, reward = np.int64(w.next[phase, s, a, i]), w.reward[phase, s, a, i]
-        terminal = w.terminal[phase, s, a, i]
-        rewards[progress[STEPS]] = reward
-        progress[STEPS] += 1
-        progress[LENGTH] += 1
-        score[0] += reward
-        last = terminal or progress[LENGTH] == limit
-        learn(m, t, k, s, a, reward, s2, terminal, last)
+        else:
+            a = choose(m, t, k, s, t.actions)
+            i = pick(rng, chances[phase, s, a])
+            s2, reward = np.int64(w.next[phase, s, a, i]), w.reward[phase, s, a, i]
+            terminal = w.terminal[phase, s, a, i]
+            rewards[progress[STEPS]] = reward
+            progress[STEPS] += 1
+            progress[LENGTH] += 1
+            score[0] += reward
+            last = terminal or progress[LENGTH] == limit
+        learn(m, t, k, first, s, a, reward, s2, terminal, last)
         progress[STATE] = s2
         if last:
             lengths[progress[EPISODES]] = progress[LENGTH]
@@ -157,6 +157,12 @@ class Experiment:
     def updates(self) -> int:
         """Planning updates so far."""
         return int(self.memory.counters[UPDATES])
+
+    @property
+    def value_updates(self) -> int:
+        """All changes of values so far: the planning updates, and one for each real step where
+        the agent learns from it directly."""
+        return self.updates + (self.steps if self.config.direct else 0)
 
     @property
     def calls(self) -> int:

@@ -43,58 +43,56 @@ def best(m, t, k, s):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def choose(m, t, k, s, everything):  # type: ignore[no-untyped-def]
-    """An action of the policy; among those tried in the state unless `everything`. Equal values
-    are drawn from."""
-    count = t.actions if everything else t.num_tried[s]
+def choose(m, t, k, s, count):  # type: ignore[no-untyped-def]
+    """An action of the policy, equal values drawn from; among the first `count` actions tried in
+    the state, or among all of them where count = A."""
     if k.temperature > 0:
-        return _softmax(m, t, k, s, everything, count)
+        return _softmax(m, t, k, s, count)
     if k.epsilon > 0 and uniform(m.rng) < k.epsilon:
-        i = below(m.rng, count)
-        return i if everything else t.tried[s * t.actions + i]
-    return _greedy(m, t, k, s, everything, count)
+        return _candidate(t, s, below(m.rng, count), count)
+    return _greedy(m, t, k, s, count)
 
 
 @compiled
-def _candidate(t, s, i, everything):  # type: ignore[no-untyped-def]
-    return np.int64(i) if everything else np.int64(t.tried[s * t.actions + i])
+def _candidate(t, s, i, count):  # type: ignore[no-untyped-def]
+    return np.int64(i) if count == t.actions else np.int64(t.tried[s * t.actions + i])
 
 
 @compiled
-def _greedy(m, t, k, s, everything, count):  # type: ignore[no-untyped-def]
+def _greedy(m, t, k, s, count):  # type: ignore[no-untyped-def]
     most, ties = -np.inf, 0
     for i in range(count):
-        v = value(m, k, s * t.actions + _candidate(t, s, i, everything))
+        v = value(m, k, s * t.actions + _candidate(t, s, i, count))
         if v > most:
             most, ties = v, 1
         elif v == most:
             ties += 1
     pick = below(m.rng, ties) if ties > 1 else 0
     for i in range(count):
-        a = _candidate(t, s, i, everything)
+        a = _candidate(t, s, i, count)
         if value(m, k, s * t.actions + a) == most:
             if pick == 0:
                 return a
             pick -= 1
-    return np.int64(-1)  # values are not finite
+    return np.int64(0)  # values are not finite, which the caller finds by itself
 
 
 @compiled
-def _softmax(m, t, k, s, everything, count):  # type: ignore[no-untyped-def]
+def _softmax(m, t, k, s, count):  # type: ignore[no-untyped-def]
     most = -np.inf
     for i in range(count):
-        most = max(most, value(m, k, s * t.actions + _candidate(t, s, i, everything)))
+        most = max(most, value(m, k, s * t.actions + _candidate(t, s, i, count)))
     total = 0.0
     for i in range(count):
-        v = value(m, k, s * t.actions + _candidate(t, s, i, everything))
+        v = value(m, k, s * t.actions + _candidate(t, s, i, count))
         total += math.exp((v - most) / k.temperature)
     left = uniform(m.rng) * total
     for i in range(count):
-        a = _candidate(t, s, i, everything)
+        a = _candidate(t, s, i, count)
         left -= math.exp((value(m, k, s * t.actions + a) - most) / k.temperature)
         if left < 0:
             return a
-    return _candidate(t, s, count - 1, everything)
+    return _candidate(t, s, count - 1, count)
 
 
 @compiled
@@ -102,13 +100,13 @@ def target(m, t, k, p):  # type: ignore[no-untyped-def]
     """The expected return of a tried pair by the model: one step, then the present values."""
     if t.chain[p] < 0:
         m.counters[CALLS] += 1
-        return t.reward[p] + k.gamma * t.cont[p] * best(m, t, k, t.next[p])
-    total, row = 0.0, p
+        return t.reward[p] + k.gamma * t.cont[p] * best(m, t, k, np.int64(t.next[p]))
+    total, row = 0.0, np.int64(p)
     while row >= 0:
         m.counters[CALLS] += 1
-        one = t.reward[row] + k.gamma * t.cont[row] * best(m, t, k, t.next[row])
+        one = t.reward[row] + k.gamma * t.cont[row] * best(m, t, k, np.int64(t.next[row]))
         total += t.times[row] * one
-        row = t.chain[row]
+        row = np.int64(t.chain[row])
     return total / t.seen[p]
 
 
@@ -122,12 +120,12 @@ def update(m, t, k, s, a):  # type: ignore[no-untyped-def]
         goal = k.gamma * best(m, t, k, s)
     else:
         row = sample(t, m.rng, p) if not k.expected or k.select == TRAJECTORY else p
-        after = t.next[row] if t.cont[row] > 0 else -1
+        after = np.int64(t.next[row]) if t.cont[row] > 0 else np.int64(-1)
         if k.expected:
             goal = target(m, t, k, p)
         else:
             m.counters[CALLS] += 1
-            goal = t.reward[row] + k.gamma * t.cont[row] * best(m, t, k, t.next[row])
+            goal = t.reward[row] + k.gamma * t.cont[row] * best(m, t, k, np.int64(t.next[row]))
     if k.kappa > 0:
         goal += k.kappa * math.sqrt(t.counters[TIME] - t.last[p])
     if k.transient:
@@ -139,65 +137,45 @@ def update(m, t, k, s, a):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _affordable(m, k, calls):  # type: ignore[no-untyped-def]
-    """Whether the bound on model calls leaves room; calls: their number at the beginning."""
-    return k.max_calls == 0 or m.counters[CALLS] - calls < k.max_calls
+def _select(m, t, k, s, root):  # type: ignore[no-untyped-def]
+    """The pair to plan next, as state and action; (-1, -1) where there is none. s: where the
+    simulated trajectory stands, or -1 where it has ended."""
+    if k.select == PRIORITIZED:
+        if m.counters[SIZE] == 0:
+            return np.int64(-1), np.int64(-1)
+        p = pop(m)
+        return p // t.actions, p % t.actions
+    if k.select == TRAJECTORY:
+        if s < 0 or t.num_tried[s] == 0:
+            s = root  # from the beginning, too, where nobody ever went on
+        if t.num_tried[s] == 0:
+            return np.int64(-1), np.int64(-1)
+        count = t.actions if k.untried else np.int64(t.num_tried[s])
+        return s, choose(m, t, k, s, count)
+    s = np.int64(t.states[below(m.rng, t.counters[KNOWN])])
+    if k.untried:
+        return s, below(m.rng, t.actions)
+    return s, np.int64(t.tried[s * t.actions + below(m.rng, t.num_tried[s])])
 
 
 @compiled
 def plan(m, t, k, root):  # type: ignore[no-untyped-def]
-    """n planning updates, fewer where the model calls are used up or nothing is known at root."""
-    if k.select == TRAJECTORY:
-        return _simulate(m, t, k, root)
-    known, calls = t.counters[KNOWN], m.counters[CALLS]
+    """n planning updates; fewer where the model calls are used up, the queue is empty or nothing
+    is known at root, where simulated trajectories start. Something must be known already."""
+    calls, at = m.counters[CALLS], root
     for _ in range(k.n):
-        if not _affordable(m, k, calls):
+        if k.max_calls > 0 and m.counters[CALLS] - calls >= k.max_calls:
             break
-        s = t.states[below(m.rng, known)]
-        if k.untried:
-            a = below(m.rng, t.actions)
-        else:
-            a = np.int64(t.tried[s * t.actions + below(m.rng, t.num_tried[s])])
-        update(m, t, k, s, a)
-
-
-@compiled
-def _simulate(m, t, k, root):  # type: ignore[no-untyped-def]
-    """Follow the policy through the model, from root again after each end and at each state that
-    was never acted from."""
-    s, calls = root, m.counters[CALLS]
-    for _ in range(k.n):
-        if s < 0 or t.num_tried[s] == 0:
-            s = root
-        if t.num_tried[s] == 0 or not _affordable(m, k, calls):
+        s, a = _select(m, t, k, at, root)
+        if s < 0:
             break
-        a = choose(m, t, k, s, k.untried)
-        s = update(m, t, k, s, a)
-
-
-@compiled
-def sweep(m, t, k, p):  # type: ignore[no-untyped-def]
-    """Prioritized sweeping from a pair that was just tried; it queues what would change by more
-    than theta."""
-    _queue(m, t, k, p)
-    sweep_on(m, t, k)
-
-
-@compiled
-def sweep_on(m, t, k):  # type: ignore[no-untyped-def]
-    """Up to n updates from the queue as it is."""
-    calls = m.counters[CALLS]
-    for _ in range(k.n):
-        if m.counters[SIZE] == 0 or not _affordable(m, k, calls):
-            break
-        p = pop(m)
-        s = p // t.actions
-        update(m, t, k, s, p - s * t.actions)
-        row = t.first[s]
-        while row >= 0:
-            if t.cont[row] > 0:
-                _queue(m, t, k, t.pair[row])
-            row = t.after[row]
+        at = update(m, t, k, s, a)
+        if k.select == PRIORITIZED:
+            row = np.int64(t.first[s])
+            while row >= 0:
+                if t.cont[row] > 0:
+                    _queue(m, t, k, np.int64(t.pair[row]))
+                row = np.int64(t.after[row])
 
 
 @compiled
@@ -209,47 +187,42 @@ def _queue(m, t, k, p):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def begin(m, t, k, s):  # type: ignore[no-untyped-def]
-    """An episode starts in s: an empty transient memory, and a first search from there."""
-    if k.transient:
-        m.transient[:] = 0.0
-        if t.counters[KNOWN] > 0:
-            plan(m, t, k, s)
+def learn(m, t, k, first, s, a, reward, s2, terminal, last):  # type: ignore[no-untyped-def]
+    """One row, then planning; the error of the pair's value before it.
 
-
-@compiled
-def learn(m, t, k, s, a, reward, s2, terminal, last):  # type: ignore[no-untyped-def]
-    """One real step, then planning; the error of the pair's value before it. terminal: the future
-    is worth nothing. last: the episode is over or cut off."""
-    p = record(t, k.counts, s, a, reward, s2, terminal)
-    future = 0.0
-    if not terminal:
-        future = m.q[s2 * t.actions]
-        for i in range(1, t.actions):
-            future = max(future, m.q[s2 * t.actions + i])
-    error = reward + k.gamma * future - m.q[p]
-    if k.direct:
-        m.q[p] += k.alpha * error
-    if k.select == PRIORITIZED:
-        sweep(m, t, k, p)
-    elif k.transient and last:
-        m.transient[:] = 0.0  # what was found for this episode is of no use to the next one
-    elif k.n > 0:
-        plan(m, t, k, s if last else s2)
+    first: an episode starts in s2, and nothing led there; only Dyna-2 plans then. Otherwise (s, a)
+    led to s2. terminal: the future is worth nothing. last: the episode is over or cut off.
+    """
+    error, root = 0.0, s2
+    if not first:
+        p = record(t, k.counts, s, a, reward, s2, terminal)
+        future = 0.0
+        if not terminal:
+            future = m.q[s2 * t.actions]
+            for i in range(1, t.actions):
+                future = max(future, m.q[s2 * t.actions + i])
+        error = reward + k.gamma * future - m.q[p]
+        if k.direct:
+            m.q[p] += k.alpha * error
+        if k.select == PRIORITIZED:
+            _queue(m, t, k, p)
+        if last:
+            root = s
+    if k.transient and (first or last):
+        m.transient[:] = 0.0  # what was found for one episode is of no use to the next
+    searches = not (k.transient and last) if not first else k.transient
+    if searches and t.counters[KNOWN] > 0:
+        plan(m, t, k, root)
     return error
 
 
 @compiled
-def learn_all(m, t, k, s, a, reward, s2, first, terminal, last):  # type: ignore[no-untyped-def]
-    """Rows in their order: where `first`, an episode starts in s2; elsewhere (s, a) led there. The
-    sum of absolute errors."""
+def learn_all(m, t, k, first, s, a, reward, s2, terminal, last):  # type: ignore[no-untyped-def]
+    """`learn` for rows in their order; the sum of absolute errors."""
     total = 0.0
     for i in range(len(s)):
-        if first[i]:
-            begin(m, t, k, s2[i])
-        else:
-            error = learn(m, t, k, s[i], a[i], reward[i], s2[i], terminal[i], last[i])
-            total += abs(error)
+        error = learn(m, t, k, first[i], s[i], a[i], reward[i], s2[i], terminal[i], last[i])
+        total += abs(error)
     return total
 
 
@@ -257,7 +230,7 @@ def learn_all(m, t, k, s, a, reward, s2, first, terminal, last):  # type: ignore
 def act_all(m, t, k, states, actions):  # type: ignore[no-untyped-def]
     """The policy's action in every state, into `actions`."""
     for i in range(len(states)):
-        actions[i] = choose(m, t, k, states[i], True)
+        actions[i] = choose(m, t, k, states[i], t.actions)
 
 
 def acting_values(memory: Memory, tables: Tables) -> np.ndarray:
