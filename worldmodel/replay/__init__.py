@@ -1,7 +1,9 @@
 """Recorded experience: one ring of rows per environment, drawn from as sequences."""
 
-from worldmodel.replay.buffer import Replay, ReplayConfig, RowIndex
-from worldmodel.replay.files import ReplayDamaged
+from worldmodel.replay.buffer import Replay, RowIndex
+from worldmodel.replay.folder import clear
+from worldmodel.replay.index import ReplayDamaged
 from worldmodel.replay.latents import LatentSpec
+from worldmodel.replay.settings import ReplayConfig
 
-__all__ = ["LatentSpec", "Replay", "ReplayConfig", "ReplayDamaged", "RowIndex"]
+__all__ = ["LatentSpec", "Replay", "ReplayConfig", "ReplayDamaged", "RowIndex", "clear"]

@@ -10,27 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from worldmodel.replay.files import Saver
+from worldmodel.replay.files import Saver, open_ring
+from worldmodel.replay.index import Index
 from worldmodel.replay.latents import LatentSpec
-from worldmodel.replay.ring import ROW, Ring
-from worldmodel.replay.schema import FIRST, FLAGS, LAST, LATENT, Schema
+from worldmodel.replay.ring import Ring
+from worldmodel.replay.schema import FIRST, FLAGS, LAST, LATENT, ROW, Schema
+from worldmodel.replay.settings import ReplayConfig, place_of, rows_per_env
 from worldmodel.types import Batch, EnvSpec, LatentState
 
 # Sequences per environment that may wait in the online queue; older ones are left to chance.
 BACKLOG = 16
 INTERNAL = (ROW, "deter", "stoch")  # fields that are not rows of a batch
-
-
-@dataclass
-class ReplayConfig:
-    """What replay keeps and how it hands it out."""
-
-    capacity: float = 5e6  # environment steps kept, over all environments together
-    capacity_gb: float | None = None  # 1e9 bytes kept; when given, it decides the capacity
-    storage: str = "memory"  # memory, or disk: memory-mapped files in the directory
-    directory: str | None = None  # folder for storage=disk, unless the caller names one
-    online: bool = True  # hand out every environment's newest sequences first, each once
-    latents: bool = True  # keep latent states and start sequences from them
 
 
 @dataclass(frozen=True)
@@ -50,6 +40,13 @@ class Replay:
     None where the model has none to store. seed: of its own random generator. directory: for
     storage=disk, before the one in the config.
 
+    What is promised, whichever the storage: a process killed at any moment (between `save`, the
+    checkpoint that holds its state, and `commit`, or within one of them) finds with that
+    checkpoint's state the replay of that `save` to the bit. At most the rows since then are lost.
+    Nothing reaches the files but through `save` and `commit`: storage=disk maps them
+    copy-on-write, so that what changes between two commits lies in memory, and is given back by
+    the second one. Whatever fails its checksum is dropped with a warning.
+
     Raises ValueError for impossible settings and where memory or disk is too small.
     """
 
@@ -62,14 +59,41 @@ class Replay:
         seed: int = 0,
         directory: str | Path | None = None,
     ) -> None:
-        self.spec, self.config, self.num_envs = spec, config, num_envs
-        self.latent = latent if config.latents else None
+        schema = Schema(spec, latent if config.latents else None)
+        rows = rows_per_env(config, schema.row_bytes, num_envs)
+        ring = Ring(schema.fields, num_envs, rows, place_of(config, directory))
+        self._assemble(schema, config, ring, seed)
+
+    @classmethod
+    def open(cls, directory: str | Path) -> Replay:
+        """The newest save in a folder, for reading; nothing else is needed, nothing is changed.
+
+        Works beside the process that records there. A replay of storage=disk is mapped here too:
+        reading rows that the run has overwritten since is then a ValueError, and latents may be
+        newer. Raises FileNotFoundError where nothing is saved, ReplayDamaged where it cannot be
+        read or was saved by version 1, ValueError where memory is too small.
+        """
+        index, ring = open_ring(Path(directory))
+        assert index.spec is not None
+        assert index.storage is not None
+        config = ReplayConfig(
+            capacity=index.streams * index.rows,
+            storage=index.storage,
+            directory=str(directory),
+            latents=index.latent is not None,
+        )
+        replay = cls.__new__(cls)
+        replay._assemble(Schema(index.spec, index.latent), config, ring, 0)
+        replay._restore(index)
+        return replay
+
+    def _assemble(self, schema: Schema, config: ReplayConfig, ring: Ring, seed: int) -> None:
+        self.spec, self.config, self.num_envs = schema.spec, config, ring.streams
+        self.latent = schema.latent
         self._rng = np.random.default_rng(seed)
-        self._schema = Schema(spec, self.latent)
-        rows = _rows_per_env(config, self._schema.row_bytes, num_envs)
-        self._ring = Ring(self._schema.fields, num_envs, rows, _place(config, directory))
-        self._cursor = np.zeros(num_envs, np.int64)  # first row the online queue has not handed out
-        self._saver = Saver(self._ring, self._schema.signature())
+        self._schema, self._ring = schema, ring
+        self._cursor = np.zeros(ring.streams, np.int64)  # first row not yet handed out online
+        self._saver = Saver(ring, schema, config.storage)
 
     def __len__(self) -> int:
         """Rows held, over all streams."""
@@ -95,7 +119,8 @@ class Replay:
         full, used = self.capacity * self.row_bytes, len(self) * self.row_bytes
         return (
             f"replay: {self.capacity:,} steps x {self.row_bytes / 1e3:.3g} KB = "
-            f"{full / 1e9:.3g} GB ({self.config.storage}; {used / 1e9:.3g} GB used now)"
+            f"{full / 1e9:.3g} GB ({self.config.storage}; {used / 1e9:.3g} GB used now; saved, up "
+            f"to {self.disk_bytes() / 1e9:.3g} GB)"
         )
 
     def add(self, rows: Mapping[str, Any], env_ids: Any = None) -> None:
@@ -108,7 +133,7 @@ class Replay:
 
         Raises ValueError for wrong names, shapes or types and for values that are not finite.
         """
-        self._saver.check_loaded()
+        self._saver.check_writable()
         ids = np.arange(self.num_envs) if env_ids is None else np.asarray(env_ids, np.int64)
         if len(np.unique(ids)) != len(ids) or np.any((ids < 0) | (ids >= self.num_envs)):
             raise ValueError(f"env_ids {ids.tolist()} are not distinct and in [0, {self.num_envs})")
@@ -194,6 +219,7 @@ class Replay:
         """
         if self.latent is None:
             raise ValueError("This replay stores no latents (config.latents, or no LatentSpec).")
+        self._saver.check_writable()
         deter, stoch = self.latent.pack(state.deter, state.stoch)
         if deter.shape[:2] != (len(index.start), index.length):
             raise ValueError(
@@ -208,6 +234,26 @@ class Replay:
                 ring.write("deter", stream, start + skip, deter[b, skip:])
                 ring.write("stoch", stream, start + skip, stoch[b, skip:])
                 ring.mark_latent(stream, start + skip, index.length - skip)
+
+    def latents(self, index: RowIndex) -> LatentState:
+        """The states stored with the rows at an index, float32 [B, T, ...] on the CPU.
+
+        Raises ValueError where rows are not held, or hold no state.
+        """
+        if self.latent is None:
+            raise ValueError("This replay stores no latents (config.latents, or no LatentSpec).")
+        self._check_index(index)
+        lead = (len(index.start), index.length)
+        flags = np.empty(lead, np.uint8)
+        deter = np.empty((*lead, self.latent.deter), np.float16)
+        stoch = np.empty((*lead, self.latent.groups), self.latent.stoch_dtype)
+        places = zip(index.stream.tolist(), index.start.tolist(), strict=True)
+        for b, (stream, start) in enumerate(places):
+            for name, out in (("flags", flags), ("deter", deter), ("stoch", stoch)):
+                self._ring.read(name, stream, start, out[b])
+        if not (flags & LATENT).all():
+            raise ValueError("Some of these rows have no stored state (see write_latents).")
+        return self.latent.unpack(deter, stoch)
 
     def episodes(self, complete: bool = False) -> list[tuple[int, int, int]]:
         """Recorded episodes as (stream, start, stop), stop excluded, oldest first per stream.
@@ -243,39 +289,47 @@ class Replay:
         return out | {name: (flags & bit) != 0 for name, bit in FLAGS.items()}
 
     def save(self, directory: str | Path) -> dict[str, Any]:
-        """Write everything to a folder, so that a kill leaves either this save or the one before.
+        """Write what changed since the last commit to a folder, beside what is there.
 
-        Returns the state to store in a checkpoint (numbers, strings, lists and dicts only);
-        `commit` follows once that checkpoint is written.
+        Returns the state that a checkpoint stores and `load` asks for: numbers, strings, lists
+        and dicts only. When the checkpoint is there, call `commit`. A save that follows another
+        without a commit holds the changes of both and takes its place; until the newer one is
+        whole, the room of both is needed. Raises OSError as the disk does, with nothing lost.
         """
-        extra = {"cursor": self._cursor.tolist(), "rng": self._rng.bit_generator.state}
-        self._saver.save(Path(directory), extra)
-        return {"count": self._ring.count.tolist(), "floor": self._ring.floor.tolist(), **extra}
+        rng = self._rng.bit_generator.state
+        return self._saver.save(Path(directory), self._cursor.tolist(), rng)
 
     def commit(self) -> None:
-        """The checkpoint with the last `save`'s state is there: fold that save into the base
-        files. Does nothing where there is nothing to fold; may be repeated."""
+        """A checkpoint holds the state of the last `save`: bring that into the base files.
+
+        Does nothing where it is done. After an OSError it can be called again; the next `save`
+        does so first, and `load` where the process ended.
+        """
+        self._saver.commit()
 
     def load(self, directory: str | Path, state: Mapping[str, Any] | None = None) -> None:
         """Restore what `save` wrote; draws then go on as if never interrupted.
 
-        state: what that save returned, out of the checkpoint; None takes the newest save there.
+        state: what that save returned, out of a checkpoint. A save that the checkpoint does not
+        know is thrown away; where the files are newer, their newer rows are dropped, with a
+        warning that the continuation is not equal to the bit. None takes the newest save, for
+        callers without checkpoints.
 
-        Raises ReplayDamaged where the files do not hold that state, ValueError where the saved
-        replay differs (spec, latents, environments, capacity), FileNotFoundError where there is
-        none.
+        Raises ReplayDamaged where the files cannot give that state (an older checkpoint's may
+        still be there), ValueError where the saved replay differs (spec, latents, environments,
+        capacity), FileNotFoundError where there is none.
         """
-        extra = self._saver.load(Path(directory))
-        self._cursor = np.asarray(extra["cursor"], np.int64)
-        self._rng.bit_generator.state = extra["rng"]
+        self._restore(self._saver.load(Path(directory), state))
 
     def disk_bytes(self, steps: int | None = None) -> int:
-        """The most bytes that a folder with this replay can hold, after `steps` rows over all
-        streams together, or when full: the base files, and a delta of the same size."""
-        full = self.capacity
-        rows = full if steps is None else min(full, steps + self.num_envs)
-        base = full if self.config.storage == "disk" else rows
-        return (base + rows) * self.row_bytes
+        """The most bytes that the folder of this replay can hold, after `steps` rows over all
+        streams together, or when full: base files and one log, which may be as large, and their
+        index. Storage=disk takes the whole base files from the start."""
+        return self._saver.disk_bytes(steps)
+
+    def _restore(self, index: Index) -> None:
+        self._cursor = np.minimum(np.asarray(index.cursor, np.int64), self._ring.count)
+        self._rng.bit_generator.state = index.rng
 
     def _starts(self, length: int) -> np.ndarray:
         if length < 1:
@@ -321,27 +375,3 @@ class Replay:
                 f"Rows {start.tolist()} + {index.length} of streams {stream.tolist()} are not "
                 f"held; streams hold {self._ring.oldest.tolist()} to {self._ring.count.tolist()}."
             )
-
-
-def _rows_per_env(config: ReplayConfig, row_bytes: int, num_envs: int) -> int:
-    steps = config.capacity
-    if config.capacity_gb is not None:
-        steps = config.capacity_gb * 1e9 / row_bytes
-    rows = int(steps) // num_envs if num_envs > 0 else 0
-    if rows < 2:
-        raise ValueError(
-            f"A capacity of {steps:g} steps leaves {rows} rows for each of {num_envs} "
-            "environments; at least 2 are needed."
-        )
-    return rows
-
-
-def _place(config: ReplayConfig, directory: str | Path | None) -> Path | None:
-    if config.storage not in ("memory", "disk"):
-        raise ValueError(f"Unknown storage '{config.storage}'. Known: memory, disk.")
-    if config.storage == "memory":
-        return None
-    place = directory or config.directory
-    if place is None:
-        raise ValueError("storage=disk needs a directory: pass one, or set config.directory.")
-    return Path(place)

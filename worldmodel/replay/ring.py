@@ -6,44 +6,55 @@ Row r lies in slot r % rows; it is still there while oldest <= r < count.
 
 from __future__ import annotations
 
-import contextlib
 import errno
+import mmap
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 
+from worldmodel.replay import disk
+from worldmodel.replay.index import file_name
+from worldmodel.replay.memory import available_memory
 from worldmodel.replay.schema import LATENT, ROW, Field
 
+# What no save has seen yet, and (shifted by SAVED) what is saved but not committed.
 DATA_DIRTY, FLAGS_DIRTY = 1, 2  # a whole row; its flags or its stored latent only
-
-
-def file_name(field: str, stream: int) -> str:
-    """The file of one field of one stream; observation names may hold any character."""
-    return f"{quote(field, safe='')}.{stream:04d}.bin"
+SAVED = 2
+# Without it Linux refuses private maps larger than memory, though few of their pages are used.
+NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
 
 class Ring:
     """`streams` rings of `rows` rows each; `fields` describes a row.
 
-    directory: where the memory-mapped files lie, or None to keep the rows in memory.
+    directory: where the memory-mapped files lie, or None to keep the rows in memory. The files
+    are mapped copy-on-write: what is written to the ring stays in memory, and out of the files,
+    until `give_back` drops it. length: with it the ring is for reading only and holds that many
+    slots; files are then neither made nor changed.
     Raises ValueError when memory or disk cannot hold the whole ring.
     """
 
     def __init__(
-        self, fields: Mapping[str, Field], streams: int, rows: int, directory: Path | None
+        self,
+        fields: Mapping[str, Field],
+        streams: int,
+        rows: int,
+        directory: Path | None,
+        length: int | None = None,
     ) -> None:
         self.fields = dict(fields)
         self.streams, self.rows, self.directory = streams, rows, directory
+        self.frozen, self.length = length is not None, rows if length is None else length
         self._check_room()
         self.count = np.zeros(streams, np.int64)
-        self.floor = np.zeros(streams, np.int64)  # above 0 only after recovery from a crash
-        self.dirty = np.zeros((streams, rows), np.uint8)  # what the last save has not seen
-        self._maps: list[np.memmap] = []
+        self.floor = np.zeros(streams, np.int64)  # above 0 only after recovery from damage
+        self.dirty = np.zeros((streams, 0 if self.frozen else rows), np.uint8)
+        self._maps: list[mmap.mmap] = []
         self.arrays = {
             name: [self._allocate(name, field, n) for n in range(streams)]
             for name, field in self.fields.items()
@@ -68,21 +79,27 @@ class Ring:
         """Write the next row of one stream."""
         row = int(self.count[stream])
         slot = row % self.rows
-        # A process killed in here leaves -1, and the half-written row is never believed.
-        self.arrays[ROW][stream][slot] = -1
         for name, value in values.items():
             self.arrays[name][stream][slot] = value
         self.arrays[ROW][stream][slot] = row
-        self.dirty[stream, slot] = DATA_DIRTY | FLAGS_DIRTY
+        self.dirty[stream, slot] |= DATA_DIRTY | FLAGS_DIRTY
         self.count[stream] = row + 1
 
     def read(self, name: str, stream: int, start: int, out: np.ndarray) -> None:
-        """Copy rows start, start + 1, ... of one stream into out, [T, ...]."""
-        array, slot, length = self.arrays[name][stream], start % self.rows, len(out)
-        head = min(length, self.rows - slot)
-        out[:head] = array[slot : slot + head]
-        if head < length:
-            out[head:] = array[: length - head]
+        """Copy rows start, start + 1, ... of one stream into out, [T, ...].
+
+        Raises ValueError where another process has overwritten them in the mapped files.
+        """
+        self._copy(name, stream, start, out)
+        if self.frozen and self.directory is not None:
+            # A writer takes the row numbers away before it touches a row's data.
+            there = np.empty(len(out), np.int64)
+            self._copy(ROW, stream, start, there)
+            if not np.array_equal(there, np.arange(start, start + len(out))):
+                raise ValueError(
+                    f"Rows {start} to {start + len(out) - 1} of stream {stream} were overwritten "
+                    "by the run that records them. Open the replay again to see the newer rows."
+                )
 
     def write(self, name: str, stream: int, start: int, values: np.ndarray) -> None:
         """Overwrite rows start, start + 1, ... of one stream with values, [T, ...]."""
@@ -108,26 +125,56 @@ class Ring:
         self.arrays["flags"][stream][slots] |= LATENT
         self.dirty[stream, slots] |= FLAGS_DIRTY
 
-    def flush(self) -> None:
-        """Bring memory-mapped rows to the disk."""
-        for array in self._maps:
-            array.flush()
+    def mark_all(self) -> None:
+        """Note that every slot in use differs from the files."""
+        self.dirty[:] = 0
+        for stream, used in enumerate(np.minimum(self.count, self.rows).tolist()):
+            self.dirty[stream, :used] = DATA_DIRTY | FLAGS_DIRTY
+
+    def give_back(self) -> None:
+        """Show again what the mapped files hold, in no private memory, except in rows that were
+        changed since the last save."""
+        if not self._maps:
+            return
+        kept = []
+        for stream in range(self.streams):
+            slots = np.flatnonzero(self.dirty[stream] & (DATA_DIRTY | FLAGS_DIRTY))
+            if len(slots):
+                values = {name: self.arrays[name][stream][slots] for name in self.fields}
+                kept.append((stream, slots, values))
+        for area in self._maps:
+            area.madvise(mmap.MADV_DONTNEED)
+        for stream, slots, values in kept:
+            for name, rows in values.items():
+                self.arrays[name][stream][slots] = rows
+
+    def _copy(self, name: str, stream: int, start: int, out: np.ndarray) -> None:
+        array, slot, length = self.arrays[name][stream], start % self.rows, len(out)
+        head = min(length, self.rows - slot)
+        out[:head] = array[slot : slot + head]
+        if head < length:
+            out[head:] = array[: length - head]
 
     def _allocate(self, name: str, field: Field, stream: int) -> np.ndarray:
-        shape = (self.rows, *field.shape)
+        shape = (self.length, *field.shape)
         if self.directory is None:
             return np.zeros(shape, field.dtype)  # the system hands out pages when first touched
+        size = self.length * field.nbytes
         self.directory.mkdir(parents=True, exist_ok=True)
-        path = self.directory / file_name(name, stream)
-        with path.open("ab") as file:  # only ever longer: what lies there may be worth loading
-            if file.tell() < self.rows * field.nbytes:
-                _reserve(file.fileno(), self.rows * field.nbytes)
-        array = np.memmap(path, field.dtype, "r+", shape=shape)
-        self._maps.append(array)
-        return np.asarray(array)  # slices of a plain array cost less than those of a memmap
+        with disk.open_file(self.directory / file_name(name, stream), not self.frozen) as file:
+            if not self.frozen and disk.size(file) < size:  # only ever longer
+                _reserve(file.fileno(), size)
+            area = mmap.mmap(
+                file.fileno(),
+                size,
+                flags=mmap.MAP_PRIVATE | NORESERVE,
+                prot=mmap.PROT_READ | mmap.PROT_WRITE,
+            )
+        self._maps.append(area)
+        return np.frombuffer(area, field.dtype).reshape(shape)
 
     def _check_room(self) -> None:
-        steps = self.streams * self.rows
+        steps = self.streams * self.length
         need = steps * self.row_bytes
         what = f"Replay of {steps:,} steps x {self.row_bytes:,} bytes needs {need / 1e9:.1f} GB"
         if self.directory is None:
@@ -137,36 +184,21 @@ class Ring:
                     f"{what}, but only {free / 1e9:.1f} GB of memory are free. Choose a smaller "
                     f"capacity (at most {free // self.row_bytes:,}) or storage=disk."
                 )
-            return
-        self.directory.mkdir(parents=True, exist_ok=True)
-        there = sum(f.stat().st_blocks * 512 for f in self.directory.glob("*.bin"))
-        free = shutil.disk_usage(self.directory).free + there
-        if need > free:
-            raise ValueError(
-                f"{what}, but only {free / 1e9:.1f} GB of disk are free at {self.directory}. "
-                f"Choose a smaller capacity (at most {free // self.row_bytes:,}) or another "
-                "directory."
-            )
-
-
-def available_memory() -> int | None:
-    """Bytes of memory that this process could still take, or None where nobody can tell."""
-    limits = []
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                limits.append(int(line.split()[1]) * 1024)
-    except OSError:
-        if "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {}):
-            limits.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    with contextlib.suppress(OSError, ValueError):  # no control group, or "max": no limit
-        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(limits, default=None)
+        elif not self.frozen:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            there = sum(f.stat().st_blocks * 512 for f in self.directory.glob("*.bin"))
+            free = shutil.disk_usage(self.directory).free + there
+            if need > free:
+                raise ValueError(
+                    f"{what}, but only {free / 1e9:.1f} GB of disk are free at {self.directory}. "
+                    f"Choose a smaller capacity (at most {free // self.row_bytes:,}) or another "
+                    "directory."
+                )
 
 
 def _reserve(file: int, size: int) -> None:
     """Make a file this long with its blocks allocated, where the file system can: a disk that
-    fills up later would otherwise kill the process at a write to the mapped memory."""
+    fills up later would otherwise stop a commit half-way."""
     try:
         os.posix_fallocate(file, 0, size)
     except AttributeError:  # not on this system

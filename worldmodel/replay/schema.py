@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ class Field(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Bytes per row."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class Schema:
@@ -101,7 +102,8 @@ def _checked(name: str, value: Any, num: int, field: Field) -> np.ndarray:
     exact = field.dtype != np.float32
     if exact and array.dtype != field.dtype:
         raise ValueError(f"'{name}' is {array.dtype}; expected {field.dtype}.")
-    array = array.astype(field.dtype, copy=False)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is refused below
+        array = array.astype(field.dtype, copy=False)
     if not exact and not np.isfinite(array).all():
         raise ValueError(f"'{name}' has values that are not finite: {array[~np.isfinite(array)]}.")
     return array
