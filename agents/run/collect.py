@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from gymnasium.vector import VectorEnv
 
 from agents.base import Agent, random_actions
 from worldmodel.config import RunError
-from worldmodel.envs import EnvError
+from worldmodel.envs import Vector
 from worldmodel.replay import Replay
 from worldmodel.types import EnvSpec
 
@@ -40,7 +39,7 @@ class Collector:
     steps counts real transitions over all environments; the rows of a reset do not count.
     """
 
-    envs: VectorEnv
+    envs: Vector
     spec: EnvSpec
     agent: Agent
     seed: int
@@ -58,55 +57,49 @@ class Collector:
         self.rng = np.random.default_rng(self.seed)
         self.returns = np.zeros(self.num_envs)
         self.lengths = np.zeros(self.num_envs, np.int64)
-        if saved is None or not self._resume(saved):
-            self._begin()
+        if saved is None:
+            obs = guarded(lambda: self.envs.reset()[0])
+            nothing = np.zeros(self.num_envs, bool)
+            self.rows = self._rows(obs, np.zeros(self.num_envs), nothing, nothing, ~nothing, None)
+        else:
+            self._resume(saved)
 
-    def _begin(self) -> None:
-        """New episodes in every environment."""
-        obs = guarded(lambda: self.envs.reset()[0])
-        nothing = np.zeros(self.num_envs, bool)
-        self.rows = self._rows(obs, np.zeros(self.num_envs), nothing, nothing, ~nothing, None)
-        self.returns[:], self.lengths[:] = 0, 0
-
-    def _resume(self, saved: Mapping[str, Any]) -> bool:
+    def _resume(self, saved: Mapping[str, Any]) -> None:
         """Bring environments, agent and generators back to where they were.
 
-        The environments play their episodes again, from the same seeds and actions. False where
-        that does not lead to the same observations: such an environment does not keep to its
-        seed, and new episodes must begin.
+        The environments play their episodes again, from the same seeds and actions. One that does
+        not come back to the same observations begins a new episode, and says so.
         """
         self.steps = saved["steps"]
         self.rng.bit_generator.state = saved["rng"]
-        obs = guarded(lambda: self.envs.restore(saved["envs"]))
-        rows = {key: value.numpy().copy() for key, value in saved["rows"].items()}
-        strange = [key for key in self.spec.obs if not np.array_equal(obs[key], rows[key])]
-        if strange:
-            self.say(
-                f"The environment does not repeat itself (its {', '.join(strange)} came out "
-                "otherwise for the same seed and actions), so the episodes that were interrupted "
-                "are closed as truncated and new ones begin. The run is sound, but not the same to "
-                "the bit."
-            )
-            return False
-        self.rows, self.seen = rows, dict(obs)
-        self.returns, self.lengths = saved["returns"].numpy(), saved["lengths"].numpy()
+        self.returns, self.lengths = arrays(saved["returns"]), arrays(saved["lengths"])
         if saved["agent"] is not None:
             self.state = packed(self.agent.initial(self.num_envs), saved["agent"])
-        return True
+        rows = arrays(saved["rows"])
+        then = {key: rows[key] for key in self.spec.obs}
+        obs, *_, infos = guarded(lambda: self.envs.restore(arrays(saved["envs"]), then))
+        restarted = infos["restarted"]
+        self.seen = dict(obs)
+        self.rows = {
+            key: np.where(_beside(restarted, v), np.zeros_like(v), v) for key, v in rows.items()
+        }
+        self.rows |= {key: np.asarray(obs[key]) for key in self.spec.obs}
+        self.rows["is_first"] |= restarted
+        for index, reason in infos["failures"]:
+            self.say(
+                f"environment {index} begins a new episode; the one that was interrupted is closed "
+                f"as truncated. The run is sound, but no longer the same to the bit. {reason}"
+            )
 
-    def state_dict(self) -> dict[str, Any] | None:
-        """Where episodes, agent and generators stand, or None where an environment cannot say."""
-        try:
-            envs = self.envs.snapshot()
-        except (EnvError, AttributeError):  # SHIM
-            return None
+    def state_dict(self) -> dict[str, Any]:
+        """Where episodes, agent and generators stand, as lists, dicts, numbers and tensors."""
         return {
-            "envs": envs,
-            "rows": {key: torch.from_numpy(value.copy()) for key, value in self.rows.items()},
+            "envs": unpacked(self.envs.snapshot()),
+            "rows": unpacked(self.rows),
             "agent": unpacked(self.state),
             "rng": self.rng.bit_generator.state,
-            "returns": torch.from_numpy(self.returns.copy()),
-            "lengths": torch.from_numpy(self.lengths.copy()),
+            "returns": unpacked(self.returns),
+            "lengths": unpacked(self.lengths),
             "steps": self.steps,
         }
 
@@ -127,12 +120,12 @@ class Collector:
             guarded(lambda: replay.add({**rows, **latent_rows(extras, replay)}))
         native = self.spec.action.decode(self._clipped(action))
         obs, reward, terminated, truncated, infos = guarded(lambda: self.envs.step(native))
-        self.failures = infos.get("failures", [])
+        self.failures = infos["failures"]
         for index, reason in self.failures:
             self.say(f"environment {index} was restarted: {reason}")
         # With autoreset at the next step, the row after a last one begins a new episode; so does
         # that of an environment which failed, and replay closes its old episode as truncated.
-        is_first = rows["is_last"] | infos.get("restarted", False)
+        is_first = rows["is_last"] | infos["restarted"]
         self.rows = self._rows(obs, reward, terminated, truncated, is_first, action)
         return self._count()
 
@@ -189,6 +182,20 @@ def unpacked(state: Any) -> Any:
     if isinstance(state, np.ndarray):
         return torch.from_numpy(state.copy())
     return state.detach().cpu().clone() if isinstance(state, torch.Tensor) else state
+
+
+def arrays(saved: Any) -> Any:
+    """What `unpacked` made, with arrays for its tensors."""
+    if isinstance(saved, list):
+        return [arrays(part) for part in saved]
+    if isinstance(saved, Mapping):
+        return {key: arrays(part) for key, part in saved.items()}
+    return saved.numpy().copy() if isinstance(saved, torch.Tensor) else saved
+
+
+def _beside(mask: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """A mask [N] in a shape that goes with values [N, ...]."""
+    return mask.reshape(-1, *[1] * (values.ndim - 1))
 
 
 def packed(like: Any, saved: Any) -> Any:

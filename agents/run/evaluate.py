@@ -13,6 +13,7 @@ from agents.run.collect import Collector
 from worldmodel import seeding
 from worldmodel.envs import EnvConfig, EnvError, make_vector
 from worldmodel.log import as_rgb
+from worldmodel.replay import Replay
 from worldmodel.types import Batch, EnvSpec
 
 
@@ -53,12 +54,14 @@ def evaluate(
     num_envs: int = 10,
     mode: str = "mode",
     record: bool = False,
+    replay: Replay | None = None,
 ) -> EvalResult:
     """Exactly `episodes` whole episodes on environments of their own.
 
     The episodes are shared out before the first one starts, so that short ones do not crowd out
     long ones. The same seed gives the same episodes, and the global random generators are left
-    as they were found. record: keep the rows of the first environment's first episode.
+    as they were found. record: keep the rows of the first environment's first episode. replay:
+    where all rows go, one stream for each of the min(num_envs, episodes) environments.
 
     Raises ValueError for impossible numbers and RunError where the environment fails.
     """
@@ -73,7 +76,7 @@ def evaluate(
     env = replace(env, atari=replace(env.atari, life_loss=False))  # a score is of the whole game
     envs = make_vector(env, num_envs, seeding.spawn(seed, "evaluation environments"))
     try:
-        return _play(Collector(envs, spec, agent, seed, mode), quota, record)
+        return _play(Collector(envs, spec, agent, seed, mode), quota, record, replay)
     finally:
         envs.close()
         seeding.set_rng_state(before)
@@ -104,20 +107,24 @@ def frames_of(
         envs.close()
 
 
-def _play(collector: Collector, quota: np.ndarray, record: bool) -> EvalResult:
+def _play(
+    collector: Collector, quota: np.ndarray, record: bool, replay: Replay | None
+) -> EvalResult:
     """Step until every environment has played its share."""
     finished: list[list[Any]] = [[] for _ in quota]
     result = EvalResult([], [])
     while any(len(done) < n for done, n in zip(finished, quota, strict=True)):
         if record and not finished[0]:
             result.rows.append(_first(collector.rows))
-        collector.step()
+        collector.step(replay)
         last = collector.rows["is_last"]
         if record and last[0] and not finished[0]:
             result.rows.append(_first(collector.rows))
         for i in np.flatnonzero(last):
             if len(finished[i]) < quota[i]:
                 finished[i].append((collector.returns[i], collector.lengths[i]))
+    if replay is not None:
+        collector.step(replay)  # a row goes there when it is acted on: the last ones, too
     result.returns = [float(score) for done in finished for score, _ in done]
     result.lengths = [int(length) for done in finished for _, length in done]
     return result

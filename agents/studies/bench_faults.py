@@ -104,6 +104,7 @@ def small_run(folder: Path, settings: Settings, seed: int = 0) -> TrainConfig:
             id="Pendulum-v1",
             image_size=[32, 32],
             action_repeat=2,
+            time_limit=40,
             num_envs=settings.num_envs,
             vector=settings.vector,
         ),

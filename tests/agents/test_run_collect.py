@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from agents.random import Random, RandomConfig
 from agents.run.collect import Collector
 from tests.agents.counting_agent import ENV, CountingAgent, CountingConfig
 from worldmodel.config import RunError
@@ -104,15 +105,39 @@ class BadRewardEnv(gymnasium.Env[Any, Any]):
         return np.zeros(3, np.float32), float("nan") if self.count == 3 else 0.0, False, False, {}
 
 
-def test_a_broken_environment_stops_the_run_with_its_own_words() -> None:
-    config = EnvConfig(id="tests.agents.test_run_collect:BadRewardEnv", pixels=False)
-    envs = make_vector(config, 1, seed=0)
+def bad_rewards(max_failures: int, say: Any = lambda text: None) -> tuple[Collector, Replay]:
+    name = "tests.agents.test_run_collect:BadRewardEnv"
+    envs = make_vector(EnvConfig(id=name, pixels=False, max_failures=max_failures), 1, seed=0)
     spec = env_spec(envs)
-    from agents.random import Random, RandomConfig
-
+    replay = Replay(spec, ReplayConfig(capacity=100), 1)
     agent = Random(spec, RandomConfig(), torch.device("cpu"))
-    collector = Collector(envs, spec, agent, seed=0)
-    collector.step()
-    collector.step()
-    with pytest.raises(RunError, match=r"reward is nan.*finite"):
-        collector.step()
+    return Collector(envs, spec, agent, seed=0, say=say), replay
+
+
+def test_a_failing_environment_is_restarted_and_its_episode_cut_off() -> None:
+    said: list[str] = []
+    collector, replay = bad_rewards(100, said.append)
+    failed = 0
+    for _ in range(12):
+        assert not collector.step(replay)  # no episode has an end of its own
+        failed += len(collector.failures)
+    rows = replay.rows(0, 0, int(replay.counts[0]))
+    # Two good steps, then a third one that failed: its row is the first of a new episode.
+    assert rows["is_first"].tolist() == [True, False, False] * 4
+    # Replay closes an episode when the next one begins.
+    assert rows["is_last"].tolist() == [False, False, True] * 3 + [False] * 3
+    assert not rows["is_terminal"].any()
+    assert not rows["action"][rows["is_first"]].any()
+    assert failed == len(said) == 4
+    assert "environment 0 was restarted: " in said[0]
+    assert "reward is nan" in said[0]
+    assert collector.steps == 8
+
+
+def test_an_environment_that_fails_too_often_stops_the_run_with_its_own_words() -> None:
+    collector, replay = bad_rewards(3)
+    for _ in range(8):
+        collector.step(replay)
+    with pytest.raises(RunError, match=r"(?s)failed 3 times.*reward is nan.*finite"):
+        collector.step(replay)
+    assert collector.state_dict()["envs"]  # and can still be saved

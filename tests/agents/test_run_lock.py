@@ -1,0 +1,66 @@
+"""One process at a time: the second is refused, and a dead one's lock is recognised."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agents.run.lock import HOLDER, RunLock
+from agents.run.train import train
+from tests.agents.test_run_train import settings
+from worldmodel.config import RunError
+
+SILENT = lambda text: None  # noqa: E731
+
+
+def hold(folder: Path, pipe: Any) -> None:
+    with RunLock(folder, SILENT):
+        pipe.send("held")
+        pipe.recv()  # until the parent goes or kills us
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Any:
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=hold, args=(tmp_path, theirs), daemon=True)
+    process.start()
+    assert ours.recv() == "held"
+    yield process
+    process.kill()
+    process.join()
+
+
+def test_a_second_process_is_refused(tmp_path: Path, holder: Any) -> None:
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(RunError, match=rf"is in use by process {holder.pid} on .* choose another"):
+        train(settings(tmp_path), SILENT)
+    assert sorted(tmp_path.iterdir()) == before  # and nothing was touched
+
+
+def test_a_dead_holder_is_recognised(tmp_path: Path, holder: Any) -> None:
+    holder.kill()
+    holder.join()
+    said: list[str] = []
+    with RunLock(tmp_path, said.append):
+        assert json.loads((tmp_path / HOLDER).read_text())["pid"] == os.getpid()
+    (line,) = said
+    assert f"left without a word by process {holder.pid} on" in line
+    said.clear()
+    with RunLock(tmp_path, said.append):  # let go properly, it is nobody's
+        assert not said
+
+
+def test_rubbish_of_a_holder_hinders_nobody(tmp_path: Path) -> None:
+    for text in ("", "{", "[]", '{"pid": 1}', "\x00\xff"):
+        (tmp_path / HOLDER).write_text(text)
+        with RunLock(tmp_path, SILENT):
+            pass
+    (tmp_path / HOLDER).write_bytes(b"\xff\xfe")
+    with RunLock(tmp_path, SILENT):
+        pass
