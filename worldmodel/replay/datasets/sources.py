@@ -1,0 +1,238 @@
+"""Where recorded episodes come from: NPZ and HDF5 files, our own replays, Minari.
+
+Arrays are found by their names, those of the usual recordings: action(s), reward(s),
+observation(s) or any other name for what was observed, next_observations, terminals, timeouts,
+done, is_first, is_last, is_terminal; in groups ("obs/image", "next/observations") too.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from worldmodel.replay.buffer import Replay
+from worldmodel.replay.datasets.align import DatasetError, Episode, Raw, split
+from worldmodel.types import EnvSpec
+
+ROLES = {
+    "action": ("action", "actions", "act"),
+    "reward": ("reward", "rewards"),
+    "is_first": ("is_first", "episode_start", "episode_starts"),
+    "terminal": ("is_terminal", "terminal", "terminals", "terminated", "terminations"),
+    "cut": ("timeout", "timeouts", "truncated", "truncation", "truncations"),
+    "done": ("done", "dones", "is_last"),
+    "ids": ("episode", "episodes", "episode_id", "episode_ids"),
+}
+ROLE_OF = {name: role for role, names in ROLES.items() for name in names}
+CONTAINERS = ("observation", "observations", "obs")
+NEXT = ("next_", "next/")
+# Recorded beside experience, and never observed.
+IGNORED = ("info", "infos", "metadata", "deter", "stoch", "logprob", "log_prob", "logits",
+           "discount", "step", "steps", "id", "reset", "seed", "cost", "costs")  # fmt: skip
+SUFFIXES = {".npz": "NPZ", ".hdf5": "HDF5", ".h5": "HDF5"}
+
+
+@dataclass
+class Source:
+    """A recording: what it is, and its episodes, each time from the start. spec, action_space,
+    observation_space: what it says of its world itself, or None. own: rows of our own."""
+
+    kind: str
+    episodes: Callable[[], Iterator[Raw]]
+    own: Callable[[], Iterator[Episode]] | None = None
+    spec: EnvSpec | None = None
+    observation_space: Any = None
+    action_space: Any = None
+    ignored: set[str] = field(default_factory=set)
+
+
+def open_source(name: str) -> Source:
+    """The recording of that name: a file, a folder, or "minari:ID".
+
+    Raises DatasetError where there is none, or it cannot be read.
+    """
+    if name.startswith("minari:"):
+        from worldmodel.replay.datasets.minari_source import minari_source
+
+        return minari_source(name.removeprefix("minari:"))
+    path = Path(name)
+    if path.is_dir():
+        for place in (path, path / "replay"):
+            if (place / "index.json").is_file():
+                return _ours(place)
+        files = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES)
+        if files:
+            return _files(files)
+        raise DatasetError(
+            f"There is no dataset in '{path}'. A folder may hold one of our runs or replays, or "
+            "episodes as .npz, .hdf5 or .h5 files."
+        )
+    if path.is_file() and path.suffix in SUFFIXES:
+        return _files([path])
+    what = "is no dataset" if path.exists() else "does not exist"
+    raise DatasetError(
+        f"'{name}' {what}. Known: a run or replay folder of ours, a folder of .npz, .hdf5 or .h5 "
+        "episodes, one such file, or minari:ID."
+    )
+
+
+def _ours(place: Path) -> Source:
+    """A replay of our own; an episode whose beginning was overwritten begins with what is left."""
+    try:
+        replay = Replay.open(place)
+    except (ValueError, OSError) as error:
+        raise DatasetError(f"The replay in '{place}' cannot be read: {error}") from error
+
+    def episodes() -> Iterator[Episode]:
+        for stream, start, stop in replay.episodes():
+            if stop - start < 2:
+                continue
+            rows = replay.rows(stream, start, stop)
+            yield Episode(
+                f"stream {stream}, rows {start} to {stop - 1}",
+                {key: rows[key] for key in replay.spec.obs},
+                rows["action"][1:],
+                rows["reward"][1:],
+                bool(rows["is_terminal"][-1]),
+                encoded=True,
+            )
+
+    def none() -> Iterator[Raw]:
+        yield from ()
+
+    return Source("our own replay", none, episodes, replay.spec)
+
+
+def _files(paths: list[Path]) -> Source:
+    kinds = " and ".join(sorted({SUFFIXES[path.suffix] for path in paths}))
+    source = Source(f"{kinds}, {len(paths)} file{'s' * (len(paths) > 1)}", lambda: iter(()))
+
+    def episodes() -> Iterator[Raw]:
+        for path in paths:
+            for where, arrays in _arrays(path):
+                yield from _parted(where, arrays, source.ignored)
+
+    source.episodes = episodes
+    return source
+
+
+def _arrays(path: Path) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """The arrays of each episode of a file, by name; a group that has actions is an episode."""
+    if path.suffix == ".npz":
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                yield str(path), {name: file[name] for name in file.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise DatasetError(f"'{path}' cannot be read: {error}") from error
+        return
+    try:
+        import h5py
+    except ImportError as error:
+        raise DatasetError(
+            'HDF5 files need the package h5py: pip install "worldmodel[offline]".'
+        ) from error
+    try:
+        with h5py.File(path, "r") as file:
+            for group in _episode_groups(file):
+                found: dict[str, np.ndarray] = {}
+                group.visititems(
+                    lambda name, item, found=found: (
+                        found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None
+                    )
+                )
+                where = str(path) if group.name == "/" else f"{path}:{group.name}"
+                yield where, {k: np.asarray(v) for k, v in found.items()}
+    except OSError as error:
+        raise DatasetError(f"'{path}' cannot be read: {error}") from error
+
+
+def _episode_groups(group: Any) -> Iterator[Any]:
+    """The groups below (or this one) that hold actions of their own, in natural order."""
+    if any(name.lower() in ROLES["action"] for name in group):
+        yield group
+        return
+    for name in sorted(group, key=lambda n: [int(p) if p.isdigit() else p for p in _pieces(n)]):
+        if hasattr(group[name], "keys"):
+            yield from _episode_groups(group[name])
+
+
+def _pieces(name: str) -> list[str]:
+    """ "episode_12" -> ["episode_", "12", ""], so that 2 comes before 12."""
+
+    return re.split(r"(\d+)", name)
+
+
+def _parted(where: str, arrays: Mapping[str, np.ndarray], ignored: set[str]) -> Iterator[Raw]:
+    """The episodes of one set of arrays: stacked [N, T, ...], one after another, or just one."""
+    raw, ids = named(where, arrays, ignored)
+    if raw.reward is not None and raw.reward.ndim == 2 and raw.reward.shape[1] > 1:
+        for i in range(len(raw.action)):
+            flags = (raw.is_first, raw.terminal, raw.cut, raw.done)
+            yield Raw(
+                f"{where}, episode {i}",
+                {k: v[i] for k, v in raw.obs.items()},
+                raw.action[i],
+                raw.reward[i],
+                {k: v[i] for k, v in raw.next_obs.items()},
+                *(None if flag is None else flag[i] for flag in flags),
+            )
+        return
+    yield from split(raw, ids)
+
+
+def named(
+    where: str, arrays: Mapping[str, np.ndarray], ignored: set[str]
+) -> tuple[Raw, np.ndarray | None]:
+    """Arrays by their part in an episode, and the episode that each row belongs to, if told.
+
+    Names that mean nothing here are noted in `ignored`. Raises DatasetError without actions or
+    observations.
+    """
+    roles: dict[str, np.ndarray] = {}
+    obs: dict[str, np.ndarray] = {}
+    after: dict[str, np.ndarray] = {}
+    for name, value in arrays.items():
+        lower = name.lower()
+        role = ROLE_OF.get(lower)
+        following = next((p for p in NEXT if lower.startswith(p)), None)
+        if lower.split("/")[0] in IGNORED or value.ndim == 0 or value.dtype.kind in "SUO":
+            ignored.add(name)
+        elif role:
+            roles[role] = value
+        elif following:
+            after[_key(name[len(following) :], value)] = value
+        else:
+            obs[_key(name, value)] = value
+    if "action" not in roles or not obs:
+        raise DatasetError(
+            f"{where} has no {'observation' if 'action' in roles else 'actions'}; its arrays are "
+            f"{', '.join(sorted(arrays)) or 'none'}. Actions are found by the names "
+            f"{', '.join(ROLES['action'])}; observations bear any other name."
+        )
+    flags = {k: _flag(where, k, roles[k]) for k in ("is_first", "terminal", "cut", "done")
+             if k in roles}  # fmt: skip
+    reward = roles.get("reward")
+    if reward is not None and reward.ndim == 2 and reward.shape[1] == 1:
+        reward = reward[:, 0]
+    return Raw(where, obs, roles["action"], reward, after, **flags), roles.get("ids")
+
+
+def _flag(where: str, name: str, value: np.ndarray) -> np.ndarray:
+    if value.dtype.kind not in "biuf" or not np.isin(value, (0, 1)).all():
+        raise DatasetError(f"{where}: '{name}' must hold True and False alone.")
+    flag = value.astype(bool)
+    return flag[:, 0] if flag.ndim == 2 and flag.shape[1] == 1 else flag
+
+
+def _key(name: str, value: np.ndarray) -> str:
+    """A flat name for an observation, as environments give it."""
+    parts = name.replace(".", "/").split("/")
+    if parts[0].lower() in CONTAINERS:
+        parts = parts[1:]
+    return "_".join(parts) or ("image" if value.ndim > 2 else "state")
