@@ -41,7 +41,7 @@ class Page:
         self.start_dialog = StartDialog(stage, self.driver)
         self.help = help_dialog(self.spec)
         self._build_top()
-        with ui.element("main").classes("play-grid"):
+        with ui.element("div").classes("play-grid"):
             self.screen = Screen().on("drawn", self._on_drawn).on("key", self._on_key)
             with ui.element("div").classes("side"):
                 self._build_view()
@@ -117,15 +117,21 @@ class Page:
     def _build_buttons(self) -> None:
         with ui.element("div").classes("acts"), ui.element("div").classes("row-of wrap"):
             self.choices = [self._holdable(str(i), f"#{i}") for i in range(self.spec.size)]
-        arrows = ", and the arrows" if self.spec.size <= 3 else ""
-        _keys(f"Keys <kbd>1</kbd> to <kbd>9</kbd> and <kbd>0</kbd>{arrows} take these in order.")
+        last = min(self.spec.size, 10)
+        arrows = "; so do the arrows" if self.spec.size <= 3 else ""
+        _keys(
+            f"Keys <kbd>1</kbd> to <kbd>{last % 10}</kbd> take actions 0 to {last - 1}{arrows}. "
+            "Step takes the one chosen last."
+        )
 
     def _build_selects(self) -> None:
+        self.factors: list[ui.select] = []
         with ui.element("div").classes("acts"):
             for i, size in enumerate(self.spec.sizes):
                 select = ui.select(list(range(size)), value=0, label=f"Factor {i + 1}")
                 select.on_value_change(lambda e, i=i: self._set_factor(i, e.value))
                 select.props("dense options-dense outlined").classes("w-full")
+                self.factors.append(select)
         _keys("Choose one of each, then step with <kbd>↑</kbd> or <kbd>S</kbd>.")
 
     def _build_agent(self) -> None:
@@ -234,9 +240,8 @@ class Page:
         self.branches.run_method("show", rows)
         _enable(self.undo, rows["depth"] > 0)
         _enable(self.redo, rows["depth"] < rows["rows"][rows["on"]]["tip"])
-        if self.spec.kind == "discrete" and len(self.spec.sizes) == 1:
-            for i, button in enumerate(self.choices):
-                _enable(button, state["mask"] is None or state["mask"][i] > 0.5)
+        if state["mask"] is not None:
+            self._obey([value > 0.5 for value in state["mask"]])
         real = self.session.has_real
         if self.view_toggle.value != self.driver.view:
             self.view_toggle.set_value(self.driver.view)
@@ -248,6 +253,19 @@ class Page:
                 if real
                 else "Recorded frames cannot be acted in: for reality, use New start."
             )
+
+    def _obey(self, allowed: list[bool]) -> None:
+        """Offer only the actions that a mask [A] allows."""
+        if len(self.spec.sizes) == 1:
+            for button, free in zip(self.choices, allowed, strict=True):
+                _enable(button, free)
+            return
+        for i, (size, select) in enumerate(zip(self.spec.sizes, self.factors, strict=True)):
+            first = sum(self.spec.sizes[:i])
+            options = [c for c in range(size) if allowed[first + c]]
+            if select.options != options:
+                kept = select.value if select.value in options else options[0]
+                select.set_options(options, value=kept)
 
     def _playing(self, playing: bool) -> None:
         self.play.set_text("Pause" if playing else "Play")

@@ -19,7 +19,7 @@ import numpy as np
 
 from agents.play.reality import Moment, Reality
 from agents.play.starts import Recorded
-from agents.play.world import Sight, World, allows, seed_of
+from agents.play.world import Sight, World, allowed, allows, seed_of
 from worldmodel.types import MASK_KEY, LatentState
 
 CONTEXT = 5  # frames that the model sees before it dreams
@@ -166,7 +166,7 @@ class Session:
         environment says where it runs, else as the dream foretells."""
         real = self.node.real
         if real is not None and not real.moment.ended and MASK_KEY in real.moment.obs:
-            return real.moment.obs[MASK_KEY]
+            return allowed(real.moment.obs[MASK_KEY], self.world.spec.action.sizes)
         return self.node.sight.mask
 
     def act(self, action: Any) -> Node:

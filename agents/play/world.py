@@ -175,7 +175,8 @@ def noise(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def allowed(mask: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
-    """A predicted mask [A]; a factor with nothing allowed is a mistake and counts as free."""
+    """A mask [A] of factors; one with nothing allowed is a mistake and counts as free, as it does
+    for policies."""
     parts = np.split(np.asarray(mask, np.float32), np.cumsum(sizes)[:-1])
     return np.concatenate([part if part.any() else np.ones_like(part) for part in parts])
 

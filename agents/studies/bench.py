@@ -23,6 +23,7 @@ MEASURES: dict[str, str] = {
     "dyna": "agents.studies.bench_dyna",
     "faults": "agents.studies.bench_faults",
     "memory": "agents.studies.bench_memory",
+    "play": "agents.studies.bench_play",
 }
 
 

@@ -30,9 +30,7 @@ def counting(**kwargs: Any) -> EnvConfig:
 
 def left_right(**kwargs: Any) -> EnvConfig:
     """A square on the left or right: random, and the same for the same seed."""
-    return EnvConfig(
-        id="tests.envs_for_tests:LeftRightEnv", kwargs=kwargs, image_size=[32, 32]
-    )
+    return EnvConfig(id="tests.envs_for_tests:LeftRightEnv", kwargs=kwargs, image_size=[32, 32])
 
 
 def policy(env: EnvConfig) -> Policy:

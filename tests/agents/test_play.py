@@ -15,7 +15,7 @@ from agents.base import Policy
 from agents.play.film import bars, picture_of, write_numbered
 from agents.play.session import Node, Session, label_of
 from agents.play.show import film_of, save_film, shown
-from agents.play.world import World
+from agents.play.world import World, allowed, allows
 from agents.random import Random, RandomConfig
 from tests.agents.play_runs import CPU, counting, left_right, policy, session
 from worldmodel.config import ConfigError, RunError
@@ -197,6 +197,14 @@ def test_in_a_dream_the_foretold_mask_counts() -> None:
                 walk.act(np.eye(3)[mask.argmin()])
         walk.act(walk.random_action())
     assert any(not all(mask) for mask in seen)  # the untrained head does forbid something
+
+
+def test_masks_of_several_factors() -> None:
+    mask = np.array([0, 1, 1, 0, 1], np.float32)  # the first of two, and of three
+    assert allows(mask, np.array([0, 1, 1, 0, 0]))
+    assert not allows(mask, np.array([1, 0, 1, 0, 0]))
+    assert not allows(mask, np.array([0, 1, 0, 1, 0]))
+    assert allowed(np.array([0.0, 0, 1, 0, 1]), (2, 3)).tolist() == [1, 1, 1, 0, 1]
 
 
 @pytest.mark.parametrize(
