@@ -7,6 +7,9 @@
                               |-> actor loss   (features and advantage detached: cut 2)
                               '-> critic loss  (target detached: cut 3)
 
+With `freeze_model` the first line is left out: the world model stays as it is, and imagination
+starts at the states that the replay stores with its rows.
+
 Hafner et al., "Mastering diverse control tasks through world models" (Nature 2025).
 """
 
@@ -23,11 +26,12 @@ from agents.base import check_mode
 from agents.normalize import ReturnScale
 from agents.policies import Policy
 from agents.returns import lambda_return, replay_return
+from worldmodel import seeding
 from worldmodel.accelerate import autocast
 from worldmodel.nets import EMACopy, count_parameters
 from worldmodel.optim import LaProp, OptimConfig
 from worldmodel.replay import LatentSpec, Replay
-from worldmodel.rssm import Head, HeadConfig, ModelConfig, ModelOutput, WorldModel
+from worldmodel.rssm import Head, HeadConfig, ModelConfig, ModelOutput, WorldModel, filter_replay
 from worldmodel.types import MASK_KEY, Batch, EnvSpec, LatentState
 
 
@@ -39,8 +43,9 @@ class DreamerConfig:
     slow_rate: EMA rate of the slow critic. slow_scale: weight of staying near it.
     replay_value_scale: weight of the critic's loss on recorded rewards.
     return_rate: EMA rate of the return range. imagination_starts: states of each sequence that
-    start a rollout, drawn at random; 0 means all. precision: of the networks on a GPU
-    ("bfloat16" or "float32"); a CPU computes in float32."""
+    start a rollout, drawn at random; 0 means all. freeze_model: the world model learns nothing;
+    actor and critic alone do, in its dreams. precision: of the networks on a GPU ("bfloat16" or
+    "float32"); a CPU computes in float32."""
 
     name: str = "dreamer"
     batch_size: int = 16
@@ -56,6 +61,7 @@ class DreamerConfig:
     replay_value_scale: float = 0.3
     return_rate: float = 0.01
     imagination_starts: int = 0
+    freeze_model: bool = False
     precision: str = "bfloat16"
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -75,7 +81,8 @@ class Dreamer(nn.Module):
 
     def __init__(self, spec: EnvSpec, config: DreamerConfig, device: torch.device) -> None:
         super().__init__()
-        clash = {"actor", "critic", "replay_value"} & {*config.model.heads, *spec.obs}
+        ours = {"actor", "critic", "replay_value", "disagreement"}
+        clash = ours & {*config.model.heads, *spec.obs}
         if clash:
             raise ValueError(
                 f"'{min(clash)}' names one of Dreamer's own losses, so no head or observation can "
@@ -92,6 +99,9 @@ class Dreamer(nn.Module):
         self.return_scale = ReturnScale(config.return_rate)
         self.to(device)
         trained = [("model", self.model), ("actor", self.actor), ("critic", self.critic)]
+        if config.freeze_model:
+            self.model.requires_grad_(False)
+            del trained[0]
         self.optim = LaProp(trained, config.optim)
 
     # What the run loop asks for.
@@ -175,22 +185,41 @@ class Dreamer(nn.Module):
 
     # Learning.
 
+    @property
+    def needs_latents(self) -> bool:
+        """Whether updates read the states stored in the replay, and cannot do without."""
+        return self.config.freeze_model
+
+    def prepare(self, replay: Replay) -> None:
+        """Make a replay that was filled from files ready for updates: a frozen model filters it
+        once, since its states of recorded rows will not change. Draws no global random numbers."""
+        if self.config.freeze_model:
+            with seeding.Stream(0, self.device), autocast(self.device, self.config.precision):
+                filter_replay(self.model, replay)
+
     def update(self, replay: Replay) -> dict[str, Tensor]:
         """One gradient step on a fresh batch; the fresh posteriors go back to the replay."""
         batch = replay.sample(self.batch_size, self.batch_length)
+        if self.config.freeze_model:
+            states = replay.latents(batch.index).map(lambda x: x.to(self.device))
+            return self.train_on(batch.to(self.device), states)[0]
         metrics, states = self.train_on(batch.to(self.device))
         replay.write_latents(batch.index, states)
         return metrics
 
-    def train_on(self, batch: Batch) -> tuple[dict[str, Tensor], LatentState]:
+    def train_on(
+        self, batch: Batch, states: LatentState | None = None
+    ) -> tuple[dict[str, Tensor], LatentState]:
         """One gradient step on this batch; returns metrics and the posteriors [B, T, ...].
+
+        states: the posteriors, where the model is frozen; it then learns nothing.
 
         Raises FloatingPointError, nothing changed, where loss or gradient is not finite; its
         `batch` is the one that made it.
         """
         before = [buffer.clone() for buffer in self.buffers()]
         with autocast(self.device, self.config.precision):
-            output = self.model.losses(batch)
+            output = self.model.losses(batch) if states is None else ModelOutput({}, states, {})
             losses = {k: (self.model.scale(k), v.mean()) for k, v in output.losses.items()}
             behaviour, metrics = self.behaviour_losses(batch, output)
         losses |= behaviour
@@ -216,7 +245,8 @@ class Dreamer(nn.Module):
         with torch.no_grad():  # REINFORCE needs the actions alone, the critic stopped features
             states, actions = self.imagine(starts)  # [N, H+1, ...], [N, H+1, A]
             feat = states.feat
-            reward, cont = self.model.reward(feat), self.model.cont(feat)  # [N, H+1]
+            reward = self.model.imagined_reward(feat, actions[:, :-1])  # [N, H+1]
+            cont = self.model.cont(feat)
             # How likely each state is reached at all; none is learned from beyond an ending.
             weight = torch.cumprod(cont, 1)[:, :-1]
         # Older torch keeps the weights that autocast has just cast without gradient; the actor
@@ -280,7 +310,7 @@ class Dreamer(nn.Module):
         critic = self.critic(feat)
         bootstrap = critic.mean.detach().flatten().index_copy(0, rows, returns)
         target = replay_return(
-            self.model.recorded_reward(batch),
+            self.model.recorded_reward(batch, output.states),
             batch.is_last,
             batch.is_terminal,
             bootstrap.view(batch.shape),

@@ -79,9 +79,10 @@ class Dynamics(Protocol):
 
 @dataclass(frozen=True)
 class ObsSpec:
-    """One observation key. kind: "image" (uint8 [H, W, C]), "vector" (float32 [N]) or
-    "discrete" (one-hot float32 [N], from a Discrete or MultiDiscrete space; `sizes` holds the
-    number of classes of each factor and sums to N)."""
+    """One observation key. kind: "image" (uint8 [H, W, C]), "vector" (float32 [N]), "discrete"
+    (one-hot float32 [N], from a Discrete or MultiDiscrete space; `sizes` holds the number of
+    classes of each factor and sums to N), or "recorded" (float32 [N]: replay keeps it, for rewards
+    and labels made later; no model sees it)."""
 
     kind: str
     shape: tuple[int, ...]
@@ -136,6 +137,11 @@ class EnvSpec:
     def keys(self, kind: str) -> list[str]:
         """Observation keys of one kind, sorted, `action_mask` left out."""
         return sorted(k for k, s in self.obs.items() if s.kind == kind and k != MASK_KEY)
+
+    @property
+    def seen(self) -> dict[str, ObsSpec]:
+        """What models and policies see: every key but those that are only recorded."""
+        return {key: obs for key, obs in self.obs.items() if obs.kind != "recorded"}
 
     @property
     def has_mask(self) -> bool:

@@ -16,7 +16,8 @@ KINDS = ("twohot", "bernoulli", "mse", "symlog_mse")
 
 @dataclass
 class HeadConfig:
-    """target: the batch key that the head learns ("reward", "cont", or an observation key).
+    """target: the batch key that the head learns ("reward", "cont", or an observation key); ""
+    for a head whose weights come from elsewhere and stay as they are (docs/REWARDS.md).
     kind: twohot, bernoulli, mse or symlog_mse. layers: hidden layers. scale: weight of its loss.
     outscale: size of the last layer's initial weights. trains_latent: whether its gradient
     reaches the world model."""

@@ -10,11 +10,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from worldmodel.distributions import Normal
 from worldmodel.losses import image_loss
+from worldmodel.models.ensemble import Ensemble, EnsembleConfig
 from worldmodel.rssm.codec import Decoder, Encoder
 from worldmodel.rssm.core import RSSM
 from worldmodel.rssm.heads import Head, HeadConfig, target_of
 from worldmodel.types import MASK_KEY, Batch, EnvSpec, LatentState, Prediction
+
+DISAGREEMENT = "disagreement"  # of the ensemble: its loss, and its name in `control`
 
 
 def _default_heads() -> dict[str, HeadConfig]:
@@ -38,7 +42,8 @@ class ModelConfig:
     max-pool, the paper's) or "strided" (kernel 4, a quarter of the arithmetic).
     centre_images: measure images from their mean over the first batches (see ImageCentre), not
     from mid-grey as the paper does. heads: by name.
-    control: weights of the heads whose sum is the reward to maximise.
+    control: weights of the heads whose sum is the reward to maximise; "disagreement" is that of
+    the ensemble, which needs ensemble.members.
     """
 
     deter: int = 512
@@ -64,6 +69,7 @@ class ModelConfig:
     centre_images: bool = False
     heads: dict[str, HeadConfig] = field(default_factory=_default_heads)
     control: dict[str, float] = field(default_factory=lambda: {"reward": 1.0})
+    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
 
 
 class ModelOutput(NamedTuple):
@@ -90,17 +96,26 @@ class WorldModel(nn.Module):
                 f"deter={c.deter} and depth*mults[-1]={c.depth * c.mults[-1]} must both be "
                 f"multiples of blocks={c.blocks}."
             )
+        known = [*c.heads, *([DISAGREEMENT] if c.ensemble.members else [])]
+        if DISAGREEMENT in c.control and DISAGREEMENT not in known:
+            raise ValueError(
+                "'disagreement' is the reward of an ensemble, and there is none: set "
+                "agent.model.ensemble.members, 5 for example, or leave it out of "
+                "agent.model.control."
+            )
         for name in [*c.control, "cont"]:
-            if name not in c.heads:
-                raise ValueError(f"Unknown head '{name}'. Known heads: {', '.join(c.heads)}.")
+            if name not in known:
+                raise ValueError(f"Unknown head '{name}'. Known heads: {', '.join(known)}.")
         for name in c.heads:
-            if name in {"dyn", "rep", MASK_KEY, *spec.obs} or hasattr(nn.ModuleDict, name):
+            if name in {"dyn", "rep", DISAGREEMENT, MASK_KEY, *spec.seen} or hasattr(
+                nn.ModuleDict, name
+            ):
                 raise ValueError(
                     f"The head '{name}' needs another name: a loss of that name exists already "
-                    "(dyn, rep, one for each observation key), or PyTorch reserves it."
+                    "(dyn, rep, disagreement, one of each observation), or PyTorch reserves it."
                 )
         for name in c.control:
-            if self._head_size(c.heads[name]) is not None:
+            if name in c.heads and self._head_size(c.heads[name]) is not None:
                 raise ValueError(
                     f"The head '{name}' predicts several numbers, so it cannot be controlled. "
                     "Name heads of one number in agent.model.control."
@@ -124,10 +139,17 @@ class WorldModel(nn.Module):
         if spec.has_mask:
             mask = HeadConfig(MASK_KEY, "bernoulli")
             heads[MASK_KEY] = Head(mask, self.feat_size, c.units, c.bins, spec.action.size)
+        for head in heads.values():
+            if not head.config.target:
+                head.requires_grad_(False)  # no batch teaches it
         self.heads = nn.ModuleDict(heads)
+        self.ensemble = None
+        if c.ensemble.members:
+            sizes = self.feat_size, spec.action.size, c.groups * classes
+            self.ensemble = Ensemble(*sizes, c.ensemble)
 
     def _head_size(self, head: HeadConfig) -> int | None:
-        if head.target in ("reward", "cont"):
+        if head.target in ("", "reward", "cont"):
             return None
         if head.target not in self.spec.obs:
             known = ", ".join(["reward", "cont", *sorted(self.spec.obs)])
@@ -164,9 +186,10 @@ class WorldModel(nn.Module):
     def step(self, state: LatentState, action: Tensor) -> Prediction:
         """What action [B, A] leads to: next state, reward [B] (weighted by `control`), and the
         discounted probability [B] that the episode goes on."""
-        state = self.core.step(state, action)
+        before, state = state, self.core.step(state, action)
         feat = state.feat
-        return Prediction(state, self.reward(feat), self.heads["cont"].predict(feat))  # type: ignore[operator]
+        reward = self.reward(feat) + self.curiosity(before.feat, action)
+        return Prediction(state, reward, self.heads["cont"].predict(feat))  # type: ignore[operator]
 
     def surprise(self, state: LatentState, obs: dict[str, Tensor], action: Tensor) -> Tensor:
         """KL(posterior || prior) [B] in nats: what obs [B, ...] tells beyond what was foretold
@@ -196,16 +219,43 @@ class WorldModel(nn.Module):
 
     def reward(self, feat: Tensor) -> Tensor:
         """The sum of the controlled heads' predictions [...], each times its weight."""
-        parts = [w * self.heads[k].predict(feat) for k, w in self.config.control.items()]  # type: ignore[operator]
-        return torch.stack(parts).sum(0)
+        total = feat.new_zeros(feat.shape[:-1], dtype=torch.float32)
+        for name, weight in self.config.control.items():
+            if weight and name != DISAGREEMENT:
+                total = total + weight * self.heads[name].predict(feat)  # type: ignore[operator]
+        return total
 
-    def recorded_reward(self, batch: Batch) -> Tensor:
-        """What `reward` predicts, as it was recorded [B, T]."""
-        parts = [
-            w * target_of(batch, self.config.heads[k].target, self.discount)
-            for k, w in self.config.control.items()
-        ]
-        return torch.stack(parts).sum(0)
+    def curiosity(self, feat: Tensor, action: Tensor) -> Tensor:
+        """What the ensemble's disagreement about an action [..., A] in a state with features
+        [..., F] adds to the reward [...] of the step: 0 where it is not controlled."""
+        weight = self.config.control.get(DISAGREEMENT, 0.0)
+        if not weight or self.ensemble is None:
+            return feat.new_zeros(feat.shape[:-1], dtype=torch.float32)
+        return weight * self.ensemble.disagreement(feat, action)
+
+    def imagined_reward(self, feat: Tensor, action: Tensor) -> Tensor:
+        """The reward [..., H+1] of arriving in each state of a rollout: features [..., H+1, F],
+        and the actions [..., H, A] between them. The step into the first state is not known."""
+        steps = self.curiosity(feat[..., :-1, :], action)
+        return self.reward(feat) + nn.functional.pad(steps, (1, 0))
+
+    def recorded_reward(self, batch: Batch, states: LatentState) -> Tensor:
+        """What was to be maximised, as it was recorded [B, T].
+
+        Neither a head without a target nor disagreement was ever recorded: there it is their own
+        prediction in the posterior states [B, T, ...], and 0 on first rows, to which no action led.
+        """
+        feat = states.feat.detach()
+        guessed = self.curiosity(feat[:, :-1], batch.action[:, 1:])
+        guessed = nn.functional.pad(guessed, (1, 0))  # the row before the first is not here
+        recorded = torch.zeros_like(batch.reward)
+        for name, weight in self.config.control.items():
+            target = self.config.heads[name].target if name != DISAGREEMENT else None
+            if target:
+                recorded = recorded + weight * target_of(batch, target, self.discount)
+            elif target is not None:
+                guessed = guessed + weight * self.heads[name].predict(feat)  # type: ignore[operator]
+        return recorded + guessed.masked_fill(batch.is_first, 0.0)
 
     def cont(self, feat: Tensor) -> Tensor:
         """Discounted probability [...] that the episode goes on."""
@@ -247,13 +297,21 @@ class WorldModel(nn.Module):
             losses[key] = -dist.log_prob(batch.obs[key])
         feat = states.feat
         for name, head in self.heads.items():
+            if not head.config.target:  # type: ignore[union-attr]
+                continue  # fitted elsewhere
             target = target_of(batch, head.config.target, self.discount)  # type: ignore[union-attr, arg-type]
             losses[name] = head.loss(feat, target)  # type: ignore[operator]
+        if self.ensemble is not None:
+            latent = self.core.dist(posterior.detach())
+            expected = latent.mean if isinstance(latent, Normal) else latent.probs.flatten(-2)
+            losses[DISAGREEMENT] = self.ensemble.loss(feat, expected, batch.action, batch.is_first)
         metrics = {
             "kl": kl.detach().mean(),
             "prior_entropy": self.core.entropy(prior.detach()).mean(),
             "posterior_entropy": self.core.entropy(posterior.detach()).mean(),
         }
+        if self.ensemble is not None:
+            metrics["disagreement"] = self.ensemble.typical.clone()
         return ModelOutput(losses, states, metrics)
 
     def scale(self, name: str) -> float:
@@ -261,7 +319,9 @@ class WorldModel(nn.Module):
         c = self.config
         if name in c.heads:
             return c.heads[name].scale
-        fixed = {"dyn": c.dyn_scale, "rep": c.rep_scale, MASK_KEY: 1.0}
+        fixed = {
+            "dyn": c.dyn_scale, "rep": c.rep_scale, MASK_KEY: 1.0, DISAGREEMENT: c.ensemble.scale,
+        }  # fmt: skip
         if name in fixed:
             return fixed[name]
         return c.image_scale if self.spec.obs[name].kind == "image" else c.vector_scale
