@@ -5,55 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
+from tests.worldmodel.dream_worlds import CountingWorld, counting_batch
 from worldmodel import dream
 from worldmodel.dream import films
-from worldmodel.types import ActionSpec, Batch, EnvSpec, LatentState, ObsSpec, Prediction
-
-
-class CountingWorld:
-    """A world whose state is one number: shown, it is the first pixel; stepped, it grows by the
-    action. Its reward is the new number."""
-
-    def __init__(self) -> None:
-        self.shown = 0
-
-    def initial(self, batch_size: int) -> LatentState:
-        return LatentState(torch.zeros(batch_size, 1), torch.zeros(batch_size, 1, 1))
-
-    def observe(
-        self, state: LatentState, obs: dict[str, Tensor], action: Tensor, is_first: Tensor
-    ) -> LatentState:
-        self.shown += 1
-        number = obs["image"][:, 0, 0, :1].float()
-        return LatentState(number, state.stoch)
-
-    def step(self, state: LatentState, action: Tensor) -> Prediction:
-        number = state.deter + action
-        return Prediction(
-            LatentState(number, state.stoch), number[:, 0], torch.full((len(number),), 0.5)
-        )
-
-    def decode(self, state: LatentState) -> dict[str, Tensor]:
-        image = (state.deter / 255)[:, :, None, None].expand(-1, 8, 8, 3)
-        return {"image": image, "vector": state.deter}
-
-
-def counting_batch(length: int = 12, first: tuple[int, ...] = (0,)) -> Batch:
-    """Two sequences of images that show their row number times ten; every action is ten."""
-    numbers = (10 * torch.arange(length)).byte()[None, :, None, None, None]
-    flags = torch.zeros(2, length, dtype=torch.bool)
-    flags[:, list(first)] = True
-    nothing = torch.zeros(2, length, dtype=torch.bool)
-    return Batch(
-        {"image": numbers.expand(2, -1, 8, 8, 3)},
-        torch.full((2, length, 1), 10.0),
-        torch.zeros(2, length),
-        flags,
-        nothing,
-        nothing,
-    )
+from worldmodel.types import ActionSpec, EnvSpec, LatentState, ObsSpec
 
 
 def test_shows_the_context_and_imagines_the_rest() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodel.seeding import rng_state, seed_everything, set_rng_state, spawn
+from worldmodel.seeding import Stream, rng_state, seed_everything, set_rng_state, spawn
 
 
 def draw() -> list[float]:
@@ -49,3 +49,24 @@ def test_bad_seed(seed: int) -> None:
         seed_everything(seed)
     with pytest.raises(ValueError, match="range"):
         spawn(seed, "env")
+
+
+def test_a_stream_lends_the_generators_and_gives_them_back() -> None:
+    torch.manual_seed(1)
+    expected = [torch.rand(3) for _ in range(2)]
+    torch.manual_seed(1)
+    stream, first = Stream(5), torch.rand(3)
+    with stream:
+        inside = [torch.rand(3)]
+    second = torch.rand(3)
+    with pytest.raises(KeyError), stream:
+        inside.append(torch.rand(3))
+        raise KeyError
+    assert torch.equal(first, expected[0])
+    assert torch.equal(second, expected[1])
+    stream.seed(5)
+    with stream:
+        again = [torch.rand(3) for _ in range(2)]
+    assert torch.equal(torch.stack(again), torch.stack(inside))
+    with Stream(6):
+        assert not torch.equal(torch.rand(3), again[0])

@@ -10,7 +10,7 @@ view      what agents see of it, and the real environment seen the same way
 
 from worldmodel.dream.env import DreamEnv, DreamVectorEnv
 from worldmodel.dream.films import MARK, film, film_of, strip, titled
-from worldmodel.dream.rollout import OpenLoop, cut, device_of, follow, goes_on, open_loop
+from worldmodel.dream.rollout import OpenLoop, cut, decoded, device_of, follow, goes_on, open_loop
 from worldmodel.dream.starts import Starts, begun, starts_from, starts_of
 from worldmodel.dream.view import AwakeEnv
 
@@ -23,6 +23,7 @@ __all__ = [
     "Starts",
     "begun",
     "cut",
+    "decoded",
     "device_of",
     "film",
     "film_of",

@@ -122,7 +122,7 @@ class DreamEnv(gymnasium.Env[Any, Any]):
         self.observation_space = self.view.observation_space
         self.action_space = self.view.action_space
         self._dreams = _Dreams(self.view, 1, horizon, ending)
-        self._running = False
+        self._phase = "before the first reset"  # or "running", or "after the end of the dream"
 
     @property
     def state(self) -> LatentState:
@@ -133,18 +133,20 @@ class DreamEnv(gymnasium.Env[Any, Any]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
-        if seed is not None or not self._running:
+        if seed is not None or self._phase == "before the first reset":
             self._dreams.stream.seed(int(self.np_random.integers(2**32)))
         given = _start_of(options)
         start = self.starts(self.np_random, 1) if given is None else given
         self._dreams.begin(np.arange(1), start)
-        self._running = True
+        self._phase = "running"
         return self._seen(np.ones(1, np.float32))
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        if not self._running:
-            raise ValueError("step was called before the first reset.")
+        if self._phase != "running":
+            raise ValueError(f"step was called {self._phase}. Call reset first.")
         reward, ended, cut_off, on = self._dreams.step(np.asarray(action)[None])
+        if ended[0] or cut_off[0]:
+            self._phase = "after the end of the dream"
         obs, info = self._seen(on)
         return obs, float(reward[0]), bool(ended[0]), bool(cut_off[0]), info
 
@@ -211,7 +213,7 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
 
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         if self._over is None:
-            raise ValueError("step was called before the first reset.")
+            raise ValueError("step was called before the first reset. Call reset first.")
         reward, ended, cut_off, on = self._dreams.step(actions)
         fresh = np.flatnonzero(self._over)
         if len(fresh):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -15,9 +15,8 @@ from worldmodel.types import Batch, EnvSpec
 
 MARK = (255, 140, 0)  # the colour of the border where imagination starts
 BLANK = 32  # the grey of what does not exist
-INK = (235, 235, 235)
+INK, DIM = (235, 235, 235), (110, 110, 110)  # of text on dark paper, and on any picture
 LINE = 15  # pixels of one line of text
-LETTER = 7  # pixels of one letter, about
 
 
 def film(model: Any, spec: EnvSpec, batch: Batch, context: int) -> list[np.ndarray]:
@@ -95,8 +94,8 @@ def titled(frames: list[np.ndarray], context: int, side: int = 128) -> list[np.n
         dreamt = i - context + 1
         body = _stacked(frame, side, gap)
         cell = (body.shape[0] - 2 * gap) // 3
-        for row, name in enumerate(("truth", "model", "error")):
-            _write(body, name, (3, row * (cell + gap) + cell - 4), (110, 110, 110))
+        for row, (name, ink) in enumerate((("truth", DIM), ("model", DIM), ("error", INK))):
+            _write(body, name, (7, row * (cell + gap) + cell - 8), ink)
         width = body.shape[1]
         text = f"{i + 1}/{len(frames)} " + (f"dream +{dreamt}" if dreamt > 0 else "seen")
         ink = MARK if dreamt > 0 else INK
@@ -129,6 +128,15 @@ def lines(
 def picture(image: Tensor) -> np.ndarray:
     """A decoded image [H, W, C] in [0, 1] as uint8 [H, W, 3]."""
     return as_rgb((image.float().clamp(0, 1) * 255).round().byte().cpu().numpy())
+
+
+def pictures(spec: EnvSpec, shown: Mapping[str, Tensor]) -> list[np.ndarray]:
+    """A picture uint8 [H, W, 3] for each of B decoded states, several images side by side; empty
+    where no image was decoded. shown: {key: [B, ...]}."""
+    images = [shown[key] for key in spec.keys("image") if key in shown]
+    return [
+        np.concatenate([picture(part) for part in parts], 1) for parts in zip(*images, strict=True)
+    ]
 
 
 def bordered(image: np.ndarray) -> np.ndarray:

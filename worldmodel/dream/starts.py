@@ -56,13 +56,13 @@ def begun(spec: EnvSpec, obs: Mapping[str, Any], actions: Sequence[Any] = ()) ->
     obs: T observations of every key, [T, ...]; actions: the T - 1 native actions between them.
     Raises ValueError where a key is missing or the numbers do not fit.
     """
-    missing = sorted(set(spec.obs) - set(obs))
+    missing = sorted(set(spec.seen) - set(obs))
     if missing:
-        raise ValueError(f"The frames lack {missing}; needed: {sorted(spec.obs)}.")
-    arrays = {key: np.asarray(obs[key]) for key in spec.obs}
+        raise ValueError(f"The frames lack {missing}; needed: {sorted(spec.seen)}.")
+    arrays = {key: np.asarray(obs[key]) for key in spec.seen}
     for key, array in arrays.items():
-        if array.ndim != len(spec.obs[key].shape) + 1 or array.shape[1:] != spec.obs[key].shape:
-            wanted = ", ".join(map(str, spec.obs[key].shape))
+        if array.ndim != len(spec.seen[key].shape) + 1 or array.shape[1:] != spec.seen[key].shape:
+            wanted = ", ".join(map(str, spec.seen[key].shape))
             raise ValueError(f"'{key}' has shape {list(array.shape)}; needed: [T, {wanted}].")
     lengths = {key: len(array) for key, array in arrays.items()}
     length = next(iter(lengths.values()))
@@ -74,7 +74,7 @@ def begun(spec: EnvSpec, obs: Mapping[str, Any], actions: Sequence[Any] = ()) ->
     encoded = np.zeros((length, spec.action.size), np.float32)
     for t, action in enumerate(actions):
         encoded[t + 1] = spec.action.encode(action)
-    kinds = {key: np.uint8 if s.kind == "image" else np.float32 for key, s in spec.obs.items()}
+    kinds = {key: np.uint8 if s.kind == "image" else np.float32 for key, s in spec.seen.items()}
     first = torch.arange(length)[None] == 0
     nothing = torch.zeros(1, length)
     return Batch(

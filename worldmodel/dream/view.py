@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from worldmodel.dream.films import picture
+from worldmodel.dream.films import pictures
 from worldmodel.dream.rollout import device_of
 from worldmodel.seeding import Stream
 from worldmodel.types import MASK_KEY, EnvSpec, LatentState
@@ -49,7 +49,7 @@ class View:
             return state.feat.float().cpu().numpy()
         shown = self.model.decode(state)
         out = {}
-        for key, obs in self.spec.obs.items():
+        for key, obs in self.spec.seen.items():
             if key == MASK_KEY:
                 out[key] = self.mask(state)
             elif obs.kind == "image":
@@ -85,10 +85,7 @@ class View:
 
     def render(self, state: LatentState) -> list[np.ndarray]:
         """A picture uint8 [H, W, 3] for each state [B, ...], several images side by side."""
-        shown = self.model.decode(state)
-        count = state.deter.shape[0]
-        parts = [[picture(shown[key][i]) for key in self.images] for i in range(count)]
-        return [np.concatenate(part, 1) for part in parts]
+        return pictures(self.spec, self.model.decode(state))
 
     def _space(self) -> spaces.Space[Any]:
         if self.observe == "latent":
@@ -96,7 +93,7 @@ class View:
             bound = getattr(self.model, "feat_bound", math.inf)
             return spaces.Box(-bound, bound, (size,), np.float32)
         boxes: dict[str, spaces.Space[Any]] = {}
-        for key, obs in self.spec.obs.items():
+        for key, obs in self.spec.seen.items():
             if obs.kind == "image":
                 boxes[key] = spaces.Box(0, 255, obs.shape, np.uint8)
             elif obs.kind == "discrete" or key == MASK_KEY:
@@ -146,7 +143,7 @@ class AwakeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         if view.observe != "latent":
             return obs[view.images[0]] if view.observe == "image" else obs
         tensors = {
-            key: torch.as_tensor(obs[key], device=view.device)[None] for key in view.spec.obs
+            key: torch.as_tensor(obs[key], device=view.device)[None] for key in view.spec.seen
         }
         is_first = torch.tensor([first], device=view.device)
         with self._stream, torch.no_grad():

@@ -1,0 +1,1 @@
+"""See the dreams of a trained run: strips, branching futures, honesty plots, one report."""

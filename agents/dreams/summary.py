@@ -1,0 +1,68 @@
+"""The figures of a report in summary.json, and the sentences that say them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from agents.dreams.honesty import Honesty
+
+
+def figures(result: Honesty) -> dict[str, Any]:
+    """Plain values for JSON, null where there is no number: the headline, the calibration of
+    returns, and the mean over the starts of every curve."""
+    fit = result.calibration._asdict()
+    curves = {
+        what: {who: found.mean(0).tolist() for who, found in values.items()}
+        for what, values in result.errors.items()
+    }
+    return {
+        "starts_used": len(result.real),
+        "headline": {k: _finite(v) for k, v in result.headline().items()},
+        "return": {name: _finite(value) for name, value in fit.items()},
+        "mean_errors": curves,
+    }
+
+
+def headline(told: Mapping[str, Any]) -> str:
+    """The one number: how much better than repeating the last frame."""
+    found = told["headline"]
+    if not found:
+        return "Nothing that the model sees can be decoded, so there is no error to compare."
+    words = (
+        f"After {found['step']} open-loop steps the model's {found['what']} is "
+        f"{found['model']:.3g}, that of repeating what came last {found['repeated']:.3g}"
+    )
+    if found["ratio"] is not None:
+        verdict = "better" if found["ratio"] > 1 else "no better"
+        words += f": a ratio of {found['ratio']:.2f}, {verdict} than not predicting at all"
+    return f"{words} (means over {told['starts_used']} starts)."
+
+
+def promises(told: Mapping[str, Any]) -> str:
+    """Whether imagined returns come true."""
+    fit = told["return"]
+    if fit["correlation"] is None:
+        return f"Returns do not vary, so their calibration has no slope; bias {fit['bias']:.3g}."
+    return (
+        f"Imagined against real return over {told['horizon']} steps: correlation "
+        f"{fit['correlation']:.2f}, slope {fit['slope']:.2f}, bias {fit['bias']:.3g}."
+    )
+
+
+def facts(told: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The table at the top of the page."""
+    rows = [
+        ("Run", str(told["run"])),
+        ("Episodes", told["episodes_are"]),
+        ("Starts", f"{told['starts_used']}, in {told['episodes_used']} episodes"),
+        ("Dreams", f"{told['context']} frames seen, then {told['horizon']} imagined"),
+        ("Returns", promises(told)),
+        ("Seed", str(told["seed"])),
+    ]
+    return rows + [("Note", text) for text in told["left_out"]]
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
