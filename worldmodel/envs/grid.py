@@ -271,7 +271,7 @@ def _cells(layout: Sequence[str]) -> np.ndarray:
     """Symbols [rows, columns], checked."""
     lengths = {len(row) for row in layout}
     text = "".join(layout)
-    if len(lengths) != 1 or set(text) - set(SYMBOLS):
+    if isinstance(layout, str) or len(lengths) != 1 or set(text) - set(SYMBOLS):
         raise EnvError(
             f"A layout has rows of one length, made of the symbols {SYMBOLS}; given: {layout}."
         )
