@@ -50,13 +50,13 @@ class Dyna:
         self._knobs = config.knobs()
         table = TabularConfig(config.table, "stay" if config.untried else "error")
         # Seeded from torch's generator, which the caller seeds.
-        seeds = [int(torch.randint(2**31, ()).item()) for _ in range(2)]
+        seed = int(torch.randint(2**31, ()).item())
         try:
-            self.model: TabularModel = TabularModel(spec, table, "cpu", seeds[0])
+            self.model: TabularModel = TabularModel(spec, table)
         except ValueError as error:
             raise ConfigError(f"agent={config.name} plans with a table. {error}") from error
         states, actions = self.model.states, self.model.actions
-        self.memory: Memory = memory.new_memory(states, actions, config, seeds[1])
+        self.memory: Memory = memory.new_memory(states, actions, config, seed)
         self._read: list[int] = []  # rows of each stream that were learned from
         self._at: list[int] = []  # the state of the newest of them, -1 where there is none
         self.parameters_count = self.memory.q.size + self.memory.transient.size

@@ -98,7 +98,7 @@ class Experiment:
             ActionSpec("discrete", (world.actions,)),
         )
         unknown = "stay" if config.untried else "error"
-        self.model = TabularModel(spec, TabularConfig(config.table, unknown), seed=seed)
+        self.model = TabularModel(spec, TabularConfig(config.table, unknown))
         self.model.make_room(world.next.size)  # all that can ever be seen
         self.memory = new_memory(world.states, world.actions, config, [seed, 0])
         self._knobs = config.knobs()

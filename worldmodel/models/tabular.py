@@ -20,7 +20,6 @@ from worldmodel.models.tables import (
     USED,
     Tables,
     new_tables,
-    random_state,
     record_all,
     sample_all,
     with_room,
@@ -49,7 +48,7 @@ class TabularModel:
 
     LatentState: deter [B, 0]; stoch [B, 1, S] one-hot, all zero before anything was seen.
     spec: one discrete observation of S classes and one discrete action of A.
-    seed: of the generator that `step` draws outcomes with; planners bring their own.
+    `step` draws outcomes with torch's generator, as the other worlds do; planners bring their own.
 
     Raises ValueError where the world has other observations or actions.
     """
@@ -59,13 +58,11 @@ class TabularModel:
         spec: EnvSpec,
         config: TabularConfig | None = None,
         device: torch.device | str = "cpu",
-        seed: int = 0,
     ) -> None:
         self.key, self.states, self.actions = discrete_sizes(spec)
         self.config = config or TabularConfig()
         self.device = torch.device(device)
         self.tables = new_tables(self.states, self.actions)
-        self.rng = random_state(seed)
 
     @property
     def known_pairs(self) -> int:
@@ -129,7 +126,8 @@ class TabularModel:
         at = state.stoch[:, 0].argmax(-1).cpu().numpy()
         pairs = at * self.actions + action.argmax(-1).cpu().numpy()
         rows = np.empty(len(pairs), np.int64)
-        sample_all(self.tables, self.rng, pairs, rows)
+        drawn = int(torch.randint(2**63 - 1, ())) if self.config.kind == "counts" else 0
+        sample_all(self.tables, np.array([drawn], np.uint64), pairs, rows)
         if self.config.unknown == "error" and (rows < 0).any():
             bad = int(pairs[rows < 0][0])
             raise ValueError(
@@ -159,8 +157,7 @@ class TabularModel:
         names = Tables._fields[:-1]
         fixed = {n: _tensor(getattr(t, n)[:pairs]) for n in names}
         more = {n: _tensor(getattr(t, n)[pairs:used]) for n in names[:OUTCOME_FIELDS]}
-        state: dict[str, Any] = {"tables": fixed, "rng": _tensor(self.rng.view(np.int64))}
-        return state | ({"more": more} if used > pairs else {})
+        return {"tables": fixed, "more": more} if used > pairs else {"tables": fixed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
@@ -168,7 +165,6 @@ class TabularModel:
         for name, value in state.get("more", {}).items():
             fixed[name] = np.concatenate([fixed[name], value.numpy()])
         self.tables = Tables(**fixed, actions=self.actions)
-        self.rng = state["rng"].numpy().copy().view(np.uint64)
 
 
 def discrete_sizes(spec: EnvSpec) -> tuple[str, int, int]:
