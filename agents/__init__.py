@@ -84,25 +84,20 @@ def load(run_folder: str | Path, device: str = "auto") -> Policy:
 
 
 def load_replay(run_folder: str | Path) -> Replay:
-    """The experience that a run recorded, for reading; its files are not changed.
+    """The experience that a run recorded, for reading, also while the run goes on; its files are
+    not changed.
 
     Raises ConfigError where the folder is not a run or has no replay, or where it is damaged.
     """
-    from worldmodel.envs import EnvConfig
     from worldmodel.replay import Replay, ReplayConfig
 
     folder = Path(run_folder)
     saved = config.read(folder / "config.yaml")
     settings = config.build(_section(saved, "replay"), ReplayConfig)
-    env = config.build(_section(saved, "env"), EnvConfig)
-    policy = load(folder, "cpu")
-    place = Path(settings.directory or folder / "replay")
-    replay = Replay(policy.spec, settings, env.num_envs, policy.agent.latent_spec, 0, place)
     try:
-        replay.load(place)
+        return Replay.open(settings.directory or folder / "replay")
     except (ValueError, FileNotFoundError) as error:
         raise config.ConfigError(f"The replay of '{folder}' cannot be read: {error}") from error
-    return replay
 
 
 def _section(saved: DictConfig, name: str) -> DictConfig:

@@ -235,8 +235,10 @@ def test_capacity_by_steps_or_bytes() -> None:
     assert (replay.row_bytes, replay.capacity) == (53, 60)
     assert make(capacity_gb=53e-6).capacity == 1000
     add(replay, 10)
+    most = f"{replay.disk_bytes() / 1e9:.3g}"
     assert replay.footprint() == (
-        "replay: 60 steps x 0.053 KB = 3.18e-06 GB (memory; 1.06e-06 GB used now)"
+        "replay: 60 steps x 0.053 KB = 3.18e-06 GB (memory; 1.06e-06 GB used now; saved, up to "
+        f"{most} GB)"
     )
 
 
@@ -270,6 +272,8 @@ def good() -> dict[str, Any]:
         ({"is_first": np.zeros(2)}, "'is_first' is float64; expected bool"),
         ({"action": np.full((2, 2), np.nan)}, "'action' has values that are not finite"),
         ({"a/b": np.full((2, 2), np.inf)}, "not finite"),
+        ({"a/b": np.full((2, 2), 1e300)}, "not finite"),  # infinite as a float32
+        ({"reward": np.array([0, -1e39])}, "'reward' has values that are not finite"),
         ({"deter": torch.full((2, 3), 1e6)}, "float16"),
         ({"deter": torch.full((2, 3), torch.nan)}, "float16"),
         ({"stoch": torch.full((2, 2, 5), torch.nan)}, "float16"),

@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from worldmodel.replay import rows as held
 from worldmodel.replay.files import Saver, open_ring
 from worldmodel.replay.index import Index
 from worldmodel.replay.latents import LatentSpec
 from worldmodel.replay.ring import Ring
-from worldmodel.replay.schema import FIRST, FLAGS, LAST, LATENT, ROW, Schema
+from worldmodel.replay.rows import RowIndex
+from worldmodel.replay.schema import FIRST, FLAGS, LAST, ROW, Schema
 from worldmodel.replay.settings import ReplayConfig, place_of, rows_per_env
 from worldmodel.types import Batch, EnvSpec, LatentState
 
 # Sequences per environment that may wait in the online queue; older ones are left to chance.
 BACKLOG = 16
 INTERNAL = (ROW, "deter", "stoch")  # fields that are not rows of a batch
-
-
-@dataclass(frozen=True)
-class RowIndex:
-    """Where the rows of a batch lie: stream [B], absolute number of the first row [B], and T."""
-
-    stream: np.ndarray
-    start: np.ndarray
-    length: int
 
 
 class Replay:
@@ -69,9 +61,10 @@ class Replay:
         """The newest save in a folder, for reading; nothing else is needed, nothing is changed.
 
         Works beside the process that records there. A replay of storage=disk is mapped here too:
-        reading rows that the run has overwritten since is then a ValueError, and latents may be
-        newer. Raises FileNotFoundError where nothing is saved, ReplayDamaged where it cannot be
-        read or was saved by version 1, ValueError where memory is too small.
+        rows that the run overwrites are then gone here as well (asking for them by number is a
+        ValueError), and latents may be newer. Raises FileNotFoundError where nothing is saved,
+        ReplayDamaged where it cannot be read or was saved by version 1, ValueError where memory
+        is too small.
         """
         index, ring = open_ring(Path(directory))
         assert index.spec is not None
@@ -185,7 +178,7 @@ class Replay:
 
         Raises ValueError where rows are not, or no longer, held.
         """
-        self._check_index(index)
+        held.check(self._ring, index)
         places = list(zip(index.stream.tolist(), index.start.tolist(), strict=True))
         tensors = {}
         for name, field in self._ring.fields.items():
@@ -196,7 +189,7 @@ class Replay:
                 self._ring.read(name, stream, start, out[b])
             tensors[name] = torch.from_numpy(out)
         flags = tensors.pop("flags")
-        context, known = self._context(places)
+        context, known = held.context(self._ring, self.latent, places)
         is_first, is_last, is_terminal = ((flags & bit) != 0 for bit in FLAGS.values())
         is_first[:, 0] |= ~torch.from_numpy(known)
         obs = {key: tensors[f"obs.{key}"] for key in self.spec.obs}
@@ -242,35 +235,14 @@ class Replay:
         """
         if self.latent is None:
             raise ValueError("This replay stores no latents (config.latents, or no LatentSpec).")
-        self._check_index(index)
-        lead = (len(index.start), index.length)
-        flags = np.empty(lead, np.uint8)
-        deter = np.empty((*lead, self.latent.deter), np.float16)
-        stoch = np.empty((*lead, self.latent.groups), self.latent.stoch_dtype)
-        places = zip(index.stream.tolist(), index.start.tolist(), strict=True)
-        for b, (stream, start) in enumerate(places):
-            for name, out in (("flags", flags), ("deter", deter), ("stoch", stoch)):
-                self._ring.read(name, stream, start, out[b])
-        if not (flags & LATENT).all():
-            raise ValueError("Some of these rows have no stored state (see write_latents).")
-        return self.latent.unpack(deter, stoch)
+        return held.latents(self._ring, self.latent, index)
 
     def episodes(self, complete: bool = False) -> list[tuple[int, int, int]]:
         """Recorded episodes as (stream, start, stop), stop excluded, oldest first per stream.
 
         complete=True leaves out those whose first rows are overwritten or that still go on.
         """
-        found = []
-        for stream in range(self.num_envs):
-            low, high = int(self._ring.oldest[stream]), int(self._ring.count[stream])
-            flags = np.empty(high - low, np.uint8)
-            self._ring.read("flags", stream, low, flags)
-            starts = np.flatnonzero(flags & FIRST)
-            edges = np.unique(np.concatenate([[0], starts, [len(flags)]]))
-            for a, b in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-                if not complete or (flags[a] & FIRST and flags[b - 1] & LAST):
-                    found.append((stream, low + a, low + b))
-        return found
+        return held.episodes(self._ring, complete)
 
     def rows(self, stream: int, start: int, stop: int) -> dict[str, np.ndarray]:
         """Copies of the rows start ... stop - 1 of one stream, [T, ...] per key: every
@@ -278,7 +250,7 @@ class Replay:
 
         Raises ValueError where rows are not, or no longer, held.
         """
-        self._check_index(RowIndex(np.array([stream]), np.array([start]), stop - start))
+        held.check(self._ring, RowIndex(np.array([stream]), np.array([start]), stop - start))
         out = {}
         for name, field in self._ring.fields.items():
             if name not in INTERNAL:
@@ -334,6 +306,7 @@ class Replay:
     def _starts(self, length: int) -> np.ndarray:
         if length < 1:
             raise ValueError(f"A sequence has at least one row, not {length}.")
+        self._ring.forget_overwritten()
         return np.maximum(0, self._ring.filled - length + 1)
 
     def _pop_online(self, limit: int, length: int) -> list[tuple[int, int]]:
@@ -347,31 +320,3 @@ class Replay:
             self._cursor[stream] += length
             waiting[stream] -= 1
         return found
-
-    def _context(self, places: list[tuple[int, int]]) -> tuple[LatentState | None, np.ndarray]:
-        known = np.zeros(len(places), bool)
-        if self.latent is None:
-            return None, known
-        deter = np.zeros((len(places), self.latent.deter), np.float16)
-        stoch = np.zeros((len(places), self.latent.groups), self.latent.stoch_dtype)
-        oldest = self._ring.oldest.tolist()
-        for b, (stream, start) in enumerate(places):
-            before = start - 1
-            known[b] = before >= oldest[stream] and self._ring.flag(stream, before) & LATENT
-            if known[b]:
-                self._ring.read("deter", stream, before, deter[b : b + 1])
-                self._ring.read("stoch", stream, before, stoch[b : b + 1])
-        state = self.latent.unpack(deter, stoch)
-        state.stoch[~torch.from_numpy(known)] = 0.0  # index 0 would decode to a one
-        return state, known
-
-    def _check_index(self, index: RowIndex) -> None:
-        stream, start = index.stream, index.start
-        inside = index.length >= 1 and bool(np.all((stream >= 0) & (stream < self.num_envs)))
-        if not inside or np.any(
-            (start < self._ring.oldest[stream]) | (start + index.length > self._ring.count[stream])
-        ):
-            raise ValueError(
-                f"Rows {start.tolist()} + {index.length} of streams {stream.tolist()} are not "
-                f"held; streams hold {self._ring.oldest.tolist()} to {self._ring.count.tolist()}."
-            )

@@ -77,11 +77,12 @@ def _drop_blocks(ring: Ring, stream: int, field: str, wrong: np.ndarray, folder:
     flags = ring.arrays["flags"][stream]
     lost = bad[flags[bad % ring.rows] & LATENT != 0] % ring.rows
     flags[lost] &= 255 - LATENT
-    warnings.warn(
-        f"Replay at {folder}, stream {stream}: {len(lost):,} rows lost their stored latents; "
-        f"{file_name(field, stream)} is damaged.",
-        stacklevel=6,
-    )
+    if len(lost):
+        warnings.warn(
+            f"Replay at {folder}, stream {stream}: {len(lost):,} rows lost their stored latents; "
+            f"{file_name(field, stream)} is damaged.",
+            stacklevel=6,
+        )
 
 
 def _drop(ring: Ring, stream: int, bad: np.ndarray, folder: Path, reason: str) -> None:

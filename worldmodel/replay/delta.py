@@ -74,7 +74,8 @@ def runs_of(marks: np.ndarray, gap: int = 0) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Delta:
-    """A log in an open file, its footer read and checked, its rows not yet."""
+    """A log in an open file, its footer read and checked, its rows not yet; a context that closes
+    the file."""
 
     file: io.FileIO
     index: Index
@@ -91,6 +92,12 @@ class Delta:
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             file.close()
             raise ReplayDamaged(f"{path} is damaged ({error}).") from error
+
+    def __enter__(self) -> Delta:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
 
     def parts(self) -> Iterator[Part]:
         """All parts in the order of the file."""

@@ -7,7 +7,6 @@ import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from worldmodel.replay import disk
 from worldmodel.replay.delta import DELTA, FOLDING, FRESH, Delta
@@ -44,12 +43,7 @@ class Folder:
     def __enter__(self) -> Folder:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for log in (self.folding, self.delta):
             if log is not None:
                 log.file.close()

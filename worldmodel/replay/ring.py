@@ -91,15 +91,35 @@ class Ring:
         Raises ValueError where another process has overwritten them in the mapped files.
         """
         self._copy(name, stream, start, out)
-        if self.frozen and self.directory is not None:
-            # A writer takes the row numbers away before it touches a row's data.
-            there = np.empty(len(out), np.int64)
-            self._copy(ROW, stream, start, there)
-            if not np.array_equal(there, np.arange(start, start + len(out))):
-                raise ValueError(
-                    f"Rows {start} to {start + len(out) - 1} of stream {stream} were overwritten "
-                    "by the run that records them. Open the replay again to see the newer rows."
-                )
+        if not self.intact(stream, start, len(out)):
+            raise ValueError(
+                f"Rows {start} to {start + len(out) - 1} of stream {stream} were overwritten by "
+                "the run that records them. Open the replay again to see the newer rows."
+            )
+
+    def intact(self, stream: int, start: int, length: int) -> bool:
+        """Whether no other process has overwritten rows in the mapped files until now: a writer
+        takes the row numbers away before it touches the rows."""
+        if not self.frozen or self.directory is None:
+            return True
+        there = np.empty(length, np.int64)
+        self._copy(ROW, stream, start, there)
+        return np.array_equal(there, np.arange(start, start + length))
+
+    def forget_overwritten(self) -> None:
+        """Where another process writes the mapped files: let go of the rows that it has
+        overwritten since, always the oldest ones."""
+        if not self.frozen or self.directory is None:
+            return
+        for stream in range(self.streams):
+            low, high = int(self.oldest[stream]), int(self.count[stream])
+            while low < high:
+                middle = (low + high) // 2
+                if self.intact(stream, middle, 1):
+                    high = middle
+                else:
+                    low = middle + 1
+            self.floor[stream] = max(low, int(self.floor[stream]))
 
     def write(self, name: str, stream: int, start: int, values: np.ndarray) -> None:
         """Overwrite rows start, start + 1, ... of one stream with values, [T, ...]."""

@@ -1,0 +1,411 @@
+"""Damaged, hostile and old replay folders: what is lost is said, and nothing else happens."""
+
+import copy
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.replay_cycles import contents
+from tests.replay_rows import LATENT, SPEC, add, check, make
+from worldmodel.replay import Replay, ReplayConfig, ReplayDamaged, disk
+from worldmodel.replay.index import BLOCK, _crc
+
+ROWS = 900  # per stream: some blocks
+
+
+def big(storage: str = "memory", directory: Path | None = None) -> Replay:
+    config = ReplayConfig(capacity=2 * ROWS, online=False, storage=storage)
+    return Replay(SPEC, config, 2, LATENT, directory=directory)
+
+
+def saved(folder: Path, steps: int = 40) -> dict[str, Any]:
+    """A small committed replay; its state."""
+    replay = make()
+    add(replay, steps)
+    state = replay.save(folder)
+    replay.commit()
+    return state
+
+
+def flip(path: Path, at: int, bits: int = 0x10) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= bits
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("storage", ["memory", "disk"])
+@pytest.mark.parametrize("name", ["obs.image", "obs.a%2Fb", "reward", "flags", "row"])
+def test_damaged_rows_go_with_what_is_older(tmp_path: Path, storage: str, name: str) -> None:
+    replay = big(storage, tmp_path)
+    add(replay, ROWS + 300)  # the stream holds rows 300 ... 1199; slot s < 300 holds row 900 + s
+    state = replay.save(tmp_path)
+    replay.commit()
+    path = tmp_path / f"{name}.0001.bin"
+    flip(path, path.stat().st_size * (BLOCK + 50) // ROWS)  # slots 256 ... 511 are not believed
+    lost = 900 + 299 + 1 - 300  # the newest of them is row 1199: all 900 rows
+    again = big(storage, tmp_path)
+    with pytest.warns(UserWarning, match=f"stream 1: dropped the oldest {lost} rows of 900"):
+        again.load(tmp_path, state)
+    assert len(again) == ROWS
+    flip(path, path.stat().st_size * (BLOCK + 50) // ROWS)
+    flip(path, path.stat().st_size * (2 * BLOCK + 50) // ROWS)  # slots 512 ... 767, rows as slots
+    again = big(storage, tmp_path)
+    with pytest.warns(UserWarning, match=r"dropped the oldest 468 rows of 900; .*is damaged"):
+        again.load(tmp_path, state)  # 300 ... 767
+    assert len(again) == ROWS + 900 - 468
+    check(again.sample(300, 4))
+    # The next save heals the files.
+    add(again, 3)
+    state = again.save(tmp_path)
+    again.commit()
+    healed = big(storage, tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        healed.load(tmp_path, state)
+    assert contents(healed) == contents(again)
+
+
+@pytest.mark.parametrize("name", ["deter", "stoch"])
+def test_a_damaged_latent_costs_that_latent_only(tmp_path: Path, name: str) -> None:
+    replay = big()
+    add(replay, ROWS)
+    replay.save(tmp_path)
+    replay.commit()
+    flip(tmp_path / f"{name}.0000.bin", 0)
+    again = big()
+    with pytest.warns(UserWarning, match="stream 0: 256 rows lost their stored latents"):
+        again.load(tmp_path)
+    assert len(again) == 2 * ROWS
+    batch = again.sample(2000, 2)
+    check(batch)
+    known = ~((batch.index.stream == 0) & (batch.index.start <= BLOCK)) & (batch.index.start > 0)
+    first = (batch.index.start % 7 == 0) | ~known
+    assert np.array_equal(batch.is_first[:, 0], first)
+    again.save(tmp_path)
+    again.commit()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        big().load(tmp_path)
+
+
+def test_every_changed_byte_is_noticed(tmp_path: Path) -> None:
+    state = saved(tmp_path / "a")
+    good = make()
+    good.load(tmp_path / "a", state)
+    expected, rng = contents(good), np.random.default_rng(0)
+    for path in sorted((tmp_path / "a").iterdir()):
+        data = path.read_bytes()
+        for at in rng.choice(len(data), size=min(len(data), 12), replace=False).tolist():
+            flip(path, at, 1 << int(rng.integers(8)))
+            replay = make()
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                try:
+                    replay.load(tmp_path / "a", state)
+                    noticed = bool(caught)
+                except ReplayDamaged:
+                    noticed = True
+            assert noticed, (path.name, at)
+            path.write_bytes(data)
+    replay = make()
+    replay.load(tmp_path / "a", state)
+    assert contents(replay) == expected
+
+
+def test_a_damaged_log_sends_back_to_the_checkpoint_before(tmp_path: Path) -> None:
+    older = saved(tmp_path / "a")
+    replay = make()
+    replay.load(tmp_path / "a", older)
+    before = contents(replay)
+    add(replay, 12)
+    newer = replay.save(tmp_path / "a")
+    log = tmp_path / "a" / "delta.bin"
+    rng = np.random.default_rng(1)
+    places = [*rng.choice(log.stat().st_size, 40).tolist(), *range(-20, 0)]
+    for at in (*places, None):
+        shutil.copytree(tmp_path / "a", tmp_path / "b")
+        if at is None:
+            (tmp_path / "b" / "delta.bin").unlink()
+        else:
+            flip(tmp_path / "b" / "delta.bin", at)
+        files = {p.name: p.read_bytes() for p in (tmp_path / "b").iterdir()}
+        again = make()
+        with pytest.raises(ReplayDamaged, match="does not hold save 2"):
+            again.load(tmp_path / "b", newer)
+        assert {p.name: p.read_bytes() for p in (tmp_path / "b").iterdir()} == files
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            again.load(tmp_path / "b", older)
+        assert contents(again) == before
+        shutil.rmtree(tmp_path / "b")
+    flip(log, 5)
+    with pytest.warns(UserWarning, match="read without it"):
+        make().load(tmp_path / "a")
+
+
+@pytest.mark.parametrize("storage", ["memory", "disk"])
+def test_an_older_checkpoint_keeps_what_it_can(tmp_path: Path, storage: str) -> None:
+    config = ReplayConfig(capacity=60, storage=storage)
+
+    def fresh() -> Replay:
+        return Replay(SPEC, config, 2, LATENT, directory=tmp_path)
+
+    replay = fresh()
+    add(replay, 40)
+    replay.sample(2, 5)
+    older = replay.save(tmp_path)
+    replay.commit()
+    add(replay, 12)
+    replay.save(tmp_path)
+    replay.commit()
+    again = fresh()
+    with pytest.warns(UserWarning, match="sound, but not equal to the bit") as caught:
+        again.load(tmp_path, older)
+    words = "\n".join(str(w.message) for w in caught)
+    assert "dropped the oldest 12 rows of 30" in words
+    assert again.counts.tolist() == [40, 40]
+    assert len(again) == 2 * 18  # rows 22 ... 39
+    assert again._cursor.tolist() == older["cursor"]
+    assert again._rng.bit_generator.state == older["rng"]
+    check(again.sample(50, 4))
+    add(again, 20)
+    state = again.save(tmp_path)
+    assert state["generation"] == 3
+    again.commit()
+    more = fresh()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        more.load(tmp_path, state)
+    assert contents(more) == contents(again)
+
+
+def test_a_state_of_something_else_is_refused(tmp_path: Path) -> None:
+    state = saved(tmp_path / "a")
+    with pytest.raises(ReplayDamaged, match="those of another replay"):
+        make().load(tmp_path / "a", saved(tmp_path / "b"))
+    for change in ({"count": [41, 40]}, {"generation": 7}, {"token": "f" * 16}):
+        with pytest.raises(ReplayDamaged, match="does not hold save"):
+            make().load(tmp_path / "a", {**state, **change})
+    for bad in ({}, {**state, "count": [1]}, {**state, "rng": None}, {**state, "cursor": "x"}, []):
+        with pytest.raises(ReplayDamaged, match="state of the replay is damaged"):
+            make().load(tmp_path / "a", bad)  # type: ignore[arg-type]
+    with pytest.raises(FileNotFoundError, match=r"index\.json is missing"):
+        make().load(tmp_path / "c", state)
+
+
+def test_missing_and_short_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"index\.json is missing"):
+        make().load(tmp_path)
+    saved(tmp_path, 10)
+    image = tmp_path / "obs.image.0001.bin"
+    whole = image.read_bytes()
+    image.write_bytes(whole[:-1])
+    for read in (make().load, Replay.open):
+        with pytest.raises(ReplayDamaged, match="truncated"):
+            read(tmp_path)
+    image.unlink()
+    for read in (make().load, Replay.open):
+        with pytest.raises(ReplayDamaged, match=r"obs\.image\.0001\.bin is missing"):
+            read(tmp_path)
+
+
+def edits() -> dict[str, Callable[[dict[str, Any]], Any]]:
+    """Changes to an index that somebody made on purpose, its checksum included."""
+
+    def put(*path: Any, value: Any) -> Callable[[dict[str, Any]], Any]:
+        def edit(index: dict[str, Any]) -> None:
+            for key in path[:-1]:
+                index = index[key]
+            index[path[-1]] = value
+
+        return edit
+
+    def rename(index: dict[str, Any]) -> None:
+        """Observations are to be read from elsewhere."""
+        index["spec"]["obs"]["../../../x"] = index["spec"]["obs"].pop("image")
+        fields = index["signature"]["fields"]
+        fields["obs.../../../x"] = fields.pop("obs.image")
+        for stream in range(2):
+            name = f"obs.image.{stream:04d}.bin"
+            index["sums"][f"obs.../../../x.{stream:04d}.bin"] = index["sums"].pop(name)
+
+    def quoted(index: dict[str, Any]) -> None:
+        rename(index)
+        for stream in range(2):
+            name = f"obs.../../../x.{stream:04d}.bin"
+            sums = index["sums"].pop(name)
+            index["sums"][f"obs...%2F..%2F..%2Fx.{stream:04d}.bin"] = sums
+
+    def enormous(index: dict[str, Any]) -> None:
+        index["spec"]["obs"]["image"]["shape"] = [1 << 20, 1 << 20, 3]
+        index["signature"]["fields"]["obs.image"][0] = [1 << 20, 1 << 20, 3]
+
+    def many(index: dict[str, Any]) -> None:
+        index["count"] = [1 << 45, 1 << 45]
+        index["signature"]["rows per environment"] = 1 << 45
+
+    found = {
+        "traversal": rename,
+        "traversal, quoted": quoted,
+        "enormous": enormous,
+        "many rows": many,
+        "negative": put("count", 0, value=-3),
+        "boolean": put("count", 0, value=True),
+        "fraction": put("count", 0, value=40.0),
+        "floor": put("floor", 0, value=41),
+        "cursor": put("cursor", 1, value=1 << 70),
+        "streams": put("signature", "environments", value=1 << 40),
+        "rows": put("signature", "rows per environment", value=0),
+        "dtype": put("signature", "fields", "reward", 1, value="O"),
+        "latent": put("signature", "latent", value={"deter": 1 << 40, "groups": 1, "classes": 1}),
+        "kind": put("spec", "action", "kind", value="python"),
+        "sizes": put("spec", "action", "sizes", value=[1 << 62]),
+        "sums": put("sums", "reward.0000.bin", value="zz" * 4),
+        "no sums": put("sums", value={}),
+        "generator": put("rng", "bit_generator", value="os.system"),
+        "generator state": put("rng", "state", "inc", value=-1),
+        "storage": put("storage", value="tape"),
+        "token": put("token", value="../../../../etc"),
+        "version": put("version", value=3),
+        "old version": put("version", value=1),
+    }
+    return found
+
+
+@pytest.mark.parametrize("name", list(edits()))
+def test_a_hostile_index_is_refused(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path / "a")
+    path = tmp_path / "a" / "index.json"
+    index = json.loads(path.read_text())
+    changed = copy.deepcopy(index)
+    edits()[name](changed)
+    changed["crc"] = _crc({k: v for k, v in changed.items() if k != "crc"})
+    path.write_text(json.dumps(changed))
+    opened: list[Path] = []
+    was = disk.open_file
+
+    def spy(path: Path, write: bool = False) -> Any:
+        assert not write
+        opened.append(path)
+        return was(path, write)
+
+    monkeypatch.setattr(disk, "open_file", spy)
+    for read in (Replay.open, make().load):
+        with pytest.raises(
+            ValueError, match=r"index\.json is damaged|is missing|of memory are free|differs from"
+        ):
+            read(tmp_path / "a")
+    assert {p.parent for p in opened} == {tmp_path / "a"}
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "null", "{", '{"version": 2}', "[" * 100_000, "1" * 5000, "\ufffd", '"x"']
+)
+def test_no_index_at_all_is_refused(tmp_path: Path, text: str) -> None:
+    saved(tmp_path)
+    (tmp_path / "index.json").write_text(text)
+    for read in (Replay.open, make().load):
+        with pytest.raises(ReplayDamaged, match=r"index\.json is damaged"):
+            read(tmp_path)
+    (tmp_path / "index.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ReplayDamaged, match=r"index\.json is damaged"):
+        Replay.open(tmp_path)
+
+
+def test_links_and_pipes_are_not_followed(tmp_path: Path) -> None:
+    saved(tmp_path / "a")
+    for name in ("reward.0000.bin", "index.json", "delta.bin"):
+        path = tmp_path / "a" / name
+        shutil.move(path, tmp_path / "elsewhere") if path.exists() else None
+        for obstacle in (
+            lambda path=path: path.symlink_to(tmp_path / "elsewhere"),
+            lambda path=path: os.mkfifo(path),
+        ):
+            obstacle()
+            if name == "delta.bin":
+                with pytest.warns(UserWarning, match="not a regular file"):
+                    Replay.open(tmp_path / "a")
+            else:
+                with pytest.raises(ValueError, match=r"not a regular file|truncated"):
+                    Replay.open(tmp_path / "a")
+            path.unlink()
+        if name != "delta.bin":
+            shutil.move(tmp_path / "elsewhere", path)
+    assert len(Replay.open(tmp_path / "a")) == 60
+
+
+def version_1(folder: Path, replay: Replay) -> None:
+    """The folder as the first version wrote it."""
+    folder.mkdir()
+    ring = replay._ring
+    for stream, used in enumerate(np.minimum(ring.count, ring.rows).tolist()):
+        for name, arrays in ring.arrays.items():
+            field = name.replace("/", "%2F")
+            (folder / f"{field}.{stream:04d}.bin").write_bytes(arrays[stream][:used].tobytes())
+    about = {
+        **replay._schema.signature(),
+        "environments": ring.streams,
+        "rows per environment": ring.rows,
+        "count": ring.count.tolist(),
+        "floor": ring.floor.tolist(),
+        "extra": {"cursor": replay._cursor.tolist(), "rng": replay._rng.bit_generator.state},
+        "token": "0123456789abcdef",
+    }
+    (folder / "index.json").write_text(json.dumps({"version": 1, **about}, indent=1))
+
+
+@pytest.mark.parametrize("storage", ["memory", "disk"])
+@pytest.mark.parametrize("steps", [0, 11, 77])
+def test_a_folder_of_version_1_is_read_and_migrated(
+    tmp_path: Path, storage: str, steps: int
+) -> None:
+    replay = make(seed=3)
+    add(replay, steps)
+    if steps:
+        replay.sample(3, 5)
+    folder = tmp_path / "a"
+    version_1(folder, replay)
+    config = ReplayConfig(capacity=60, storage=storage)
+
+    def fresh() -> Replay:
+        return Replay(SPEC, config, 2, LATENT, directory=folder)
+
+    for _ in range(2):  # reading alone changes nothing
+        again = fresh()
+        again.load(folder)
+        assert contents(again) == contents(replay)
+    with pytest.raises(ReplayDamaged, match="saved by an older version"):
+        Replay.open(folder)
+    add(again, 5)
+    state = again.save(folder)
+    assert json.loads((folder / "index.json").read_text())["version"] == 1
+    again.commit()
+    assert json.loads((folder / "index.json").read_text())["version"] == 2
+    more = fresh()
+    more.load(folder, state)
+    assert contents(more) == contents(Replay.open(folder)) == contents(again)
+
+
+def test_a_folder_of_version_1_that_was_killed_loses_the_torn_rows(tmp_path: Path) -> None:
+    replay = make(online=False)
+    add(replay, 40)
+    version_1(tmp_path / "a", replay)
+    path = tmp_path / "a" / "row.0000.bin"
+    rows = np.frombuffer(path.read_bytes(), np.int64).copy()
+    rows[10:15] = [40, 41, -1, -1, -1]  # in the place of rows 10 ... 14
+    path.write_bytes(rows.tobytes())
+    again = make(online=False)
+    with pytest.warns(UserWarning, match="stream 0: dropped the oldest 5 rows of 30"):
+        again.load(tmp_path / "a")
+    check(again.sample(100, 4))
+    assert len(again) == 55
