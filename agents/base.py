@@ -138,19 +138,19 @@ class Policy:
     def _batched(self, obs: Any) -> tuple[dict[str, np.ndarray], bool]:
         """Observations with a batch axis, and whether it had to be added."""
         if not isinstance(obs, Mapping):
-            if len(self.spec.obs) != 1:
+            if len(self.spec.seen) != 1:
                 raise ValueError(
-                    f"This agent was trained on the observation keys {sorted(self.spec.obs)}, "
+                    f"This agent was trained on the observation keys {sorted(self.spec.seen)}, "
                     f"but a bare {type(obs).__name__} came. Pass a dict with those keys."
                 )
-            obs = {next(iter(self.spec.obs)): obs}
+            obs = {next(iter(self.spec.seen)): obs}
         ranks = {}
         arrays: dict[str, np.ndarray] = {}
-        for key, spec in self.spec.obs.items():
+        for key, spec in self.spec.seen.items():
             if key not in obs:
                 raise ValueError(
                     f"The observation lacks the key '{key}'. Given: {sorted(obs)}; needed: "
-                    f"{sorted(self.spec.obs)}. Make the environment as in training: "
+                    f"{sorted(self.spec.seen)}. Make the environment as in training: "
                     "worldmodel.envs.make_env(policy.env)."
                 )
             arrays[key] = np.asarray(obs[key])

@@ -20,7 +20,8 @@ from .config import AtariConfig, EnvConfig, EnvError, as_config, unknown
 from .failures import EnvFailed
 from .journal import Episodes, env_seeds
 from .observe import Observe
-from .spaces import OneHot, class_counts
+from .reward import Rewarded, RewardFunction
+from .spaces import OneHot, Recorded, class_counts
 from .vector import Vector
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ __all__ = [
     "EnvConfig",
     "EnvError",
     "EnvFailed",
+    "RewardFunction",
     "Vector",
     "describe",
     "env_spec",
@@ -67,7 +69,9 @@ def make_env(config: EnvConfig | DictConfig, seed: int | None = None) -> Episode
     try:
         if config.time_limit is not None:
             native = TimeLimit(native, config.time_limit)
-        env = Episodes(Observe(Actions(native), config), seed)
+        seen = Observe(Actions(native), config)
+        own = config.reward
+        env = Episodes(seen if own is None else Rewarded(seen, RewardFunction(own)), seed)
     except BaseException:
         native.close()
         raise
@@ -126,6 +130,8 @@ def env_spec(env: gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> EnvSpec
         assert space.shape is not None
         if isinstance(space, OneHot):
             obs[key] = ObsSpec("discrete", space.shape, space.sizes)
+        elif isinstance(space, Recorded):
+            obs[key] = ObsSpec("recorded", space.shape)
         else:
             obs[key] = ObsSpec("image" if space.dtype == np.uint8 else "vector", space.shape)
     if isinstance(action_space, spaces.Box):
@@ -139,6 +145,7 @@ def describe(spec: EnvSpec) -> str:
     for key, obs in sorted(spec.obs.items()):
         shape = " x ".join(map(str, obs.shape))
         note = f" (one-hot, classes {', '.join(map(str, obs.sizes))})" if obs.sizes else ""
+        note += " (for the replay alone)" if obs.kind == "recorded" else ""
         rows.append(f"  {key}: {obs.kind} {shape}{note}")
     kind, sizes = spec.action.kind, spec.action.sizes
     action = f"{sizes[0]} in [-1, 1]" if kind == "continuous" else " x ".join(map(str, sizes))

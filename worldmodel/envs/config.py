@@ -50,6 +50,10 @@ class EnvConfig:
     pixels: bool = True  # images: the observation's own or, where it has none, rendered frames
     state: bool = False  # keep vectors and discrete values beside rendered frames
     keys: list[str] | None = None  # observation keys to keep, by flat name; null = all
+    # Observation keys for the replay alone, by flat name: rewards made later may read them; no
+    # model and no policy sees them (docs/REWARDS.md).
+    record: list[str] = field(default_factory=list)
+    reward: str | None = None  # module:function or file.py:function instead of the task's reward
     action_mask: bool = False  # read info["action_mask"]; one in a Dict observation is always read
     grayscale: bool = False  # one channel instead of three
     action_repeat: int = 1  # environment steps for each agent step, rewards summed; Atari: 4

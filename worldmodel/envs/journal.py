@@ -19,6 +19,7 @@ from gymnasium import spaces
 
 from .config import EnvError
 from .observe import Observe
+from .reward import Rewarded
 from .wrappers import Step
 
 
@@ -48,9 +49,9 @@ class Episodes(gymnasium.Wrapper[Any, Any, Any, Any]):
     `goes_on`; that reset gets no seed and no number.
     """
 
-    env: Observe
+    env: Observe | Rewarded
 
-    def __init__(self, env: Observe, seed: int | None = None) -> None:
+    def __init__(self, env: Observe | Rewarded, seed: int | None = None) -> None:
         super().__init__(env)
         self.base_seed = env_seeds(None, 1)[0] if seed is None else int(seed)
         self.episode = -1

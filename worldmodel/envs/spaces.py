@@ -37,6 +37,13 @@ class OneHot(spaces.Box):
         self.sizes = tuple(int(n) for n in sizes)
 
 
+class Recorded(spaces.Box):
+    """A Box of float32 [N] for the replay alone; no model sees it."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(-np.inf, np.inf, (size,), np.float32)
+
+
 @dataclass(frozen=True)
 class Leaf:
     """One value inside a native observation: where it is, its flat name and its kind."""

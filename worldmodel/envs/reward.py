@@ -1,0 +1,222 @@
+"""Rewards of one's own: a Python function in place of, or beside, the reward of the task.
+
+    def hang(observation, action, next_observation, info):
+        return -abs(next_observation["state"][1])
+
+observation, next_observation: dicts of arrays as agents see them, recorded keys included, before
+and after the action. action: native, as `make_env` takes it. info: `reward` (the task's own),
+`is_last`, `is_terminal`, `episode` and `step` (1 for the first action of an episode). The function
+returns one number. One that has a true attribute `vectorised` is given arrays of T steps, [T, ...]
+each, and returns [T] numbers.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from .config import EnvError, unknown
+from .observe import Observe
+from .wrappers import Step
+
+Observations = Mapping[str, np.ndarray]
+
+
+class RewardFunction:
+    """A function by its name, "module:function" or "folder/file.py:function".
+
+    Raises EnvError where there is none of that name.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.call: Callable[..., Any] = _found(name)
+        self.vectorised = bool(getattr(self.call, "vectorised", False))
+
+    def one(
+        self,
+        observation: Observations,
+        action: Any,
+        next_observation: Observations,
+        info: Mapping[str, Any],
+    ) -> float:
+        """The reward of one step. Raises EnvError where the function does, and unless it returns
+        one finite number; the message names the episode and the step."""
+        if self.vectorised:
+            before, after = (_stacked(obs) for obs in (observation, next_observation))
+            return float(self.whole(before, np.asarray(action)[None], after, _stacked(info))[0])
+        where = f"episode {info['episode']}, step {info['step']}"
+        try:
+            value = np.asarray(self.call(observation, action, next_observation, dict(info)))
+        except Exception as error:
+            raise self._raised(error, where) from error
+        if value.shape != () or value.dtype.kind not in "fiub":
+            raise EnvError(
+                f"The reward function '{self.name}' returned {_shown(value)} at {where}; it must "
+                "return one number."
+            )
+        if not math.isfinite(value):
+            raise EnvError(
+                f"The reward function '{self.name}' returned {value} at {where}; rewards must be "
+                "finite."
+            )
+        return float(value)
+
+    def whole(
+        self,
+        observation: Observations,
+        action: np.ndarray,
+        next_observation: Observations,
+        info: Mapping[str, np.ndarray],
+    ) -> np.ndarray:
+        """The rewards float64 [T] of T steps of one episode, from arrays [T, ...]. Raises EnvError
+        as `one` does."""
+        steps = len(action)
+        if not self.vectorised:
+            return np.array([
+                self.one(*(_at(part, t) for part in (observation, action, next_observation, info)))
+                for t in range(steps)
+            ])  # fmt: skip
+        where = f"episode {info['episode'][0]}, steps {info['step'][0]} to {info['step'][-1]}"
+        try:
+            value = np.asarray(self.call(observation, action, next_observation, dict(info)))
+        except Exception as error:
+            raise self._raised(error, where) from error
+        if value.shape != (steps,) or value.dtype.kind not in "fiub":
+            raise EnvError(
+                f"The reward function '{self.name}' returned {_shown(value)} for {where}; it "
+                f"declares itself vectorised, so it must return [{steps}] numbers, one for each "
+                "step."
+            )
+        bad = np.flatnonzero(~np.isfinite(value))
+        if len(bad):
+            raise EnvError(
+                f"The reward function '{self.name}' returned {value[bad[0]]} at episode "
+                f"{info['episode'][0]}, step {info['step'][bad[0]]}; rewards must be finite."
+            )
+        return value.astype(np.float64)
+
+    def _raised(self, error: Exception, where: str) -> EnvError:
+        line = ""
+        trace = error.__traceback__
+        while trace is not None:  # the innermost line of the user's own file
+            if trace.tb_frame.f_code.co_filename == getattr(
+                getattr(self.call, "__code__", None), "co_filename", None
+            ):
+                line = f" (line {trace.tb_lineno})"
+            trace = trace.tb_next
+        return EnvError(
+            f"The reward function '{self.name}' failed at {where}{line}: "
+            f"{type(error).__name__}: {error}"
+        )
+
+
+class Rewarded(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """An environment whose reward is a function's; between `Observe` and `Episodes`.
+
+    blind: ignored. The function needs the observation before the last, so every row is read.
+    """
+
+    env: Observe
+
+    def __init__(self, env: Observe, function: RewardFunction) -> None:
+        super().__init__(env)
+        self.blind = False
+        self._function = function
+        self._before: dict[str, np.ndarray] = {}
+        self._episode, self._step = -1, 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        self._before, info = self.env.reset(seed=seed, options=options)
+        self._episode, self._step = self._episode + 1, 0
+        return self._before, info
+
+    def step(self, action: Any) -> Step:
+        before = self._before
+        self._before, reward, terminated, truncated, info = self.env.step(action)
+        self._step += 1
+        known = {
+            "reward": reward,
+            "is_last": terminated or truncated,
+            "is_terminal": terminated,
+            "episode": self._episode,
+            "step": self._step,
+        }
+        # A function that is given continuous actions sees them as the environment clips them.
+        if isinstance(self.action_space, gymnasium.spaces.Box):
+            action = np.clip(np.asarray(action, np.float32), -1.0, 1.0)
+        reward = self._function.one(before, action, self._before, known)
+        return self._before, reward, terminated, truncated, info
+
+
+def _found(name: str) -> Callable[..., Any]:
+    """The function behind a name."""
+    where, colon, attribute = name.rpartition(":")
+    if not colon or not where or not attribute:
+        raise EnvError(
+            f"'{name}' does not name a function. Write module:function or file.py:function."
+        )
+    module = _file(where, name) if where.endswith(".py") else _module(where, name)
+    found = getattr(module, attribute, None)
+    if found is None:
+        own = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+        raise unknown(f"function in '{where}'", attribute, own)
+    if not callable(found):
+        raise EnvError(f"'{name}' is a {type(found).__name__}, not a function.")
+    return found
+
+
+def _module(where: str, name: str) -> Any:
+    try:
+        return importlib.import_module(where)
+    except ModuleNotFoundError as error:
+        if error.name and not (where + ".").startswith(error.name + "."):
+            raise EnvError(
+                f"The module of '{name}' needs '{error.name}', which is not installed."
+            ) from error
+        raise EnvError(
+            f"There is no module '{where}' for '{name}'. It must be importable from the folder "
+            "that the command is given in; a file may be named too, as in file.py:function."
+        ) from error
+    except Exception as error:
+        raise EnvError(f"The module of '{name}' cannot be imported: {error!r}.") from error
+
+
+def _file(where: str, name: str) -> Any:
+    path = Path(where)
+    if not path.is_file():
+        raise EnvError(f"There is no file '{where}' for '{name}' (looked in '{Path.cwd()}').")
+    spec = importlib.util.spec_from_file_location(f"reward_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise EnvError(f"The file of '{name}' cannot be run: {error!r}.") from error
+    return module
+
+
+def _at(part: Any, index: int) -> Any:
+    """One step of arrays; numbers of one step become Python's own."""
+    if isinstance(part, Mapping):
+        return {key: _at(value, index) for key, value in part.items()}
+    value = part[index]
+    return value.item() if isinstance(value, np.generic) and part.ndim == 1 else value
+
+
+def _stacked(part: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {key: np.asarray(value)[None] for key, value in part.items()}
+
+
+def _shown(value: np.ndarray) -> str:
+    if value.dtype.kind not in "fiub":
+        return f"a {type(value.item()).__name__}" if value.shape == () else f"{value.dtype}"
+    return f"an array of shape {list(value.shape)}"
