@@ -7,14 +7,16 @@ one `ConfigError` that names the nearest known key. Nothing here knows any parti
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml  # type: ignore[import-untyped]
 from hydra import compose, initialize_config_dir
 from hydra import main as hydra_main
 from hydra.core.config_store import ConfigStore
@@ -22,9 +24,15 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
 
 T = TypeVar("T")
+DEEPEST = 24  # levels of one YAML text; ours have six
+LONGEST = 1 << 20  # characters of one YAML text; ours have some thousands
+# What OmegaConf, Hydra and PyYAML raise for texts that they cannot read, much of it by oversight.
+UNREADABLE = (
+    HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, LookupError,
+    AttributeError, AssertionError, RecursionError, OverflowError,
+)  # fmt: skip
 FULL_ERROR = "HYDRA_FULL_ERROR"
 # Read once, because `launch` sets it for Hydra.
 WANTS_TRACEBACK = os.environ.get(FULL_ERROR) == "1"
@@ -62,6 +70,16 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
             return candidates[close[0]]
     close = difflib.get_close_matches(name, keys, n=1, cutoff=0.8)
     return close[0] if close else None
+
+
+def check_ranges(settings: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
+    """ConfigError where a number of `settings`, or one in a list of them, lies outside of its
+    (lowest, highest) or is NaN; None is passed over."""
+    for name, (low, high) in ranges.items():
+        given = getattr(settings, name)
+        for value in given if isinstance(given, list) else [given]:
+            if value is not None and not low <= value <= high:  # a NaN fails too
+                raise ConfigError(f"{name} is {given}; allowed: {low:,} to {high:,}.")
 
 
 def keys_of(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -119,7 +137,21 @@ def from_cli(schema: type[T], arguments: Sequence[str]) -> T:
                 f"Cannot read '{word}': settings are given as key=value. "
                 f"Known: {', '.join(f.name for f in fields(schema))}."  # type: ignore[arg-type]
             )
-    return build(OmegaConf.from_dotlist(list(arguments)), schema)
+        try:
+            check_yaml(word.partition("=")[2])
+            OmegaConf.from_dotlist([word])
+        except UNREADABLE as error:
+            raise ConfigError(
+                f"Cannot read '{word}' ({first_line(error)}). Settings are given as key=value, "
+                "with quotes round odd text."
+            ) from error
+    try:
+        given = OmegaConf.from_dotlist(list(arguments))
+    except UNREADABLE as error:  # each can be read, but not all of them together
+        raise ConfigError(
+            f"Cannot read '{' '.join(arguments)}' ({first_line(error)}). Give every key once."
+        ) from error
+    return build(given, schema)
 
 
 def compose_config(directory: Path, name: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -267,14 +299,50 @@ def read(path: Path) -> DictConfig:
             "folder that a training run printed as its own."
         )
     try:
-        config = OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException, OSError) as error:
+        with path.open("rb") as file:
+            text = file.read(LONGEST + 1).decode()
+        check_yaml(text)
+        config = OmegaConf.load(io.StringIO(text))
+    except (*UNREADABLE, OSError) as error:
         raise ConfigError(
-            f"'{path}' cannot be read: {error}. Restore it, or start anew."
+            f"'{path}' cannot be read: {first_line(error)}. Restore it, or start anew."
         ) from error
     if not isinstance(config, DictConfig):
         raise ConfigError(f"'{path}' holds no settings. Start a new run.")
     return config
+
+
+def section(config: DictConfig, name: str, path: Path) -> DictConfig:
+    """One section of a config that was read from `path`, as a config of its own; ConfigError
+    where it has none."""
+    found = config.get(name)
+    if not isinstance(found, DictConfig):
+        raise ConfigError(
+            f"'{path}' has no section '{name}'. Restore it from a copy, or start a new run."
+        )
+    return OmegaConf.create(OmegaConf.to_container(found))  # type: ignore[return-value]
+
+
+def check_yaml(text: str) -> None:
+    """ValueError unless the text is YAML that takes no more room read than written: not too long
+    or deep, and without anchors, which can stand for themselves a billion times.
+    """
+    if len(text) > LONGEST:
+        raise ValueError(f"it is longer than {LONGEST:,} characters")
+    depth = 0
+    for event in yaml.parse(text):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise ValueError(f"it is nested deeper than {DEEPEST} levels")
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"it refers to an anchor, '*{event.anchor}'; write the value out")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the lines that only its author understands."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300]
 
 
 def differences(old: Any, new: Any, free: Iterable[str] = ()) -> dict[str, tuple[Any, Any]]:
