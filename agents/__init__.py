@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from agents.base import Agent, Policy
 from worldmodel import checkpoint, config
+from worldmodel.accelerate import out_of_memory
 from worldmodel.types import EnvSpec
 
 if TYPE_CHECKING:
@@ -56,8 +57,19 @@ def agent_class(name: str) -> type:
 
 
 def make(name: str, spec: EnvSpec, settings: Any, device: torch.device) -> Agent:
-    """A new agent, ready to act and learn. Raises ConfigError where the name is unknown."""
-    agent: Agent = agent_class(name)(spec, settings, device)
+    """A new agent, ready to act and learn.
+
+    Raises ConfigError where the name is unknown, or the memory too small.
+    """
+    try:
+        agent: Agent = agent_class(name)(spec, settings, device)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise config.ConfigError(
+            f"The memory is too small for agent '{name}' with these settings "
+            f"({config.first_line(error)}). Choose a smaller size=..."
+        ) from error
     return agent
 
 

@@ -27,10 +27,12 @@ from agents.normalize import ReturnScale
 from agents.policies import Policy
 from agents.returns import lambda_return, replay_return
 from worldmodel import seeding
-from worldmodel.accelerate import autocast
+from worldmodel.accelerate import PRECISIONS, autocast
+from worldmodel.config import ConfigError, check_ranges, unknown
 from worldmodel.nets import EMACopy, count_parameters
-from worldmodel.optim import LaProp, OptimConfig
+from worldmodel.optim import LaProp, OptimConfig, check_memory
 from worldmodel.replay import LatentSpec, Replay
+from worldmodel.replay.ring import available_memory
 from worldmodel.rssm import Head, HeadConfig, ModelConfig, ModelOutput, WorldModel, filter_replay
 from worldmodel.types import MASK_KEY, Batch, EnvSpec, LatentState
 
@@ -66,6 +68,17 @@ class DreamerConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
+    def __post_init__(self) -> None:
+        share, weight, layers, rows = (0, 1), (0, 1e6), (0, 64), 1 << 16
+        check_ranges(self, {
+            "batch_size": (1, rows), "batch_length": (2, rows), "imagination_starts": (0, rows),
+            "horizon": (1, 10_000), "actor_layers": layers, "critic_layers": layers,
+            "lam": share, "actor_unimix": share, "slow_rate": share, "return_rate": share,
+            "entropy": weight, "slow_scale": weight, "replay_value_scale": weight,
+        })  # fmt: skip
+        if self.precision not in PRECISIONS:
+            raise ConfigError(unknown("precision", self.precision, PRECISIONS))
+
 
 class ActState(NamedTuple):
     """What acting carries from step to step: the latent state and the last action [B, A]."""
@@ -89,12 +102,8 @@ class Dreamer(nn.Module):
                 "bear it. Rename that key."
             )
         self.spec, self.config, self.device = spec, config, device
-        units, bins = config.model.units, config.model.bins
-        self.model = WorldModel(spec, config.model)
-        feat = self.model.feat_size
-        self.actor = Policy(spec.action, feat, units, config.actor_layers, config.actor_unimix)
-        critic = HeadConfig("return", "twohot", config.critic_layers, outscale=0.0)
-        self.critic = Head(critic, feat, units, bins)
+        check_memory(lambda: networks(spec, config), available_memory())
+        self.model, self.actor, self.critic = networks(spec, config)
         self.slow_critic = EMACopy(self.critic, config.slow_rate)
         self.return_scale = ReturnScale(config.return_rate)
         self.to(device)
@@ -338,6 +347,15 @@ class Dreamer(nn.Module):
         except RuntimeError as error:
             raise ValueError(f"The weights belong to another configuration: {error}") from error
         self.optim.load_state_dict(state["optim"])
+
+
+def networks(spec: EnvSpec, config: DreamerConfig) -> tuple[WorldModel, Policy, Head]:
+    """World model, actor and critic with fresh weights."""
+    units, bins = config.model.units, config.model.bins
+    model = WorldModel(spec, config.model)
+    actor = Policy(spec.action, model.feat_size, units, config.actor_layers, config.actor_unimix)
+    critic = HeadConfig("return", "twohot", config.critic_layers, outscale=0.0)
+    return model, actor, Head(critic, model.feat_size, units, bins)
 
 
 def critic_log_prob(dist: Any, target: Tensor, slow: Tensor, slow_scale: float) -> Tensor:

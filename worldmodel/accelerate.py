@@ -10,6 +10,11 @@ from typing import Any
 
 import torch
 
+from worldmodel.config import ConfigError
+
+PRECISIONS = ("bfloat16", "float32")
+MOST_THREADS = 1024
+
 
 def pick_device(name: str = "auto") -> torch.device:
     """The device of that name; "auto" takes a CUDA GPU where there is one, else the CPU.
@@ -33,7 +38,12 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def set_threads(threads: int) -> int:
-    """Use this many CPU threads inside operations (0: leave torch's choice); returns the number."""
+    """Use this many CPU threads inside operations (0: leave torch's choice); returns the number.
+
+    Raises ConfigError for more than any machine has: the process would die in its first operation.
+    """
+    if not 0 <= threads <= MOST_THREADS:
+        raise ConfigError(f"threads is {threads}; allowed: 0 (torch's choice) to {MOST_THREADS}.")
     if threads:
         torch.set_num_threads(threads)
     return torch.get_num_threads()
@@ -68,9 +78,17 @@ def keep_freed_memory() -> bool:
     return all(mallopt(option, value) == 1 for option, value in options.items())
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that no more memory was to be had, on a GPU or the CPU."""
+    # PyTorch's CPU allocator has no error type of its own.
+    return isinstance(
+        error, MemoryError | torch.OutOfMemoryError
+    ) or "can't allocate memory" in str(error)
+
+
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
     """Mixed precision on a CUDA GPU ("bfloat16"); float32 elsewhere, where bfloat16 is slower."""
-    if precision not in ("bfloat16", "float32"):
+    if precision not in PRECISIONS:
         raise ValueError(f"Unknown precision '{precision}'. Known: bfloat16, float32.")
     if device.type == "cuda" and precision == "bfloat16":
         return torch.autocast("cuda", torch.bfloat16)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from worldmodel.config import ConfigError, check_ranges
 
 
 @dataclass
@@ -25,6 +27,29 @@ class OptimConfig:
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-20
+
+    def __post_init__(self) -> None:
+        updates, below_one = (0, 1 << 62), (0, 1 - 1e-9)
+        check_ranges(
+            self,
+            {
+                "lr": (0, 1e3), "warmup": updates, "anneal": updates, "agc": (0, 1e6),
+                "beta1": below_one, "beta2": below_one, "eps": (0, 1),
+            },
+        )  # fmt: skip
+
+
+def check_memory(build: Callable[[], Iterable[nn.Module]], free: int | None) -> None:
+    """ConfigError where what `build` makes could not be trained in `free` bytes (None: nobody
+    knows), before any of them is taken."""
+    with torch.device("meta"):
+        numbers = sum(p.numel() for module in build() for p in module.parameters())
+    need = 4 * 4 * numbers  # weights, gradients and two moments of four bytes
+    if free is not None and need > free:
+        raise ConfigError(
+            f"{numbers:,} parameters and their optimizer need {need / 1e9:.3g} GB of memory, "
+            f"{free / 1e9:.3g} are free. Choose a smaller size=..., agent.model.deter or units."
+        )
 
 
 class LaProp:

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from agents.base import Agent
 from agents.run import report
 from agents.run.settings import TrainConfig
@@ -81,11 +79,3 @@ def still_room(trainer: Trainer) -> None:
             f"to go on safely. The run was saved at step {trainer.counters.agent_steps:,}: free "
             "memory, or choose replay.storage=disk in a new run, and give the same command again."
         )
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that no more memory was to be had, on a GPU or the CPU."""
-    # PyTorch's CPU allocator has no error type of its own.
-    return isinstance(
-        error, MemoryError | torch.OutOfMemoryError
-    ) or "can't allocate memory" in str(error)

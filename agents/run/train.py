@@ -8,10 +8,11 @@ from collections.abc import Callable
 from agents.run import report
 from agents.run.lock import RunLock
 from agents.run.nonfinite import Diverged
-from agents.run.room import make_folder, out_of_memory
+from agents.run.room import make_folder
 from agents.run.settings import TrainConfig, check_folder
 from agents.run.trainer import Trainer
 from worldmodel import checkpoint
+from worldmodel.accelerate import out_of_memory
 from worldmodel.config import ConfigError, RunError
 
 

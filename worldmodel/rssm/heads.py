@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from worldmodel.config import check_ranges
 from worldmodel.distributions import Bernoulli, Point, TwoHot
 from worldmodel.nets import MLP, Linear
 from worldmodel.types import Batch
@@ -28,6 +29,9 @@ class HeadConfig:
     scale: float = 1.0
     outscale: float = 1.0
     trains_latent: bool = True
+
+    def __post_init__(self) -> None:
+        check_ranges(self, {"layers": (0, 64), "scale": (0, 1e6), "outscale": (0, 1e3)})
 
 
 class Head(nn.Module):

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from worldmodel.config import ConfigError, check_ranges
 from worldmodel.distributions import Normal
 from worldmodel.losses import image_loss
 from worldmodel.models.ensemble import Ensemble, EnsembleConfig
@@ -70,6 +71,28 @@ class ModelConfig:
     heads: dict[str, HeadConfig] = field(default_factory=_default_heads)
     control: dict[str, float] = field(default_factory=lambda: {"reward": 1.0})
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
+
+    def __post_init__(self) -> None:
+        wide, weight = (1, 1 << 16), (0, 1e6)
+        check_ranges(
+            self,
+            {
+                **dict.fromkeys(("deter", "hidden", "units", "blocks"), wide),
+                **dict.fromkeys(("groups", "classes", "depth", "mults"), (1, 4096)),
+                **dict.fromkeys(("dyn_scale", "rep_scale", "image_scale", "vector_scale"), weight),
+                "unimix": (0, 1), "free_nats": weight, "discount_horizon": (1, 1 << 30),
+                "bins": (3, 65535), "kernel": (1, 31), "layers": (0, 64),
+            },
+        )  # fmt: skip
+        if not 1 <= len(self.mults) <= 8:
+            raise ConfigError(f"mults is {self.mults}; allowed: 1 to 8 numbers.")
+        if self.bins % 2 == 0:
+            raise ConfigError(f"bins is {self.bins}; it must be odd, so that one of them is 0.")
+        for name, weight_of in self.control.items():
+            if not math.isfinite(weight_of):
+                raise ConfigError(f"control.{name} is {weight_of}; it must be finite.")
+        if not self.control:
+            raise ConfigError("control names no head, so there is nothing to maximise.")
 
 
 class ModelOutput(NamedTuple):
