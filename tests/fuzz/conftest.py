@@ -1,0 +1,55 @@
+"""Count the cases of every kind, and hold a full run to its number."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.agents.counting_agent import CountingConfig
+from tests.fuzz import common, runs
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not common.done:
+        return
+    for kind, count in sorted(common.done.items()):
+        terminalreporter.write_line(
+            f"fuzz: {kind}: {count['cases']:,} cases, {count['refused']:,} refused"
+        )
+    total = sum(count["cases"] for count in common.done.values())
+    terminalreporter.write_line(f"fuzz: {total:,} cases in all")
+
+
+@pytest.fixture(autouse=True, scope="package")
+def _no_more_memory_than_this() -> Iterator[None]:
+    """An input that asks for all the memory gets an error, and takes nothing from the machine."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + common.ROOM, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.fixture(scope="package")
+def counting_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a short run of the counting agent."""
+    folder = tmp_path_factory.mktemp("runs") / "counting"
+    runs.make(folder, CountingConfig())
+    return folder
+
+
+@pytest.fixture(scope="package")
+def dreamer_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a short run of a tiny Dreamer."""
+    folder = tmp_path_factory.mktemp("runs") / "dreamer"
+    runs.make(folder, runs.TINY)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the cases of one file, one after the other."""
+    return tmp_path_factory.mktemp("place")
