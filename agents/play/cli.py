@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -52,10 +53,17 @@ def play_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
     here = os.getcwd()  # `module:Class` names may mean modules of this folder
     if here not in sys.path:
         sys.path.append(here)
+    before = signal.signal(signal.SIGTERM, _ask_to_end)  # so that a kill closes everything, too
     try:
         return config.guarded(lambda: _play(arguments, say), say)
     except KeyboardInterrupt:  # before the page was there
-        return 130
+        return 128 + signal.SIGINT
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _ask_to_end(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def _play(words: Sequence[str], say: Callable[[str], None]) -> int:
@@ -81,12 +89,16 @@ def _play(words: Sequence[str], say: Callable[[str], None]) -> int:
             f"warning: host={address} is open to the network. Whoever reaches this port can use "
             "the page and write films to the run folder; there is no password."
         )
-    say(f"Step into the dream: http://{shown}:{port}")
-    if local:
-        say(f"From another machine: ssh -L {port}:{shown}:{port} <this machine>. Ctrl-C ends it.")
+
+    def ready() -> None:
+        say(f"Step into the dream: http://{shown}:{port}")
+        if local:
+            there = f"ssh -L {port}:{shown}:{port} <this machine>"
+            say(f"From another machine: {there}. Ctrl-C ends it.")
+
     stage = serve.Stage(world, recorded, run, settings.seed, settings.patience, say)
     hosts = ["localhost", "127.0.0.1", "::1", "[::1]", address] if local else None
-    serve.serve(stage, listening, hosts)
+    serve.serve(stage, listening, hosts, ready)
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -83,9 +82,14 @@ class Stage:
         self._thread.shutdown(wait=True)
 
 
-def serve(stage: Stage, listening: socket.socket, hosts: list[str] | None) -> None:
-    """Serve until a signal says stop. hosts: names by which browsers may ask, or None for any; on
-    a loopback address others would be pages of somewhere else that reach for this one."""
+def serve(
+    stage: Stage, listening: socket.socket, hosts: list[str] | None, ready: Callable[[], None]
+) -> None:
+    """Serve until Ctrl-C; ready is called once signals and requests are answered.
+
+    hosts: names by which browsers may ask, or None for any; on a loopback address others would be
+    pages of somewhere else that reach for this one.
+    """
 
     @ui.page("/", title=stage.title, reconnect_timeout=stage.patience)
     def index() -> None:
@@ -106,18 +110,13 @@ def serve(stage: Stage, listening: socket.socket, hosts: list[str] | None) -> No
     settings = uvicorn.Config(
         outer, log_level="error", access_log=False, timeout_graceful_shutdown=2, lifespan="on"
     )
+    app.on_startup(ready)
     app.on_shutdown(stage.close)
-    before = signal.signal(signal.SIGTERM, _ask_to_end)
     try:
         uvicorn.Server(settings).run(sockets=[listening])
     except KeyboardInterrupt:
         pass  # uvicorn gives its signals back after its own clean end
     finally:
-        signal.signal(signal.SIGTERM, before)
         stage.close()
         listening.close()
         stage.say("The page is closed.")
-
-
-def _ask_to_end(number: int, frame: object) -> None:
-    raise SystemExit(128 + number)

@@ -159,7 +159,7 @@ class World:
         return Sight(state, self.picture(shown), reward, goes_on, value, mask)
 
     def _tensors(self, obs: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-        return {key: torch.as_tensor(obs[key], device=self.device)[None] for key in self.spec.obs}
+        return {key: torch.as_tensor(obs[key], device=self.device)[None] for key in self.spec.seen}
 
     def _action(self, action: np.ndarray) -> Tensor:
         return torch.as_tensor(action, dtype=torch.float32, device=self.device)[None]
