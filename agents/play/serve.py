@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -110,6 +111,8 @@ def serve(
     settings = uvicorn.Config(
         outer, log_level="error", access_log=False, timeout_graceful_shutdown=2, lifespan="on"
     )
+    # NiceGUI looks for its server among all objects there are, and torch warns of one of its own.
+    warnings.filterwarnings("ignore", "`torch.distributed.reduce_op`", FutureWarning)
     app.on_startup(ready)
     app.on_shutdown(stage.close)
     try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import os
 import re
 import shutil
 import signal
@@ -27,6 +29,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SERVER = (
     "import sys; from agents.play.cli import play_command as p; sys.exit(p(print, sys.argv[1:]))"
 )
+CLOCK = os.sysconf("SC_CLK_TCK")
 PAINTED = "+document.querySelector('.dream-screen').dataset.painted"
 
 
@@ -51,8 +54,9 @@ class Settings:
 
 
 def measure(settings: Settings) -> Iterator[dict[str, Any]]:
-    """Steps per second of the agent acting: of the walk, of the walk with all that a page is sent
-    for it, and as a headless Chromium on this machine paints them."""
+    """Steps per second of the agent acting, and milliseconds of CPU for each: of the walk, of the
+    walk with all that a page is sent for it, and as a headless Chromium on this machine paints
+    them. The CPU times tell, on a busy machine, what a quiet one would do."""
     accelerate.set_threads(settings.threads)
     run = Path(settings.run)
     world, recorded = open_run(run, settings.device, 0, lambda text: None)
@@ -63,24 +67,28 @@ def measure(settings: Settings) -> Iterator[dict[str, Any]]:
         walk = Session(world, recorded)
         start(walk)
         for name, look in (("step", False), ("step and show", True)):
-            yield {"figure": name, "view": view, "steps_per_s": _rate(settings, walk, view, look)}
+            yield {"figure": name, "view": view, **_rate(settings, walk, view, look)}
         walk.close()
     if settings.seconds:
         yield from _page(settings, list(starts))
 
 
-def _rate(settings: Settings, walk: Session, view: str, look: bool) -> float:
-    """Median steps per second over the windows, each from the start anew."""
-    rates = []
+def _rate(settings: Settings, walk: Session, view: str, look: bool) -> dict[str, float]:
+    """Medians over the windows, each from the start anew."""
+    rates, costs = [], []
     for _ in range(settings.windows + 1):
         walk.undo(settings.steps)
-        begun = time.perf_counter()
+        begun, spent = time.perf_counter(), time.process_time()
         for _ in range(settings.steps):
             walk.act(walk.policy_action())
             if look:
                 shown(walk, view)
         rates.append(settings.steps / (time.perf_counter() - begun))
-    return round(statistics.median(rates[1:]), 1)
+        costs.append(1e3 * (time.process_time() - spent) / settings.steps)
+    return {
+        "steps_per_s": round(statistics.median(rates[1:]), 1),
+        "cpu_ms": round(statistics.median(costs[1:]), 2),
+    }
 
 
 def _page(settings: Settings, views: list[str]) -> Iterator[dict[str, Any]]:
@@ -108,14 +116,18 @@ def _page(settings: Settings, views: list[str]) -> Iterator[dict[str, Any]]:
             page.goto(found.group(1))
             page.wait_for_selector(".shots img")
             for view in views:
-                yield {"figure": "page", "view": view, **_played(page, settings.seconds, view)}
+                yield {
+                    "figure": "page",
+                    "view": view,
+                    **_played(page, server.pid, settings.seconds, view),
+                }
             browser.close()
     finally:
         server.send_signal(signal.SIGINT)
         server.wait(30)
 
 
-def _played(page: Any, seconds: float, view: str) -> dict[str, Any]:
+def _played(page: Any, server: int, seconds: float, view: str) -> dict[str, Any]:
     """Pictures painted per second while the agent plays at the highest speed."""
     if view == "both" and not page.locator(".view-both").count():
         page.keyboard.press("n")
@@ -129,8 +141,31 @@ def _played(page: Any, seconds: float, view: str) -> dict[str, Any]:
         slider.press("PageUp")
     page.get_by_role("button", name="Play", exact=True).click()
     time.sleep(1)  # until it runs evenly
-    before, begun = page.evaluate(PAINTED), time.perf_counter()
+    before, begun, spent = page.evaluate(PAINTED), time.perf_counter(), _cpu_seconds(server)
     time.sleep(seconds)
     painted, passed = page.evaluate(PAINTED) - before, time.perf_counter() - begun
+    costs = zip(_cpu_seconds(server), spent, strict=True)
+    ours, theirs = (round(1e3 * (after - then) / max(1, painted), 2) for after, then in costs)
     page.get_by_role("button", name="Pause").click()
-    return {"steps_per_s": round(painted / passed, 1), "asked_for": FASTEST}
+    return {
+        "steps_per_s": round(painted / passed, 1),
+        "asked_for": FASTEST,
+        "server_cpu_ms": ours,
+        "browser_cpu_ms": theirs,
+    }
+
+
+def _cpu_seconds(server: int) -> tuple[float, float]:
+    """Seconds of CPU of the server, and of all other processes that this one started (the
+    browser); zeros where there is no /proc."""
+    parents, seconds = {}, {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has just ended
+            words = path.read_text().rpartition(")")[2].split()
+            parents[int(path.parent.name)] = int(words[1])
+            seconds[int(path.parent.name)] = (int(words[11]) + int(words[12])) / CLOCK
+    ours = {os.getpid()}
+    for _ in range(10):  # generations
+        ours |= {child for child, parent in parents.items() if parent in ours}
+    others = ours - {os.getpid(), server}
+    return seconds.get(server, 0.0), sum(seconds[process] for process in others)
