@@ -21,15 +21,25 @@ import numpy as np
 
 from agents.dyna.memory import CALLS, SIZE, UPDATES, Memory, pop, push
 from agents.dyna.settings import PRIORITIZED, TRAJECTORY
-from worldmodel.models.tables import KNOWN, TIME, Tables, below, compiled, record, sample, uniform
+from worldmodel.models.tables import (
+    KNOWN,
+    TIME,
+    Tables,
+    below,
+    compiled,
+    get,
+    record,
+    sample,
+    uniform,
+)
 
 
 @compiled
 def value(m, k, p):  # type: ignore[no-untyped-def]
     """What a pair is believed to be worth."""
     if k.transient:
-        return m.q[p] + m.transient[p]
-    return m.q[p]
+        return get(m.q, p) + get(m.transient, p)
+    return get(m.q, p)
 
 
 @compiled
@@ -38,7 +48,8 @@ def best(m, t, k, s):  # type: ignore[no-untyped-def]
     p = s * t.actions
     most = value(m, k, p)
     for i in range(1, t.actions):
-        most = max(most, value(m, k, p + i))
+        v = value(m, k, p + i)
+        most = v if v > most else most
     return most
 
 
@@ -96,44 +107,48 @@ def _softmax(m, t, k, s, count):  # type: ignore[no-untyped-def]
 
 
 @compiled
+def _one(m, t, k, row):  # type: ignore[no-untyped-def]
+    """The return of one outcome: its reward, and the present values after it."""
+    return get(t.reward, row) + k.gamma * get(t.cont, row) * best(
+        m, t, k, np.int64(get(t.next, row))
+    )
+
+
+@compiled
 def target(m, t, k, p):  # type: ignore[no-untyped-def]
-    """The expected return of a tried pair by the model: one step, then the present values."""
-    if t.chain[p] < 0:
-        m.counters[CALLS] += 1
-        return t.reward[p] + k.gamma * t.cont[p] * best(m, t, k, np.int64(t.next[p]))
-    total, row = 0.0, np.int64(p)
+    """The expected return of a tried pair by the model, and how many outcomes that took."""
+    if get(t.chain, p) < 0:
+        return _one(m, t, k, p), 1
+    total, calls, row = 0.0, 0, np.int64(p)
     while row >= 0:
-        m.counters[CALLS] += 1
-        one = t.reward[row] + k.gamma * t.cont[row] * best(m, t, k, np.int64(t.next[row]))
-        total += t.times[row] * one
+        calls += 1
+        total += t.times[row] * _one(m, t, k, row)
         row = np.int64(t.chain[row])
-    return total / t.seen[p]
+    return total / t.seen[p], calls
 
 
 @compiled
 def update(m, t, k, s, a):  # type: ignore[no-untyped-def]
-    """One planning update; the state that the outcome leads to, or -1 where the episode ends."""
+    """One planning update; the state that the outcome leads to, or -1 where the episode ends, and
+    how many outcomes were looked up."""
     p = s * t.actions + a
-    after = s
-    if t.seen[p] == 0:
-        m.counters[CALLS] += 1
+    after, calls = s, 1
+    if get(t.seen, p) == 0:
         goal = k.gamma * best(m, t, k, s)
     else:
         row = sample(t, m.rng, p) if not k.expected or k.select == TRAJECTORY else p
-        after = np.int64(t.next[row]) if t.cont[row] > 0 else np.int64(-1)
+        after = np.int64(get(t.next, row)) if get(t.cont, row) > 0 else np.int64(-1)
         if k.expected:
-            goal = target(m, t, k, p)
+            goal, calls = target(m, t, k, p)
         else:
-            m.counters[CALLS] += 1
-            goal = t.reward[row] + k.gamma * t.cont[row] * best(m, t, k, np.int64(t.next[row]))
+            goal = _one(m, t, k, row)
     if k.kappa > 0:
         goal += k.kappa * math.sqrt(t.counters[TIME] - t.last[p])
     if k.transient:
         m.transient[p] += k.transient_alpha * (goal - value(m, k, p))
     else:
-        m.q[p] += k.alpha * (goal - m.q[p])
-    m.counters[UPDATES] += 1
-    return after
+        m.q[p] += k.alpha * (goal - get(m.q, p))
+    return after, calls
 
 
 @compiled
@@ -152,38 +167,43 @@ def _select(m, t, k, s, root):  # type: ignore[no-untyped-def]
             return np.int64(-1), np.int64(-1)
         count = t.actions if k.untried else np.int64(t.num_tried[s])
         return s, choose(m, t, k, s, count)
-    s = np.int64(t.states[below(m.rng, t.counters[KNOWN])])
+    s = np.int64(get(t.states, below(m.rng, t.counters[KNOWN])))
     if k.untried:
         return s, below(m.rng, t.actions)
-    return s, np.int64(t.tried[s * t.actions + below(m.rng, t.num_tried[s])])
+    return s, np.int64(get(t.tried, s * t.actions + below(m.rng, get(t.num_tried, s))))
 
 
 @compiled
 def plan(m, t, k, root):  # type: ignore[no-untyped-def]
     """n planning updates; fewer where the model calls are used up, the queue is empty or nothing
     is known at root, where simulated trajectories start. Something must be known already."""
-    calls, at = m.counters[CALLS], root
-    for _ in range(k.n):
-        if k.max_calls > 0 and m.counters[CALLS] - calls >= k.max_calls:
-            break
+    at, done, calls = root, 0, 0
+    while done < k.n and (k.max_calls == 0 or calls < k.max_calls):
         s, a = _select(m, t, k, at, root)
         if s < 0:
             break
-        at = update(m, t, k, s, a)
+        at, looked = update(m, t, k, s, a)
+        done += 1
+        calls += looked
         if k.select == PRIORITIZED:
             row = np.int64(t.first[s])
             while row >= 0:
                 if t.cont[row] > 0:
-                    _queue(m, t, k, np.int64(t.pair[row]))
+                    calls += _queue(m, t, k, np.int64(t.pair[row]))
                 row = np.int64(t.after[row])
+    m.counters[UPDATES] += done
+    m.counters[CALLS] += calls
 
 
 @compiled
 def _queue(m, t, k, p):  # type: ignore[no-untyped-def]
-    """Put a pair into the queue, or into another place there, if its value would change enough."""
-    change = abs(target(m, t, k, p) - m.q[p])
+    """Put a pair into the queue, or into another place there, if its value would change enough; how
+    many outcomes were looked up."""
+    goal, calls = target(m, t, k, p)
+    change = abs(goal - m.q[p])
     if change > k.theta:
         push(m, p, change)
+    return calls
 
 
 @compiled
@@ -205,7 +225,7 @@ def learn(m, t, k, first, s, a, reward, s2, terminal, last):  # type: ignore[no-
         if k.direct:
             m.q[p] += k.alpha * error
         if k.select == PRIORITIZED:
-            _queue(m, t, k, p)
+            m.counters[CALLS] += _queue(m, t, k, p)
         if last:
             root = s
     if k.transient and (first or last):
