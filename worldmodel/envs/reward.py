@@ -56,7 +56,7 @@ class RewardFunction:
         try:
             value = np.asarray(self.call(observation, action, next_observation, dict(info)))
         except Exception as error:
-            raise self._raised(error, where) from error
+            raise self._raised(error, where, observation) from error
         if value.shape != () or value.dtype.kind not in "fiub":
             raise EnvError(
                 f"The reward function '{self.name}' returned {_shown(value)} at {where}; it must "
@@ -88,7 +88,7 @@ class RewardFunction:
         try:
             value = np.asarray(self.call(observation, action, next_observation, dict(info)))
         except Exception as error:
-            raise self._raised(error, where) from error
+            raise self._raised(error, where, observation) from error
         if value.shape != (steps,) or value.dtype.kind not in "fiub":
             raise EnvError(
                 f"The reward function '{self.name}' returned {_shown(value)} for {where}; it "
@@ -103,8 +103,13 @@ class RewardFunction:
             )
         return value.astype(np.float64)
 
-    def _raised(self, error: Exception, where: str) -> EnvError:
-        line = ""
+    def _raised(self, error: Exception, where: str, observation: Observations) -> EnvError:
+        line, hint = "", ""
+        if isinstance(error, KeyError):
+            hint = (
+                f". Observations hold {', '.join(sorted(observation))} here; env.record=[...] makes "
+                "a run keep more"
+            )
         trace = error.__traceback__
         while trace is not None:  # the innermost line of the user's own file
             if trace.tb_frame.f_code.co_filename == getattr(
@@ -114,7 +119,7 @@ class RewardFunction:
             trace = trace.tb_next
         return EnvError(
             f"The reward function '{self.name}' failed at {where}{line}: "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {error}{hint}"
         )
 
 
