@@ -262,6 +262,8 @@ def _footer(file: io.FileIO) -> tuple[Index, str | None, list[Changes], dict[str
         for kind in Changes._fields
     ]
     changes = [Changes(*pair) for pair in zip(*runs, strict=True)]
+    if parent is None and [_slots(r) for both in runs for r in both] != index.filled * 2:
+        raise ValueError("it has no parent, and not all rows")
     parts = list(_parts(index.fields, changes))
     if {part.name for part in parts} != set(footer["crcs"]):
         raise ValueError("its checksums are not those of its rows")
