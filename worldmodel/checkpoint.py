@@ -10,23 +10,40 @@ person, changed since is recognised, and the one before it is used. Nothing in a
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import pickle
 import re
-from collections.abc import Callable, Iterator, Mapping
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from worldmodel.config import ConfigError, RunError
 from worldmodel.types import ActionSpec, EnvSpec, ObsSpec
 
 FOLDER = "checkpoints"
 FORMAT = 2  # of what is inside; 1 was a single checkpoint.pt without environments and replay
 OLD_NAME = "checkpoint.pt"
-NAME = re.compile(r"(\d{6,})-([0-9a-f]{16})\.pt")
+NAME = re.compile(r"([0-9]{6,})-([0-9a-f]{16})\.pt")
+AXES = {"image": 3, "vector": 1, "discrete": 1}  # kind of observation -> axes of one
+MOST_NUMBERS = 1 << 28  # in one observation or action
+DEEPEST = 64  # levels of nested dicts and lists
+SIMPLE = (str, int, float, bool, type(None))
+NESTS = (dict, OrderedDict, list, tuple)
+# What a file, or a part of a state, that is not ours can make its readers raise.
+NONSENSE = (
+    ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError,
+    RecursionError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError, struct.error,
+    zipfile.BadZipFile,
+)  # fmt: skip
 
 
 class CheckpointError(RuntimeError):
@@ -36,10 +53,12 @@ class CheckpointError(RuntimeError):
 def save(run: Path, state: Mapping[str, Any], keep: int = 2) -> Path:
     """Write the next checkpoint of a run folder, all or nothing; the newest `keep` ones stay.
 
-    state: numbers, strings, lists, dicts and tensors only, so that it loads without unpickling.
+    state: numbers, strings, lists, dicts and tensors only, so that it loads without unpickling;
+    ValueError where it holds anything else, for nobody could load that.
     Raises OSError (a full disk, say) and then leaves the ones before as they were.
     """
     assert keep >= 1
+    check_plain(state)
     folder = Path(run) / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     before = found(run)
@@ -67,7 +86,7 @@ def save(run: Path, state: Mapping[str, Any], keep: int = 2) -> Path:
 def found(run: Path) -> list[Path]:
     """The checkpoints of a run folder, newest first, damaged ones included."""
     folder = Path(run) / FOLDER
-    paths = [path for path in folder.glob("*.pt") if NAME.fullmatch(path.name)]
+    paths = [p for p in folder.glob("*.pt") if NAME.fullmatch(p.name) and p.is_file()]
     return sorted(paths, key=_number, reverse=True)
 
 
@@ -137,17 +156,68 @@ def _checked(path: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
+        _check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        RuntimeError, EOFError, pickle.UnpicklingError, OSError, LookupError, ValueError,
-        TypeError, AttributeError, MemoryError, AssertionError,
-    ) as error:  # fmt: skip
-        reason = (str(error) or repr(error)).splitlines()[0][:200]
-        text = f"'{path}' is damaged or no checkpoint of ours ({reason})."
+        if not isinstance(state, dict):
+            raise ValueError(f"it holds a {type(state).__name__}")
+        check_plain(state, path.stat().st_size)
+    except NONSENSE as error:
+        text = f"'{path}' is damaged or no checkpoint of ours ({_reason(error)})."
         raise CheckpointError(text) from error
-    if not isinstance(state, dict):
-        raise CheckpointError(f"'{path}' holds a {type(state).__name__}, not a checkpoint.")
     return state
+
+
+def _check_archive(path: Path) -> None:
+    """ValueError unless the file is an archive as `torch.save` writes it, whose entries together
+    are no longer than the file: one that is packed could grow a thousandfold."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError("its entries are packed")
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise ValueError("its entries are longer than the file")
+
+
+def check_plain(tree: Any, size: int | None = None) -> None:
+    """ValueError unless nested dicts, lists and tuples hold numbers, strings, None and tensors
+    alone, and end.
+
+    size: bytes of the file that the tree came from; neither its values nor any tensor can be more.
+    """
+    waiting: list[tuple[str, Any, int]] = [("", tree, 0)]
+    values = 0
+    while waiting:
+        name, value, depth = waiting.pop()
+        values += 1
+        if depth > DEEPEST or (size is not None and values > size):
+            raise ValueError(f"it is nested without end ({name[:60]} ...)")
+        if isinstance(value, Tensor):
+            _check_tensor(name, value, size)
+        elif type(value) in NESTS:
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            for key, inner in items:
+                if type(key) not in (str, int):
+                    raise ValueError(f"{name or 'it'} has the key {key!r:.40}")
+                waiting.append((f"{name}.{key}" if name else str(key), inner, depth + 1))
+        elif type(value) not in SIMPLE:
+            raise ValueError(
+                f"{name or 'it'} is a {type(value).__name__}; a checkpoint holds numbers, strings, "
+                "lists, dicts and tensors"
+            )
+
+
+def _check_tensor(name: str, value: Tensor, size: int | None) -> None:
+    usual = type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided
+    if not usual or value.is_quantized or value.is_meta or value.is_nested or vars(value):
+        raise ValueError(f"{name} is no ordinary tensor")
+    if size is not None and value.numel() * value.element_size() > size:
+        raise ValueError(f"{name} claims {value.numel():,} numbers, more than the file holds")
+
+
+def _reason(error: BaseException, most: int = 0) -> str:
+    """What an error says, without colours: its first line, or up to `most` characters."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip() or type(error).__name__
+    return text[:most] if most else text.splitlines()[0][:200]
 
 
 def _read_first_format(path: Path) -> dict[str, Any]:
@@ -164,8 +234,13 @@ def _number(path: Path) -> int:
     return int(path.name.partition("-")[0])
 
 
-def restore(target: Any, state: Mapping[str, Any], where: Any) -> None:
+def restore(target: Any, state: Any, where: Any) -> None:
     """`target.load_state_dict(state)`, or a CheckpointError that lists what does not fit."""
+    if not isinstance(state, Mapping):
+        raise CheckpointError(
+            f"The checkpoint in '{where}' holds a {type(state).__name__} instead of an agent's "
+            "state. Use the version of worldmodel that wrote it, or start a new run."
+        )
     mismatch = shape_differences(target.state_dict(), state)
     if mismatch:
         shown = "\n  ".join(mismatch[:12])
@@ -174,11 +249,23 @@ def restore(target: Any, state: Mapping[str, Any], where: Any) -> None:
             f"The checkpoint in '{where}' has another shape than this model:\n  {shown}{more}\n"
             "Use the settings that it was trained with, or a new run folder."
         )
-    try:
+    with understood("agent", where):
         target.load_state_dict(state)
-    except (RuntimeError, KeyError, ValueError) as error:
+
+
+@contextmanager
+def understood(part: str, where: Any) -> Iterator[None]:
+    """While a part of a whole checkpoint is put into place: whatever is wrong with it becomes a
+    CheckpointError that names the part."""
+    try:
+        yield
+    except (CheckpointError, ConfigError, RunError):
+        raise
+    except NONSENSE as error:
         raise CheckpointError(
-            f"The checkpoint in '{where}' does not fit this model: {error}"
+            f"The '{part}' of the checkpoint in '{where}' does not fit: "
+            f"{type(error).__name__}, {_reason(error, 2000)}\nUse the settings and the version of "
+            "worldmodel that wrote it, or start a new run."
         ) from error
 
 
@@ -216,13 +303,42 @@ def spec_to_dict(spec: EnvSpec) -> dict[str, Any]:
     return asdict(spec)
 
 
-def spec_from_dict(saved: Mapping[str, Any]) -> EnvSpec:
-    """The inverse of `spec_to_dict`."""
-    obs = {
-        key: ObsSpec(value["kind"], tuple(value["shape"]), tuple(value["sizes"]))
-        for key, value in saved["obs"].items()
-    }
-    return EnvSpec(obs, ActionSpec(saved["action"]["kind"], tuple(saved["action"]["sizes"])))
+def spec_from_dict(saved: Any) -> EnvSpec:
+    """The inverse of `spec_to_dict`; CheckpointError where it is none."""
+    try:
+        obs = {
+            _one_of(key, None): ObsSpec(
+                _one_of(value["kind"], AXES),
+                _wholes(value["shape"], AXES[value["kind"]]),
+                _wholes(value["sizes"]),
+            )
+            for key, value in saved["obs"].items()
+        }
+        action = saved["action"]
+        sizes = _wholes(action["sizes"])
+        if not sizes:
+            raise ValueError("an action of no numbers")
+        return EnvSpec(obs, ActionSpec(_one_of(action["kind"], ("continuous", "discrete")), sizes))
+    except NONSENSE as error:
+        raise CheckpointError(
+            f"The checkpoint does not say what its environment is like ({type(error).__name__}, "
+            f"{_reason(error)}). Use the version of worldmodel that wrote it, or start a new run."
+        ) from error
+
+
+def _one_of(value: Any, known: Container[str] | None) -> str:
+    if not isinstance(value, str) or (known is not None and value not in known):
+        raise ValueError(f"{value!r:.40} is unknown")
+    return value
+
+
+def _wholes(values: Any, axes: int | None = None) -> tuple[int, ...]:
+    """A shape, or sizes of factors: whole numbers that an array could have."""
+    wholes = tuple(values)
+    fits = all(type(n) is int and n >= 1 for n in wholes) and math.prod(wholes) <= MOST_NUMBERS
+    if not fits or (axes is not None and len(wholes) != axes):
+        raise ValueError(f"{wholes!r:.60} is no shape")
+    return wholes
 
 
 def _sync_directory(folder: Path) -> None:

@@ -153,12 +153,15 @@ class LaProp:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put `state_dict()` back; ValueError where it belongs to other parameters."""
+        updates, slower = state["updates"], state.get("slower", 1.0)
+        if type(updates) is not int or updates < 0 or not 0 < slower <= 1:
+            raise ValueError(f"The optimizer cannot have done {updates!r} updates, x{slower!r}.")
         if state["names"] != self.names or state["mean"].shape != self.mean.shape:
             raise ValueError(
                 f"The optimizer state holds {len(state['names'])} tensors, "
                 f"{state['mean'].numel():,} numbers; this model has {len(self.names)} tensors, "
                 f"{self.mean.numel():,} numbers. Load a checkpoint of the same configuration."
             )
-        self.updates, self.slower = state["updates"], state.get("slower", 1.0)
+        self.updates, self.slower = updates, slower
         self.mean.copy_(state["mean"])
         self.square.copy_(state["square"])
