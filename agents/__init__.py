@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 
 from agents.base import Agent, Policy
 from worldmodel import checkpoint, config
@@ -40,6 +40,8 @@ def agent_class(name: str) -> type:
             config.unknown("agent", name, AGENTS) + " Your own agent is named 'module:Class'."
         )
     module, _, attribute = where.partition(":")
+    if not all(word.isidentifier() for word in (*module.split("."), attribute)):
+        raise config.ConfigError(f"Agent '{name}' is no name of a class: write 'module:Class'.")
     try:
         found = getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
@@ -52,7 +54,11 @@ def agent_class(name: str) -> type:
         raise config.ConfigError(
             f"Agent '{name}': the module '{module}' has no '{attribute}'."
         ) from error
-    assert isinstance(found, type)
+    if not isinstance(found, type) or not is_dataclass(getattr(found, "Config", None)):
+        raise config.ConfigError(
+            f"Agent '{name}': '{attribute}' is no agent. It must be a class with a dataclass "
+            "'Config', as agents/base.py describes."
+        )
     return found
 
 
@@ -83,15 +89,18 @@ def load(run_folder: str | Path, device: str = "auto") -> Policy:
     from worldmodel.envs import EnvConfig
 
     folder = Path(run_folder)
-    saved = config.read(folder / "config.yaml")
-    cls: Any = agent_class(saved.agent.name)
-    settings = config.build(_section(saved, "agent"), cls.Config)
-    env = config.build(_section(saved, "env"), EnvConfig)
+    path = folder / "config.yaml"
+    saved = config.read(path)
+    chosen = config.section(saved, "agent", path)
+    name = str(chosen.get("name"))
+    cls: Any = agent_class(name)
+    settings = config.build(chosen, cls.Config)
+    env = config.build(config.section(saved, "env", path), EnvConfig)
     state = checkpoint.load(folder, warnings.warn)
-    spec = checkpoint.spec_from_dict(state["spec"])
+    spec = checkpoint.spec_from_dict(state.get("spec"))
     where = pick_device(device)
-    agent = make(saved.agent.name, spec, settings, where)
-    checkpoint.restore(agent, state["agent"], folder)
+    agent = make(name, spec, settings, where)
+    checkpoint.restore(agent, state.get("agent"), folder)
     return Policy(agent, spec, env, where)
 
 
@@ -104,14 +113,9 @@ def load_replay(run_folder: str | Path) -> Replay:
     from worldmodel.replay import Replay, ReplayConfig
 
     folder = Path(run_folder)
-    saved = config.read(folder / "config.yaml")
-    settings = config.build(_section(saved, "replay"), ReplayConfig)
+    path = folder / "config.yaml"
+    settings = config.build(config.section(config.read(path), "replay", path), ReplayConfig)
     try:
         return Replay.open(settings.directory or folder / "replay")
     except (ValueError, FileNotFoundError) as error:
         raise config.ConfigError(f"The replay of '{folder}' cannot be read: {error}") from error
-
-
-def _section(saved: DictConfig, name: str) -> DictConfig:
-    """One section of a config as a config of its own."""
-    return OmegaConf.create(OmegaConf.to_container(saved[name]))  # type: ignore[return-value]

@@ -301,7 +301,7 @@ def read(path: Path) -> DictConfig:
     try:
         with path.open("rb") as file:
             text = file.read(LONGEST + 1).decode()
-        check_yaml(text)
+        check_yaml(text, resolved=True)
         config = OmegaConf.load(io.StringIO(text))
     except (*UNREADABLE, OSError) as error:
         raise ConfigError(
@@ -323,9 +323,10 @@ def section(config: DictConfig, name: str, path: Path) -> DictConfig:
     return OmegaConf.create(OmegaConf.to_container(found))  # type: ignore[return-value]
 
 
-def check_yaml(text: str) -> None:
+def check_yaml(text: str, resolved: bool = False) -> None:
     """ValueError unless the text is YAML that takes no more room read than written: not too long
-    or deep, and without anchors, which can stand for themselves a billion times.
+    or deep, and without anchors, which can stand for themselves a billion times. resolved: nor may
+    it refer to other settings or to the environment's variables, as `write` never does.
     """
     if len(text) > LONGEST:
         raise ValueError(f"it is longer than {LONGEST:,} characters")
@@ -337,6 +338,8 @@ def check_yaml(text: str) -> None:
             raise ValueError(f"it is nested deeper than {DEEPEST} levels")
         if isinstance(event, yaml.AliasEvent):
             raise ValueError(f"it refers to an anchor, '*{event.anchor}'; write the value out")
+        if resolved and isinstance(event, yaml.ScalarEvent) and "${" in event.value:
+            raise ValueError(f"it refers to another value, '{event.value}'; write the value out")
 
 
 def first_line(error: BaseException) -> str:

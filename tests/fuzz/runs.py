@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,13 @@ TINY = DreamerConfig(
         deter=8, hidden=4, groups=2, classes=3, depth=2, units=4, blocks=2, layers=1, mults=[1, 1]
     ),
 )
+
+
+@dataclass
+class DreamerRun(TrainConfig):
+    """As the command line makes it: with the settings of one agent."""
+
+    agent: DreamerConfig = field(default_factory=DreamerConfig)
 
 
 def settings(folder: Path, agent: Any) -> TrainConfig:
