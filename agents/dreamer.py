@@ -16,7 +16,7 @@ Hafner et al., "Mastering diverse control tasks through world models" (Nature 20
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -91,6 +91,12 @@ class Dreamer(nn.Module):
     """World model, actor, critic and their one optimizer; satisfies `agents.base.Agent`."""
 
     Config = DreamerConfig
+    # What another run may start with, and how the names of its weights begin.
+    PARTS: ClassVar[dict[str, tuple[str, ...]]] = {
+        **{p: (f"model.{p}.",) for p in ("encoder", "core", "decoder", "heads", "ensemble")},
+        "actor": ("actor.",),
+        "critic": ("critic.", "slow_critic.", "return_scale."),
+    }
 
     def __init__(self, spec: EnvSpec, config: DreamerConfig, device: torch.device) -> None:
         super().__init__()
@@ -195,9 +201,9 @@ class Dreamer(nn.Module):
     # Learning.
 
     @property
-    def needs_latents(self) -> bool:
-        """Whether updates read the states stored in the replay, and cannot do without."""
-        return self.config.freeze_model
+    def frozen_parts(self) -> tuple[str, ...]:
+        """Parts that learn nothing; updates then start from the states stored in the replay."""
+        return (*self.PARTS,)[:-2] if self.config.freeze_model else ()
 
     def prepare(self, replay: Replay) -> None:
         """Make a replay that was filled from files ready for updates: a frozen model filters it

@@ -23,7 +23,8 @@ class Progress:
 
     Rates, and with them the time left, are those of the last half minute.
     total: agent steps of the whole run. start: agent steps and updates done before.
-    max_seconds: a limit on the training time, or None.
+    max_seconds: a limit on the training time, or None. unit: "step", or "update" where a run has
+    no agent steps and is counted in updates.
     """
 
     def __init__(
@@ -32,8 +33,9 @@ class Progress:
         start: tuple[int, int],
         max_seconds: float | None,
         say: Callable[[str], None],
+        unit: str = "step",
     ) -> None:
-        self.total, self.max_seconds, self._say = total, max_seconds, say
+        self.total, self.max_seconds, self._say, self.unit = total, max_seconds, say, unit
         self._bar: Any = None
         if sys.stderr.isatty():
             layout = "{percentage:3.0f}%|{bar:20}| {desc}"
@@ -60,9 +62,11 @@ class Progress:
             left = min(left, self.max_seconds - seconds)
         fraction = self.fraction(steps, seconds)
         score = "-" if self.score is None else f"{self.score:.1f}"
+        collected = f"{rates[0]:.1f} steps/s | " if self.unit == "step" else ""
+        earned = f"return {score} | " if self.unit == "step" else ""
         text = (
-            f"step {steps:,}/{self.total:,} | {rates[0]:.1f} steps/s | "
-            f"{rates[1]:.2f} updates/s | return {score} | {clock(left)} left"
+            f"{self.unit} {steps:,}/{self.total:,} | {collected}{rates[1]:.2f} updates/s | "
+            f"{earned}{clock(left)} left"
         )
         if self._bar is None:
             self._say(f"{100 * fraction:3.0f}% {text}")

@@ -24,15 +24,24 @@ from worldmodel.replay import RowIndex
 from worldmodel.types import Batch, EnvSpec
 
 if TYPE_CHECKING:
+    from agents.run.settings import Counters
     from agents.run.trainer import Trainer
 
 SUMMARY = "summary.json"
 DREAM_ROWS = 50  # rows of one dream, where the episode is long enough
 
 
-def summarise(trainer: Trainer, result: EvalResult) -> dict[str, Any]:
-    """Everything that one wants to know of a finished run, as plain values."""
+def summarise(trainer: Trainer, result: EvalResult | None) -> dict[str, Any]:
+    """Everything that one wants to know of a finished run, as plain values; without a result
+    there was no environment to evaluate in."""
     counters, settings = trainer.counters, trainer.config
+    evaluated = {} if result is None else {
+        "eval_return_mean": result.mean,
+        "eval_return_std": result.std,
+        "eval_episodes": len(result.returns),
+        "eval_returns": result.returns,
+        "eval_lengths": result.lengths,
+    }  # fmt: skip
     return {
         "task": settings.env.id,
         "agent": settings.agent.name,
@@ -46,17 +55,40 @@ def summarise(trainer: Trainer, result: EvalResult) -> dict[str, Any]:
         "env_failures": counters.env_failures,
         "wall_clock_s": round(counters.train_seconds, 2),
         "eval_s": round(counters.eval_seconds, 2),
-        "eval_return_mean": result.mean,
-        "eval_return_std": result.std,
-        "eval_episodes": len(result.returns),
-        "eval_returns": result.returns,
-        "eval_lengths": result.lengths,
+        **evaluated,
         "parameters": count_parameters(trainer.agent),
         "device": device_name(trainer.device),
         "threads": torch.get_num_threads(),
         "versions": versions(),
         "code": code_version(),
         "config": keys_of(settings),
+    }
+
+
+def progress(counters: Counters) -> dict[str, float]:
+    """What every line of metrics holds beside its agent steps."""
+    return {
+        "agent_steps": counters.agent_steps,
+        "env_frames": counters.env_frames,
+        "updates": counters.updates,
+        "episodes": counters.episodes,
+        "skipped_updates": counters.skipped,
+        "env_failures": counters.env_failures,
+        "wall_clock_s": counters.train_seconds,
+    }
+
+
+def metrics(trainer: Trainer) -> dict[str, float]:
+    """Means since the last line, counters and rates."""
+    counters = trainer.counters
+    seconds = max(counters.train_seconds, 1e-9)
+    return {
+        **trainer.means.read(),
+        **trainer.scores.read(),
+        **progress(counters),
+        "steps_per_s": counters.agent_steps / seconds,
+        "updates_per_s": counters.updates / seconds,
+        "replay_rows": len(trainer.replay),
     }
 
 
@@ -73,10 +105,13 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
 
 def table(summary: Mapping[str, Any]) -> str:
     """The summary in a few lines."""
-    lines = {
-        "task": f"{summary['task']} ({summary['agent']}, seed {summary['seed']})",
-        "return": f"{summary['eval_return_mean']:.1f} ± {summary['eval_return_std']:.1f} "
-        f"over {summary['eval_episodes']} episodes",
+    lines = {"task": f"{summary['task']} ({summary['agent']}, seed {summary['seed']})"}
+    if "eval_return_mean" in summary:
+        lines["return"] = (
+            f"{summary['eval_return_mean']:.1f} ± {summary['eval_return_std']:.1f} over "
+            f"{summary['eval_episodes']} episodes"
+        )
+    lines |= {
         "agent steps": f"{summary['agent_steps']:,} ({summary['env_frames']:,} frames)",
         "updates": f"{summary['updates']:,}",
         "training": f"{summary['wall_clock_s']:.0f} s on {summary['device']}",
@@ -86,33 +121,45 @@ def table(summary: Mapping[str, Any]) -> str:
     return "\n".join(f"  {name:<{width}}  {text}" for name, text in lines.items())
 
 
-def write_media(trainer: Trainer, result: EvalResult) -> None:
-    """eval.mp4 of the recorded episode, and dream.png where the agent's world can be drawn."""
-    frames = frames_of(result, trainer.agent, trainer.spec, trainer.config.env)
-    if frames:
-        write_video(trainer.folder / "eval.mp4", frames)
-        trainer.log.video(trainer.counters.agent_steps, "eval/episode", frames)
-    film, context = dream_film(trainer.agent, trainer.spec, result.batch(trainer.spec))
+def write_media(trainer: Trainer, result: EvalResult | None) -> None:
+    """eval.mp4 of the recorded episode, and dream.png where the agent's world can be drawn: of
+    that episode, or of the replay's last one."""
+    if result is None:
+        batch = _last_episode(trainer)
+    else:
+        batch = result.batch(trainer.spec)
+        frames = frames_of(result, trainer.agent, trainer.spec, trainer.config.env)
+        if frames:
+            write_video(trainer.folder / "eval.mp4", frames)
+            trainer.log.video(trainer.clock, "eval/episode", frames)
+    film, context = dream_film(trainer.agent, trainer.spec, batch) if batch else ([], 0)
     if film:
         picture = dream.strip(film, context)
         write_picture(trainer.folder / "dream.png", picture)
-        trainer.log.image(trainer.counters.agent_steps, "dream/strip", picture)
+        trainer.log.image(trainer.clock, "dream/strip", picture)
 
 
 def film_dream(trainer: Trainer) -> None:
     """A dream that starts from recorded experience, for the log."""
-    lived = [e for e in trainer.replay.episodes() if e[2] - e[1] >= 3]
-    if not lived:
+    batch = _last_episode(trainer)
+    if batch is None:
         return
-    stream, start, stop = lived[-1]
-    index = RowIndex(np.array([stream]), np.array([start]), min(stop - start, DREAM_ROWS))
     before = seeding.rng_state()  # looking at a run must not change it
-    film, context = dream_film(trainer.agent, trainer.spec, trainer.replay.gather(index))
+    film, context = dream_film(trainer.agent, trainer.spec, batch)
     seeding.set_rng_state(before)
     if film:
-        step = trainer.counters.agent_steps
-        trainer.log.video(step, "dream/film", dream.titled(film, context))
-        trainer.log.image(step, "dream/strip", dream.strip(film, context))
+        trainer.log.video(trainer.clock, "dream/film", dream.titled(film, context))
+        trainer.log.image(trainer.clock, "dream/strip", dream.strip(film, context))
+
+
+def _last_episode(trainer: Trainer) -> Batch | None:
+    """The newest recorded episode that is long enough to show, [1, T, ...]."""
+    lived = [e for e in trainer.replay.episodes() if e[2] - e[1] >= 3]
+    if not lived:
+        return None
+    stream, start, stop = lived[-1]
+    index = RowIndex(np.array([stream]), np.array([start]), min(stop - start, DREAM_ROWS))
+    return trainer.replay.gather(index)
 
 
 def dream_film(agent: Agent, spec: EnvSpec, batch: Batch) -> tuple[list[np.ndarray], int]:

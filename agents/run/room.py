@@ -33,16 +33,17 @@ def make_folder(folder: Path) -> None:
 
 
 def check_room(
-    settings: TrainConfig, agent: Agent, replay: Replay, say: Callable[[str], None]
+    settings: TrainConfig, agent: Agent, replay: Replay, rows: int, say: Callable[[str], None]
 ) -> None:
-    """Say what a run needs and what is free; ConfigError where the disk cannot hold it.
+    """Say what a run needs and what is free; ConfigError where the disk cannot hold it. rows: how
+    many the replay will be given.
 
     (Memory for the replay was checked when it was made.)
     """
     folder = settings.folder
     state = state_bytes(agent)
     kept = (settings.checkpoints_kept + 1) * state  # and the one that is being written
-    need = kept + replay.disk_bytes(settings.steps)
+    need = kept + replay.disk_bytes(rows)
     held = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
     free = shutil.disk_usage(folder).free
     memory = available_memory()
@@ -50,10 +51,10 @@ def check_room(
         f"run folder: {folder} (needs up to {need / 1e9:.2g} GB, holds {held / 1e9:.2g}, "
         f"{free / 1e9:.3g} GB free)"
     )
-    rows = replay.capacity * replay.row_bytes if replay.config.storage == "memory" else 0
+    full = replay.capacity * replay.row_bytes if replay.config.storage == "memory" else 0
     if memory is not None:
         say(
-            f"memory: replay grows to {rows / 1e9:.2g} GB, agent and optimizer hold "
+            f"memory: replay grows to {full / 1e9:.2g} GB, agent and optimizer hold "
             f"{state / 1e9:.2g}, {memory / 1e9:.3g} GB free"
         )
     if need - held > free:

@@ -15,28 +15,36 @@ from worldmodel import checkpoint, config
 from worldmodel.config import ConfigError, RunError
 from worldmodel.envs import EnvConfig
 from worldmodel.log import METRICS
-from worldmodel.replay import ReplayConfig
+from worldmodel.replay import Replay, ReplayConfig
 
 CONFIG = "config.yaml"
+NO_ENV = "none"  # the id of no environment
 # Settings that may differ when a run is continued: they change how long it lasts and what is
 # shown of it, not what is learned.
 FREE = (
     "run", "steps", "max_minutes", "device", "threads", "log_every", "eval_every",
     "eval_episodes", "final_episodes", "eval_envs", "video_every", "checkpoint_minutes",
     "checkpoints_kept", "accept_changes", "nonfinite_limit", "max_rollbacks", "env.timeout",
-    "env.max_failures",
+    "env.max_failures", "updates",
 )  # fmt: skip
 
 
 @dataclass
 class TrainConfig:
-    """One training run. Steps are agent steps: transitions, over all environments together."""
+    """One training run. Steps are agent steps: transitions, over all environments together.
+
+    With `offline` there are none: nothing is collected, the clock is the updates, and what is said
+    here in steps (log_every, eval_every, video_every) counts updates.
+    """
 
     run: str = ""  # run folder; empty: runs/<environment>-<agent>-<seed>
     seed: int = 0
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     threads: int = 0  # CPU threads inside operations; 0 leaves torch's choice
     steps: int = 500_000  # agent steps after which the run ends
+    # Gradient updates after which the run ends, if sooner; 0 means no limit, and offline as many as
+    # those steps would have earned.
+    updates: int = 0
     max_minutes: float | None = None  # of training (not evaluation) after which it ends, if sooner
     train_ratio: float = 512.0  # replayed rows per agent step
     prefill: int = 0  # agent steps with random actions before the first update
@@ -52,6 +60,19 @@ class TrainConfig:
     deterministic: bool = False  # only operations that give the same bits each time
     nonfinite_limit: int = 10  # skipped updates in a row after which the run goes back
     max_rollbacks: int = 3  # times that it goes back, at half the learning rate, before it stops
+    # Learn from a recording alone: a run or replay folder, .npz or .hdf5 episodes, minari:ID. The
+    # environment is for evaluation, and says what actions mean; env=none where there is none.
+    offline: str = ""
+    offline_alignment: str = "auto"  # auto, taken_at, led_to: where equal lengths leave it open
+    offline_done: str = "auto"  # auto, terminated, truncated: what a lone flag `done` means
+    offline_action_range: list[float] | None = None  # [low, high] of recorded actions
+    from_run: str = ""  # a run whose weights this one starts with
+    # Which of its parts: encoder, core, decoder, heads, ensemble, actor, critic.
+    load_parts: list[str] = field(
+        default_factory=lambda: [
+            "encoder", "core", "decoder", "heads", "ensemble", "actor", "critic",
+        ]
+    )  # fmt: skip
     env: EnvConfig = field(default_factory=EnvConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     agent: Any = None  # the `Config` of a registered agent
@@ -60,7 +81,7 @@ class TrainConfig:
         at_least = {
             "steps": 1, "threads": 0, "prefill": 0, "log_every": 1, "eval_every": 0,
             "eval_episodes": 1, "final_episodes": 1, "eval_envs": 1, "video_every": 0, "seed": 0,
-            "checkpoints_kept": 1, "nonfinite_limit": 1, "max_rollbacks": 0,
+            "checkpoints_kept": 1, "nonfinite_limit": 1, "max_rollbacks": 0, "updates": 0,
         }  # fmt: skip
         for name, least in at_least.items():
             if getattr(self, name) < least:
@@ -69,11 +90,47 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:  # a NaN fails too
                 raise ConfigError(f"{name} is {value}; it must be more than 0, and finite.")
+        if not self.offline and not self.has_env:
+            raise ConfigError(
+                "env=none is for learning from a recording: name one with offline=..., or name an "
+                "environment."
+            )
+
+    @property
+    def has_env(self) -> bool:
+        """Whether an environment is named."""
+        return self.env.id != NO_ENV
+
+    @property
+    def length(self) -> int:
+        """How long the run is, by its clock: agent steps, or updates where it is offline.
+
+        Raises ConfigError where nobody says how many updates.
+        """
+        if not self.offline:
+            return self.steps
+        if self.updates:
+            return self.updates
+        if self.budget < 1:
+            raise ConfigError("Say how long to learn from the recording: updates=...")
+        return self.budget
+
+    @property
+    def budget(self) -> int:
+        """Updates that `steps` agent steps earn; 0 where the agent's batches have no size."""
+        rows = getattr(self.agent, "batch_size", 0) * getattr(self.agent, "batch_length", 0)
+        return round((self.steps - self.prefill) * self.train_ratio / rows) if rows else 0
+
+    @property
+    def replay_folder(self) -> Path:
+        """Where the replay lies."""
+        return Path(self.replay.directory or self.folder / "replay")
 
     @property
     def folder(self) -> Path:
         """The run folder."""
-        task = self.env.id.replace("/", "-").replace(":", "-")
+        task = self.env.id if self.has_env else Path(self.offline).stem
+        task = task.replace("/", "-").replace(":", "-")
         return Path(self.run or f"runs/{task}-{self.agent.name}-{self.seed}")
 
 
@@ -122,7 +179,9 @@ def check_folder(settings: TrainConfig, say: Callable[[str], None]) -> dict[str,
         return None
     limit = settings.max_minutes
     over = limit is not None and summary["wall_clock_s"] >= 60 * limit
-    return summary if summary["agent_steps"] >= settings.steps or over else None
+    done = summary["updates" if settings.offline else "agent_steps"] >= settings.length
+    enough = 0 < settings.updates <= summary["updates"]
+    return summary if done or enough or over else None
 
 
 def check_unused(folder: Path) -> None:
@@ -135,11 +194,20 @@ def check_unused(folder: Path) -> None:
         )
 
 
-def check_can_learn(settings: TrainConfig, agent: Agent, capacity: int, streams: int) -> None:
+def check_can_learn(settings: TrainConfig, agent: Agent, replay: Replay) -> None:
     """ConfigError where the first update would never come."""
     need, length = agent.min_rows, agent.batch_length
+    if replay.latent is None and getattr(agent, "frozen_parts", None):
+        raise ConfigError(
+            "A frozen model dreams from the states in the replay: set replay.latents=true."
+        )
+    if settings.offline:
+        if need == sys.maxsize:
+            raise ConfigError(f"The agent '{settings.agent.name}' cannot learn from a recording.")
+        return
     if need == sys.maxsize:  # it never learns, and says so
         return
+    capacity, streams = replay.capacity, replay.num_envs
     if capacity < need or capacity // streams < length:
         raise ConfigError(
             f"replay.capacity holds {capacity:,} rows for {streams} environments together; the "

@@ -1,6 +1,7 @@
 """One training run: collect one step, learn what is owed, log, evaluate, save, repeat.
 
     collect a step -> updates owed (train ratio) -> metrics -> log | evaluate | film | checkpoint
+    (offline: one update)
 
 It knows the Agent protocol and no algorithm.
 """
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import agents
-from agents.run import report
+from agents.run import begin, report
 from agents.run.collect import Collector, Episode
 from agents.run.evaluate import EvalResult, evaluate
 from agents.run.nonfinite import SLOWER, Diverged, NonFinite
@@ -28,6 +29,7 @@ from agents.run.settings import (
     check_unused,
     crossed,
 )
+from agents.run.warm import warm_start
 from worldmodel import checkpoint, config, seeding
 from worldmodel.accelerate import (
     keep_freed_memory,
@@ -36,9 +38,10 @@ from worldmodel.accelerate import (
     set_threads,
 )
 from worldmodel.config import RunError
-from worldmodel.envs import describe, env_spec, make_vector
+from worldmodel.envs import Vector, describe, env_spec, make_vector
 from worldmodel.log import Means, RunLog, log_sizes
-from worldmodel.replay import Replay, ReplayDamaged
+from worldmodel.replay import ReplayDamaged
+from worldmodel.replay.datasets import Dataset
 
 
 class Trainer:
@@ -63,29 +66,27 @@ class Trainer:
             check_unused(self.folder)
         self.means, self.scores = Means(), Means()
         self.nonfinite = NonFinite(self.folder, settings.nonfinite_limit)
-        self.envs = make_vector(settings.env, seed=seeding.spawn(settings.seed, "environments"))
+        self.envs, dataset = self._world(begun)
         try:
-            self.spec = env_spec(self.envs)
             say(describe(self.spec))
             self.agent = agents.make(settings.agent.name, self.spec, settings.agent, self.device)
-            self.replay = self._make_replay(fresh=not begun)
-            check_room(settings, self.agent, self.replay, say)
-            check_can_learn(settings, self.agent, self.replay.capacity, self.envs.num_envs)
+            latent = self.agent.latent_spec
+            self.replay = begin.make_replay(settings, self.spec, latent, fresh=not begun)
+            say(self.replay.footprint())
+            steps = len(self.replay) if begun else settings.steps
+            check_room(settings, self.agent, self.replay, dataset.rows if dataset else steps, say)
+            check_can_learn(settings, self.agent, self.replay)
             saved = self._restore() if begun else None
-            self.collector = Collector(
-                self.envs,
-                self.spec,
-                self.agent,
-                seeding.spawn(settings.seed, "exploration"),
-                saved=saved and saved["collector"],
-                say=say,
-            )
-            self.collector.steps = self.counters.agent_steps
+            if not begun:
+                warm_start(settings, self.agent, self.spec, say)
+            if dataset is not None:
+                begin.fill(self.replay, dataset, self.agent)
+            self.collector = self._make_collector(saved)
             config.write(self.folder / CONFIG, settings)
             # A log of the first format has no positions; nothing of it is dropped.
             self.log = RunLog(self.folder, saved and (saved["log"] or log_sizes(self.folder)))
         except BaseException:
-            self.envs.close()
+            self._close_envs()
             raise
         if saved:
             seeding.set_rng_state(saved["rng"])  # last: making things may have drawn numbers
@@ -94,17 +95,26 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether the last step is done, or the time is up."""
-        limit = self.config.max_minutes
-        return self.counters.agent_steps >= self.config.steps or (
-            limit is not None and self.counters.train_seconds >= 60 * limit
-        )
+        """Whether the last step or update is done, or the time is up."""
+        minutes = self.config.max_minutes
+        over = minutes is not None and self.counters.train_seconds >= 60 * minutes
+        return self.clock >= self.config.length or self._learned_enough or over
+
+    @property
+    def _learned_enough(self) -> bool:
+        return 0 < self.config.updates <= self.counters.updates
+
+    @property
+    def clock(self) -> int:
+        """What the run's length and its "every" are counted in: agent steps, or offline updates."""
+        return self.counters.updates if self.config.offline else self.counters.agent_steps
 
     def run(self) -> int | None:
         """Train until finished; the number of the signal, where one asked to stop earlier."""
         limit = self.config.max_minutes
-        start = (self.counters.agent_steps, self.counters.updates)
-        bar = Progress(self.config.steps, start, limit and 60 * limit, self.say)
+        start = (self.clock, self.counters.updates)
+        unit = "update" if self.config.offline else "step"
+        bar = Progress(self.config.length, start, limit and 60 * limit, self.say, unit)
         with Stopper() as stop:
             try:
                 while not self.finished and not stop.asked:
@@ -118,21 +128,16 @@ class Trainer:
         return stop.signal
 
     def one_step(self, bar: Progress, stop: Stopper) -> None:
-        """One agent step in every environment, the updates that it earned, and what is due."""
+        """One agent step in every environment and the updates that it earned, or offline one
+        update; then what is due."""
         counters, began = self.counters, time.monotonic()
         before = replace(counters)
-        explore = counters.agent_steps < self.config.prefill
-        episodes = self.collector.step(self.replay, explore)
-        counters.agent_steps = self.collector.steps
-        counters.env_frames = counters.agent_steps * self.config.env.action_repeat
-        counters.env_failures += len(self.collector.failures)
-        self._note(episodes, bar)
-        if self._ready():
-            rows = self.agent.batch_size * self.agent.batch_length
-            new_steps = counters.agent_steps - before.agent_steps
-            counters.owed += new_steps * self.config.train_ratio / rows
-            while counters.owed >= 1 and not stop.asked:
-                self.learn()
+        if self.collector is None:
+            counters.owed = 1.0
+        else:
+            self._collect(self.collector, bar)
+        while counters.owed >= 1 and not (stop.asked or self._learned_enough):
+            self.learn()
         self._log_when_due(before, bar)
         evaluating = counters.eval_seconds - before.eval_seconds
         counters.train_seconds += time.monotonic() - began - evaluating
@@ -140,7 +145,19 @@ class Trainer:
         if crossed(*minutes, self.config.checkpoint_minutes) and not self.nonfinite.row:
             self.save()
             still_room(self)
-        bar.update(counters.agent_steps, counters.updates, counters.train_seconds)
+        bar.update(self.clock, counters.updates, counters.train_seconds)
+
+    def _collect(self, collector: Collector, bar: Progress) -> None:
+        """One agent step in every environment, and what it earns."""
+        counters, before = self.counters, self.counters.agent_steps
+        episodes = collector.step(self.replay, before < self.config.prefill)
+        counters.agent_steps = collector.steps
+        counters.env_frames = counters.agent_steps * self.config.env.action_repeat
+        counters.env_failures += len(collector.failures)
+        self._note(episodes, bar)
+        if self._ready():
+            rows = self.agent.batch_size * self.agent.batch_length
+            counters.owed += (counters.agent_steps - before) * self.config.train_ratio / rows
 
     def learn(self) -> None:
         """One update; skipped, and its batch kept, where it is not finite. Raises Diverged where
@@ -207,7 +224,7 @@ class Trainer:
             "rng": seeding.rng_state(),
             "name": self.config.agent.name,
             "replay": replay,
-            "collector": self.collector.state_dict(),
+            "collector": self.collector and self.collector.state_dict(),
             "log": self.log.position(),
             "means": self.means.state_dict(),
             "scores": self.scores.state_dict(),
@@ -216,11 +233,15 @@ class Trainer:
         self.replay.commit()
 
     def finish(self) -> dict[str, Any]:
-        """The last evaluation, summary.json, the agent's video and one dream."""
-        result = self.evaluate(self.config.final_episodes, record=True)
+        """The last evaluation, where there is an environment, summary.json, the agent's video and
+        one dream."""
+        result = None
+        if self.config.has_env:
+            result = self.evaluate(self.config.final_episodes, record=True)
         self.save()
-        scores = {"eval/return": result.mean, "eval/return_std": result.std}
-        self.log.scalars(self.counters.agent_steps, {**scores, **self._progress()})
+        if result is not None:
+            scores = {"eval/return": result.mean, "eval/return_std": result.std}
+            self.log.scalars(self.clock, {**scores, **report.progress(self.counters)})
         summary = report.summarise(self, result)
         report.write_media(self, result)
         report.write_summary(self.folder, summary)
@@ -228,8 +249,12 @@ class Trainer:
 
     def close(self) -> None:
         """Let go of environments and log files."""
-        self.envs.close()
+        self._close_envs()
         self.log.close()
+
+    def _close_envs(self) -> None:
+        if self.envs is not None:
+            self.envs.close()
 
     def _ready(self) -> bool:
         """Whether replay holds enough to learn from."""
@@ -248,66 +273,53 @@ class Trainer:
 
     def _log_when_due(self, before: Counters, bar: Progress) -> None:
         settings = self.config
-        old, new = before.agent_steps, self.counters.agent_steps
+        offline = bool(settings.offline)
+        old, new = before.updates if offline else before.agent_steps, self.clock
         if crossed(old, new, settings.log_every):
-            self.log.scalars(new, self._metrics())
-        if crossed(old, new, settings.eval_every) and not self.finished:
+            self.log.scalars(new, report.metrics(self))
+        evaluates = settings.has_env and not self.finished
+        if evaluates and crossed(old, new, settings.eval_every):
             result = self.evaluate(settings.eval_episodes)
             scores = {"eval/return": result.mean, "eval/return_std": result.std}
-            self.log.scalars(new, {**scores, **self._progress()})
+            self.log.scalars(new, {**scores, **report.progress(self.counters)})
             bar.say(
-                f"step {new:,}: evaluation {result.mean:.1f} ± {result.std:.1f} over "
+                f"{bar.unit} {new:,}: evaluation {result.mean:.1f} ± {result.std:.1f} over "
                 f"{len(result.returns)} episodes"
             )
         if crossed(old, new, settings.video_every) and self._ready():
             report.film_dream(self)
 
-    def _progress(self) -> dict[str, float]:
-        """What every line of metrics holds beside its agent steps."""
-        counters = self.counters
-        return {
-            "agent_steps": counters.agent_steps,
-            "env_frames": counters.env_frames,
-            "updates": counters.updates,
-            "episodes": counters.episodes,
-            "skipped_updates": counters.skipped,
-            "env_failures": counters.env_failures,
-            "wall_clock_s": counters.train_seconds,
-        }
-
-    def _metrics(self) -> dict[str, float]:
-        """Means since the last line, counters and rates."""
-        counters = self.counters
-        seconds = max(counters.train_seconds, 1e-9)
-        return {
-            **self.means.read(),
-            **self.scores.read(),
-            **self._progress(),
-            "steps_per_s": counters.agent_steps / seconds,
-            "updates_per_s": counters.updates / seconds,
-            "replay_rows": len(self.replay),
-        }
-
     @property
     def place(self) -> Path:
         """Where the replay lies."""
-        return Path(self.config.replay.directory or self.folder / "replay")
+        return self.config.replay_folder
 
-    def _make_replay(self, fresh: bool) -> Replay:
-        if fresh:  # files left by a run that was killed before its first checkpoint
-            for pattern in ("*.bin", "index.json"):
-                for path in self.place.glob(pattern):
-                    path.unlink()
-        replay = Replay(
+    def _world(self, begun: bool) -> tuple[Vector | None, Dataset | None]:
+        """The environments, or what was recorded of one (needed once, to fill the replay); and
+        with them what the agent will see."""
+        settings = self.config
+        if not settings.offline:
+            envs = make_vector(settings.env, seed=seeding.spawn(settings.seed, "environments"))
+            self.spec = env_spec(envs)
+            return envs, None
+        dataset = None if begun else begin.recording(settings, self.say)
+        self.spec = begin.recorded_spec(settings) if dataset is None else dataset.spec
+        return None, dataset
+
+    def _make_collector(self, saved: dict[str, Any] | None) -> Collector | None:
+        """The collector, where there is something to collect, in the middle of its episodes."""
+        if self.envs is None:
+            return None
+        collector = Collector(
+            self.envs,
             self.spec,
-            self.config.replay,
-            self.envs.num_envs,
-            self.agent.latent_spec,
-            seeding.spawn(self.config.seed, "replay"),
-            self.place,
+            self.agent,
+            seeding.spawn(self.config.seed, "exploration"),
+            saved=saved and saved["collector"],
+            say=self.say,
         )
-        self.say(replay.footprint())
-        return replay
+        collector.steps = self.counters.agent_steps
+        return collector
 
     def _restore(self) -> dict[str, Any]:
         """Agent, replay and counters of the newest checkpoint that is whole together with its

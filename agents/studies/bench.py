@@ -24,6 +24,7 @@ MEASURES: dict[str, str] = {
     "faults": "agents.studies.bench_faults",
     "memory": "agents.studies.bench_memory",
     "play": "agents.studies.bench_play",
+    "reuse": "agents.studies.bench_reuse",
 }
 
 

@@ -74,6 +74,15 @@ class Actions(gymnasium.ActionWrapper[Any, Any, Any]):
         return np.minimum(np.maximum(scaled, native.low), native.high)
 
 
+def native_space(env: gymnasium.Env[Any, Any]) -> Space[Any]:
+    """The action space of an environment from `make_env` as its author declared it."""
+    layer = env
+    while not isinstance(layer, Actions):
+        assert isinstance(layer, gymnasium.Wrapper), "not an environment from make_env"
+        layer = layer.env
+    return layer.env.action_space
+
+
 def _outer(space: Space[Any]) -> Space[Any]:
     """The action space that agents see."""
     if isinstance(space, spaces.Discrete):

@@ -1,0 +1,77 @@
+"""What a run begins with: the world it lives in, a recording to learn from, an empty replay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from agents.base import Agent
+from agents.run.settings import TrainConfig
+from worldmodel import checkpoint, seeding
+from worldmodel.config import ConfigError
+from worldmodel.envs import env_spec, make_env
+from worldmodel.envs.actions import native_space
+from worldmodel.replay import LatentSpec, Replay, clear
+from worldmodel.replay.datasets import Convention, Dataset
+from worldmodel.types import EnvSpec
+
+
+def recording(settings: TrainConfig, say: Callable[[str], None]) -> Dataset:
+    """The dataset that `offline` names, checked from beginning to end, and against the environment
+    where one is named; says what was found. Raises ValueError where anything does not fit."""
+    bounds = settings.offline_action_range
+    convention = Convention(
+        settings.offline_alignment,
+        settings.offline_done,
+        None if bounds is None else tuple(bounds),  # type: ignore[arg-type]
+    )
+    if settings.has_env:
+        env = make_env(replace(settings.env, num_envs=1))
+        try:
+            world = env_spec(env), native_space(env)
+        finally:
+            env.close()
+        dataset = Dataset(settings.offline, convention, *world)
+    else:
+        dataset = Dataset(settings.offline, convention)
+    for line in dataset.findings:
+        say(line)
+    return dataset
+
+
+def recorded_spec(settings: TrainConfig) -> EnvSpec:
+    """The spec of a run that learns from a recording and has begun: its own, from its checkpoint,
+    so that the recording need not be there any more."""
+    return checkpoint.spec_from_dict(checkpoint.load(settings.folder)["spec"])
+
+
+def make_replay(settings: TrainConfig, spec: EnvSpec, latent: LatentSpec | None,
+                fresh: bool) -> Replay:  # fmt: skip
+    """The run's replay, still empty; fresh: files of a run that never had a checkpoint go."""
+    place = settings.replay_folder
+    if fresh:
+        clear(place)
+    return Replay(
+        spec,
+        settings.replay,
+        1 if settings.offline else settings.env.num_envs,
+        latent,
+        seeding.spawn(settings.seed, "replay"),
+        place,
+    )
+
+
+def fill(replay: Replay, dataset: Dataset, agent: Agent) -> None:
+    """Put a recording into the replay, and let the agent make it ready where it wants to.
+
+    Raises ConfigError where it holds too little for a single update.
+    """
+    dataset.fill(replay)
+    if not replay.can_sample(agent.batch_length):
+        raise ConfigError(
+            f"The recording has {dataset.rows:,} rows, but one sequence takes "
+            f"{agent.batch_length}. Lower agent.batch_length."
+        )
+    prepare = getattr(agent, "prepare", None)
+    if prepare is not None:
+        prepare(replay)
