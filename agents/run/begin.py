@@ -33,7 +33,8 @@ def recording(settings: TrainConfig, say: Callable[[str], None]) -> Dataset:
             env.close()
         dataset = Dataset(settings.offline, convention, *world)
     else:
-        dataset = Dataset(settings.offline, convention)
+        height, width = settings.env.image_size
+        dataset = Dataset(settings.offline, convention, image_size=(height, width))
     for line in dataset.findings:
         say(line)
     return dataset
