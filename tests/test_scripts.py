@@ -107,13 +107,16 @@ def test_somebody_elses_agent_needs_no_line_here() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["agent=dreamr"], "Unknown agent 'dreamr'. Known: dreamer, random"),
+        (["agent=dreamr"], "Unknown agent 'dreamr'. Known: dreamer, dyna_2"),
         (["env=dcm"], "Did you mean 'dmc'?"),
         (["size=13m"], "Unknown size '13m'. Known: 100m, 12m"),
         (["experiment=cartpol"], "Did you mean 'cartpole'?"),
         (["agent.model.detr=3"], "Unknown key 'agent.model.detr'. Did you mean"),
         (["experiment=random", "agent.horizon=3"], "Unknown key 'agent.horizon'."),
-        (["agent=random"], "configs/size/tiny.yaml sets 'agent.model', which does not exist"),
+        (
+            ["agent=random", "experiment=none"],
+            "configs/size/tiny.yaml sets 'agent.model', which does not exist",
+        ),
         (["size=12"], "A choice of a group is a name"),
         (["env.id=Pendulm-v1"], "Did you mean 'Pendulum-v1'"),
         (["env.image_size=[30,30]"], "image_size is [30, 30]"),
