@@ -63,7 +63,7 @@ def goal_observations(what: str, experience: Experience) -> dict[str, np.ndarray
             experience.check(episode, step, f"The goal '{part}'")
             found.append(dict(experience.observation(episode, step)))
         else:
-            found.append({spec.keys("image")[0]: _picture(part, spec)})
+            found.append(_picture(part, spec))
     return {key: np.stack([one[key] for one in found]) for key in spec.seen}
 
 
@@ -86,8 +86,8 @@ def look(model: Any, obs: dict[str, np.ndarray]) -> Tensor:
     return torch.cat(parts)
 
 
-def _picture(name: str, spec: EnvSpec) -> np.ndarray:
-    """A picture as the run would have seen it, uint8 [H, W, C]."""
+def _picture(name: str, spec: EnvSpec) -> dict[str, np.ndarray]:
+    """A picture as the run would have seen it, uint8 [H, W, C], by its key."""
     if list(spec.seen) != spec.keys("image") or len(spec.seen) != 1:
         raise ConfigError(
             f"The goal '{name}' is a picture, but this run sees {sorted(spec.seen)}. Name frames "
@@ -103,7 +103,8 @@ def _picture(name: str, spec: EnvSpec) -> np.ndarray:
     picture: Any = cv2.imread(name, cv2.IMREAD_COLOR)
     if picture is None:
         raise ConfigError(f"'{name}' is no picture that can be read. Known: PNG, JPEG and others.")
-    height, width, channels = spec.obs[spec.keys("image")[0]].shape
+    (key,) = spec.keys("image")
+    height, width, channels = spec.obs[key].shape
     if channels not in (1, 3):
         raise ConfigError(
             f"The run's pictures have {channels} channels, so no file can show one. Name frames of "
@@ -112,4 +113,4 @@ def _picture(name: str, spec: EnvSpec) -> np.ndarray:
     if picture.shape[:2] != (height, width):
         picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
     code = cv2.COLOR_BGR2RGB if channels == 3 else cv2.COLOR_BGR2GRAY
-    return cv2.cvtColor(picture, code).reshape(height, width, channels)
+    return {key: cv2.cvtColor(picture, code).reshape(height, width, channels)}

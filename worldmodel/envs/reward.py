@@ -107,8 +107,8 @@ class RewardFunction:
         line, hint = "", ""
         if isinstance(error, KeyError):
             hint = (
-                f". Observations hold {', '.join(sorted(observation))} here; env.record=[...] makes "
-                "a run keep more"
+                f". Observations hold {', '.join(sorted(observation))} here; env.record=[...] "
+                "makes a run keep more"
             )
         trace = error.__traceback__
         while trace is not None:  # the innermost line of the user's own file

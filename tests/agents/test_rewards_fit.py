@@ -1,0 +1,226 @@
+"""Heads: that they find rewards which are known, and are measured truly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from agents.rewards import fit, preferences, report
+from agents.rewards.experience import Experience
+from agents.rewards.latents import Latents, filtered
+from agents.rewards.sources import Labels
+from agents.rewards.split import Examples, split
+from tests.agents.rewards_run import replay_of
+from tests.model_batches import random_batch, scramble, spec_of, tiny
+from worldmodel import dream
+from worldmodel.replay import Replay, ReplayConfig
+from worldmodel.rssm import WorldModel
+from worldmodel.types import ActionSpec, EnvSpec, LatentState, ObsSpec
+
+QUIET = lambda text: None  # noqa: E731
+DETER = 16
+
+
+def model_of(**changes: Any) -> WorldModel:
+    torch.manual_seed(0)
+    spec = spec_of(ActionSpec("continuous", (2,)), x=ObsSpec("vector", (2,)))
+    model = WorldModel(spec, tiny(units=32, **changes))
+    scramble(model)
+    return model.requires_grad_(False)
+
+
+def synthetic(model: WorldModel, lengths: list[int]) -> tuple[Latents, np.ndarray]:
+    """Random states, and a reward that is linear in them, [rows]."""
+    latents = Latents(model, range(len(lengths)), np.array(lengths))
+    rng = np.random.default_rng(0)
+    latents.deter[:] = rng.uniform(-1, 1, latents.deter.shape)
+    latents.stoch[:] = rng.integers(0, 4, latents.stoch.shape)
+    weights = rng.normal(size=DETER)
+    return latents, latents.deter.astype(np.float64) @ weights + 3.0
+
+
+@pytest.mark.parametrize("kind", ["twohot", "mse"])
+def test_a_head_finds_a_linear_reward(kind: str) -> None:
+    model = model_of()
+    lengths = [50] * 40
+    latents, reward = synthetic(model, lengths)
+    examples = split(Labels(list(reward.reshape(40, 50))), 0.25, 0)
+    head = fit.new_head(model, kind, 1, 0)
+    loss = fit.regression(head, latents, examples, 128, dropout=0.0)
+    fit.train(head, 600, 3e-3, loss, 0, QUIET)
+    fit.rescale(head, *fit.unit_of(head, examples))
+    guess = fit.predicted(head, latents, fit.rows_of(latents, examples))
+    held = examples.held_out
+    constant = float(examples.value[~held].mean())
+    assert fit.errors(guess[held], examples.value[held], constant)["r2"] > 0.95
+
+
+def test_an_untrained_head_is_a_constant_and_a_fit_can_be_repeated() -> None:
+    model = model_of()
+    latents, reward = synthetic(model, [30] * 4)
+    examples = split(Labels(list(reward.reshape(4, 30))), 0.25, 0)
+    found = []
+    for _ in range(2):
+        head = fit.new_head(model, "twohot", 1, 7)
+        before = fit.predicted(head, latents, np.arange(120))
+        assert (before == 0).all()
+        loss = fit.regression(head, latents, examples, 16, dropout=0.0)
+        fit.train(head, 10, 1e-3, loss, 0, QUIET)
+        found.append(fit.predicted(head, latents, np.arange(120)))
+    assert np.array_equal(*found)
+    assert found[0].std() > 0
+
+
+def test_bradley_terry_finds_the_order_of_rewards() -> None:
+    """From comparisons alone: no reward is ever shown."""
+    model = model_of()
+    latents, reward = synthetic(model, [40] * 20)
+    rng = np.random.default_rng(1)
+    episode, start = rng.integers(20, size=(400, 2)), rng.integers(30, size=(400, 2))
+    table = reward.reshape(20, 40)
+    sums = np.array([
+        [table[e, s : s + 8].sum() for e, s in zip(*pair, strict=True)]
+        for pair in zip(episode, start, strict=True)
+    ])  # fmt: skip
+    preferred = (sums[:, 1] > sums[:, 0]).astype(np.float64)
+    pairs = preferences.Pairs(
+        episode, start, np.full(400, 8), preferred, np.isin(episode, [3, 7]).any(1)
+    )
+    head = fit.new_head(model, "mse", 1, 0)
+    fit.train(head, 400, 1e-3, preferences.comparison(head, latents, pairs, 32, 0.5), 0, QUIET)
+    held = preferences.judged(head, latents, pairs, np.flatnonzero(pairs.held_out))
+    assert held["right"] > 0.85
+    assert held["loss"] < held["constant_loss"]
+    guess = fit.predicted(head, latents, np.arange(800))
+    assert np.corrcoef(guess, reward)[0, 1] > 0.85
+
+
+def test_the_loss_of_a_comparison_by_hand() -> None:
+    model = model_of()
+    latents, _ = synthetic(model, [6, 6])
+    head = fit.new_head(model, "mse", 1, 0)
+    torch.nn.init.normal_(head.out.weight)
+    one = np.ones(1, np.int64)
+    pairs = preferences.Pairs(
+        np.array([[0, 1]]), np.array([[1, 2]]), 3 * one, np.array([0.3]), one == 0
+    )
+    loss = preferences.comparison(head, latents, pairs, 1, 0.0)
+    value = loss(np.random.default_rng(0)).item()
+    guess = fit.predicted(head, latents, np.arange(12)).reshape(2, 6)
+    p = 1 / (1 + np.exp(guess[0, 1:4].sum() - guess[1, 2:5].sum()))
+    assert value == pytest.approx(-0.3 * np.log(p) - 0.7 * np.log(1 - p), rel=1e-4)
+    judged = preferences.judged(head, latents, pairs, np.zeros(1, np.int64))
+    assert judged["loss"] == pytest.approx(value, rel=1e-4)
+    assert judged["right"] == float(p < 0.5)
+
+
+def test_errors_by_hand() -> None:
+    found = fit.errors(np.array([1.0, 3.0]), np.array([2.0, 6.0]), constant=3.0)
+    assert found["mae"] == 2.0
+    assert found["rmse"] == pytest.approx(5**0.5)
+    assert found["constant_mae"] == 2.0
+    assert found["r2"] == 0.0
+    assert np.isnan(fit.errors(np.ones(2), np.ones(2), 1.0)["r2"])
+
+
+# Latents
+
+
+def test_filtering_episodes_side_by_side_equals_one_by_one() -> None:
+    """Episodes of many lengths, longer than a chunk, one without its beginning."""
+    torch.manual_seed(0)
+    spec = EnvSpec({"x": ObsSpec("vector", (2,))}, ActionSpec("continuous", (2,)))
+    model = WorldModel(spec, tiny(latent="gaussian"))
+    scramble(model, scale=0.05)
+    # The mean instead of a draw, so that chance plays no part.
+    model.core.sample = lambda params: params[..., :1].tanh()  # type: ignore[method-assign]
+    full = replay_of([150, 70, 64, 3, 1, 150])
+    replay = Replay(spec, ReplayConfig(capacity=400), 1)
+    for start in range(0, 438):
+        rows = full.rows(0, start, start + 1)
+        replay.add(rows)
+    experience = Experience(replay)
+    assert experience.lengths.tolist() == [112, 70, 64, 3, 1, 150]
+    latents = filtered(model, experience, [0, 1, 2, 3, 5])
+    for number in (0, 1, 3, 5):
+        rows = experience.episode(number)
+        batch = random_batch(spec, 1, len(rows["reward"]))
+        batch.obs = {"x": torch.from_numpy(rows["x"])[None]}
+        batch.action = torch.from_numpy(rows["action"])[None]
+        batch.is_first = torch.from_numpy(rows["is_first"])[None]
+        batch.is_first[:, 0] = True  # nothing is known before what the replay holds
+        states = dream.follow(model, batch)
+        ours = latents.states(latents.rows(number, np.arange(len(rows["reward"]))))
+        assert torch.allclose(ours.deter, states.deter[0], atol=2e-3)  # kept as float16
+        assert torch.allclose(ours.stoch, states.stoch[0], atol=2e-3)
+
+
+class CountingModel(torch.nn.Module):
+    """A state that sums the actions' second entry; the head reads it."""
+
+    def imagine(self, state: LatentState, actions: torch.Tensor, horizon: int) -> Any:
+        steps = torch.cat([torch.zeros(len(actions), 1), actions[..., 1].cumsum(1)], 1)
+        deter = state.deter[:, None] + steps[..., None]
+        return LatentState(deter, state.stoch[:, None].expand(-1, horizon + 1, -1, -1)), actions
+
+
+class Reader:
+    """Predicts the first feature."""
+
+    def parameters(self) -> Any:
+        return iter([torch.zeros(1)])
+
+    def predict(self, feat: torch.Tensor) -> torch.Tensor:
+        return feat[..., 0]
+
+
+def test_dreams_are_compared_with_the_rows_that_really_came() -> None:
+    """In this replay the action of step t is t / 100, so sums of actions tell the steps apart."""
+    experience = Experience(replay_of([20, 20, 20]))
+    latents = Latents(model_of(), range(3), experience.lengths)
+    sums = np.arange(20).cumsum() / 100
+    latents.deter[:] = np.tile(sums, 3)[:, None]
+    labels = Labels([np.concatenate([[np.nan], sums[1:]]) for _ in range(3)])
+    examples = split(labels, 0.34, 0)
+    reader: Any = Reader()
+    found = fit.errors_ahead(reader, CountingModel(), experience, latents, examples, 0)
+    assert list(found) == ["1", "5", "10", "15"]
+    for ahead, errors in found.items():
+        assert errors["mae"] < 1e-3, ahead
+        assert errors["rows"] == 20 - max(int(ahead), 1)
+
+
+# Reports
+
+
+def test_calibration_bins_by_hand() -> None:
+    predicted = np.arange(20.0)
+    bins = report.calibration(predicted, predicted + 1)
+    assert len(bins) == 10
+    assert [one["rows"] for one in bins] == [2] * 10
+    assert bins[3]["predicted"] == 6.5
+    assert bins[3]["true"] == 7.5
+    assert (bins[3]["low"], bins[3]["high"]) == (6, 7)
+    assert len(report.calibration(predicted[:4], predicted[:4])) == 4
+
+
+def test_where_a_reward_was_seen_by_hand() -> None:
+    nan = float("nan")
+    labels = Labels([np.array([nan, 0.0, 0.0, 10.0]), np.array([nan, 6.0, 6.0]), np.array([nan])])
+    found = report.seen(labels)
+    assert (found["labels"], found["episodes"], found["min"], found["max"]) == (5, 2, 0.0, 10.0)
+    share = {one["level"]: (one["rows"], one["episodes"]) for one in found["levels"]}
+    assert share == {1: (0.6, 1), 2.5: (0.6, 1), 5: (0.6, 1), 7.5: (0.2, 0.5), 9: (0.2, 0.5)}
+    assert (found["best_episode"], found["best_mean"], found["best_sum"]) == (1, 6.0, 12.0)
+    assert sum(found["histogram"]["counts"]) == 5
+
+
+def test_examples_judge_by_what_was_held_out() -> None:
+    n = np.arange(4)
+    some = Examples(n, n, n * 1.0, np.array([False, True, False, True]))
+    assert report.judged(some).tolist() == [False, True, False, True]
+    none = Examples(n, n, n * 1.0, np.zeros(4, bool))
+    assert report.judged(none).all()
