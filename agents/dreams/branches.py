@@ -89,7 +89,7 @@ def draw(policy: Policy, lived: Experience, settings: DreamConfig, folder: Path)
         real = films.pictures(policy.spec, now)[0]
         stem = folder / "branches"
         write_picture(stem.with_suffix(".png"), grid(real, futures))
-        moving = film(real, futures, SIDE)
+        moving = films.coarse(film(real, futures, SIDE))
         stem.with_suffix(".gif").write_bytes(gif(moving, settings.fps))
         write_video(stem.with_suffix(".mp4"), film(real, futures, VIDEO_SIDE), settings.fps)
         pictures = [

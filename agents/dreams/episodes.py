@@ -46,13 +46,14 @@ class Experience:
         """The numbers of used episodes that hold a whole dream; ConfigError where none does."""
         fit = [n for n in self.used if self.length(n) >= settings.rows]
         if not fit:
-            lengths = [self.length(n) for n in self.used]
-            most = max(lengths) - settings.context
+            lengths = sorted({self.length(n) for n in self.used})
+            span = " to ".join(str(n) for n in dict.fromkeys((lengths[0], lengths[-1])))
+            most = lengths[-1] - settings.context
             hint = f"horizon={most} or less, or a smaller context" if most > 0 else "less of both"
             raise ConfigError(
                 f"context={settings.context} and horizon={settings.horizon} need an episode of "
-                f"{settings.rows} rows, but the {len(lengths)} episodes have {min(lengths)} to "
-                f"{max(lengths)} (their steps and one more). Give {hint}."
+                f"{settings.rows} rows, but the {len(self.used)} episodes have {span} (their "
+                f"steps and one more). Give {hint}."
             )
         return fit
 

@@ -74,8 +74,7 @@ def _compare(model: Any, spec: EnvSpec, batch: Batch, context: int) -> Honesty:
     for key in [*spec.keys("vector"), *spec.keys("discrete")]:
         if key in loop.shown:
             errors[f"{key} MSE"] = _both(metrics.mse, [(batch.obs[key], loop.shown[key])], context)
-    recorded = getattr(model, "recorded_reward", None)
-    reward = batch.reward if recorded is None else recorded(batch)
+    reward = _recorded(model, batch)
     lives = 1.0 - batch.is_terminal.float()
     goes_on = dream.goes_on(model, loop.cont)
     for what, truth, ours in (("Reward", reward, loop.reward), ("Continue", lives, goes_on)):
@@ -88,6 +87,16 @@ def _compare(model: Any, spec: EnvSpec, batch: Batch, context: int) -> Honesty:
         metrics.discounted(loop.reward[:, context:], loop.cont[:, context:]).cpu().numpy(),
         metrics.discounted(reward[:, context:], discount * lives[:, context:]).cpu().numpy(),
     )
+
+
+@torch.no_grad()
+def _recorded(model: Any, batch: Batch) -> torch.Tensor:
+    """What the model's reward predicts, as it was recorded [B, T]."""
+    recorded = getattr(model, "recorded_reward", None)
+    if recorded is None:
+        return batch.reward
+    found: torch.Tensor = recorded(batch, dream.follow(model, batch))
+    return found
 
 
 def _both(

@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 
 KINDS = {".png": "image/png", ".gif": "image/gif"}
+SHAPES = ("film", "plot", "wide")  # see Picture
 STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1c1c1c; --soft: #5b5b5b; --line: #d5d5d5;
   --card: #f5f5f3; --accent: #b45f00; }
@@ -85,8 +86,8 @@ def write(
 def _section(section: Section) -> str:
     text = "".join(f"<p>{escape(words)}</p>\n" for words in section.text)
     out = [f"<section>\n<h2>{escape(section.title)}</h2>\n{text}"]
-    shapes = {"film": ("9rem", "grid films"), "plot": ("19rem", "grid")}
-    for shape, (least, name) in shapes.items():
+    grids = {"film": ("8rem", "grid films"), "plot": ("19rem", "grid")}
+    for shape, (least, name) in grids.items():
         chosen = [picture for picture in section.pictures if picture.shape == shape]
         if chosen:
             inner = "".join(map(_figure, chosen))

@@ -11,6 +11,7 @@ from agents.dreams.episodes import Experience
 from agents.dreams.page import Picture, Section
 from agents.dreams.settings import DreamConfig
 from worldmodel import dream, plots
+from worldmodel.dream import films
 from worldmodel.log import gif, write_picture, write_video
 from worldmodel.types import Batch, EnvSpec
 
@@ -54,7 +55,7 @@ def _films(
     """strip_N as PNG, GIF and MP4."""
     stem, context = folder / f"strip_{number}", settings.context
     write_picture(stem.with_suffix(".png"), dream.strip(frames, context))
-    moving = gif(dream.titled(frames, context, SIDE), settings.fps)
+    moving = gif(films.coarse(dream.titled(frames, context, SIDE)), settings.fps)
     stem.with_suffix(".gif").write_bytes(moving)
     write_video(stem.with_suffix(".mp4"), dream.titled(frames, context, VIDEO_SIDE), settings.fps)
     what = f"truth, prediction and error of episode {number}, imagined from frame {context + 1} on"

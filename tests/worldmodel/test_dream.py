@@ -86,6 +86,14 @@ def test_titles_count_and_turn_orange_where_imagination_starts() -> None:
     assert all(side % 16 == 0 for side in shown[0].shape[:2])  # a video keeps every pixel
 
 
+def test_coarse_colours_keep_black_white_and_nearly_the_rest() -> None:
+    frame = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, 2)
+    (found,) = films.coarse([frame])
+    assert (found[0, 0, 0], found[-1, -1, 0]) == (0, 255)
+    assert len(np.unique(found)) == 32
+    assert abs(found.astype(int) - frame).max() <= 8
+
+
 def test_begun_lines_actions_up_with_the_frames_they_led_to() -> None:
     spec = EnvSpec({"image": ObsSpec("image", (8, 8, 3))}, ActionSpec("discrete", (3,)))
     frames = {"image": np.zeros((3, 8, 8, 3), np.uint8)}

@@ -1,0 +1,229 @@
+"""scripts/dream.py end to end on small untrained runs, and what it says to wrong input."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import cv2
+import imageio.v2 as imageio
+import numpy as np
+import pytest
+import torch
+
+import agents
+from agents.dreams.cli import dream_command
+from agents.dreams.settings import DreamConfig
+from agents.random import RandomConfig
+from tests.agents.play_runs import counting, left_right, run_folder
+from worldmodel.config import keys_of
+from worldmodel.envs import EnvConfig
+from worldmodel.rssm import WorldModel
+
+SMALL = ["context=3", "horizon=6", "play=3", "starts=6", "episodes=2", "futures=2"]
+VECTORS = EnvConfig(
+    id="tests.envs_for_tests:CountingEnv", kwargs={"length": 14}, pixels=False, state=True
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_folder(tmp_path_factory.mktemp("runs") / "pixels", left_right(length=14))
+
+
+@pytest.fixture(scope="module")
+def vector_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_folder(tmp_path_factory.mktemp("runs") / "vectors", VECTORS)
+
+
+@pytest.fixture(scope="module")
+def report(run: Path) -> tuple[Path, str]:
+    """The folder that the command makes by itself, and what it said."""
+    code, said = command(f"run={run}", *SMALL)
+    assert code == 0, said
+    return run / "dreams", said
+
+
+@pytest.fixture(scope="module")
+def replayed(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report on recorded episodes, made while no environment could be."""
+    out = tmp_path_factory.mktemp("out") / "replayed"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("agents.dreams.episodes.evaluate", None)
+        code, said = command(f"run={run}", *SMALL, "source=replay", "pick=[2,0]", f"out={out}")
+    assert code == 0, said
+    assert "recorded episodes, which it learned from" in said
+    return out
+
+
+def command(*words: Any) -> tuple[int, str]:
+    said: list[str] = []
+    code = dream_command(said.append, [str(word) for word in words])
+    return code, "\n".join(said)
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_writes_all_that_it_promises(report: tuple[Path, str]) -> None:
+    folder, said = report
+    names = {path.name for path in folder.iterdir()}
+    stems = [f"strip_{i}" for i in range(2)] + ["branches"]
+    plots = ["image_mse", "image_ssim", "reward_error", "continue_error", "latent_kl", "return"]
+    assert names == {
+        *(f"{stem}{suffix}" for stem in stems for suffix in (".png", ".gif", ".mp4")),
+        *(f"honesty_{plot}{suffix}" for plot in plots for suffix in (".png", ".csv")),
+        "branches.csv", "branches_numbers.png", "report.html", "summary.json",
+    }  # fmt: skip
+    found = json.loads((folder / "summary.json").read_text())
+    assert found["starts_used"] == 6
+    assert found["headline"]["step"] == 6  # no longer than the horizon
+    assert found["headline"]["ratio"] == pytest.approx(
+        found["headline"]["repeated"] / found["headline"]["model"]
+    )
+    assert f"a ratio of {found['headline']['ratio']:.2f}" in said
+    assert len(found["mean_errors"]["Image MSE"]["model"]) == 6
+    assert len(table(folder / "honesty_image_mse.csv")) == 12  # two curves
+    assert len(table(folder / "honesty_return.csv")) == 6
+    rows = table(folder / "branches.csv")
+    assert len(rows) == 4 * 6
+    assert {"actions", "future", "step", "reward", "cont", "value"} == set(rows[0])
+    html = (folder / "report.html").read_text()
+    assert html.count("data:image/gif") == 3
+    assert not re.search(r"https?://|<script", html)
+
+
+def test_films_have_a_frame_for_every_row(report: tuple[Path, str]) -> None:
+    folder, _ = report
+    assert len(imageio.mimread(folder / "strip_0.gif")) == 9
+    assert len(imageio.mimread(folder / "branches.gif")) == 7  # what is real, and six steps
+    video = cv2.VideoCapture(str(folder / "strip_0.mp4"))
+    assert int(video.get(cv2.CAP_PROP_FRAME_COUNT)) == 9
+    picture = cv2.imread(str(folder / "strip_0.png"))
+    assert (picture == (0, 140, 255)).all(-1).any()  # the mark, blue first
+
+
+def test_the_same_seed_repeats_itself(run: Path, report: tuple[Path, str], tmp_path: Path) -> None:
+    torch.rand(5)
+    assert command(f"run={run}", *SMALL, f"out={tmp_path}")[0] == 0
+    for name in ("strip_1.gif", "branches.png", "branches.csv", "honesty_return.csv"):
+        assert (tmp_path / name).read_bytes() == (report[0] / name).read_bytes()
+
+
+def test_recorded_episodes_are_shown_by_number_as_they_happened(run: Path, replayed: Path) -> None:
+    assert {path.name for path in replayed.glob("*.gif")} == {
+        "strip_2.gif", "strip_0.gif", "branches.gif",
+    }  # fmt: skip
+    replay = agents.load_replay(run)
+    stream, start, stop = replay.episodes(complete=True)[0]
+    truth = replay.rows(stream, start, stop)["image"][2]  # the last of three context frames
+    strip = imageio.imread(replayed / "strip_0.png")
+    line = (strip == (255, 140, 0)).all(-1).all(0).argmax()
+    shown = strip[15 : 15 + 96, line - 96 : line]
+    assert np.array_equal(shown[::3, ::3], truth)
+
+
+def test_random_play_needs_no_replay_and_changes_nothing_in_the_run(
+    run: Path, tmp_path: Path
+) -> None:
+    copy, out = tmp_path / "copy", tmp_path / "out"
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "replay")
+
+    def state() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+
+    before = state()
+    code, said = command(f"run={copy}", *SMALL, "source=replay", f"out={out}")
+    assert code == 2
+    assert said.startswith("error: ")
+    assert "replay" in said
+    code, said = command(f"run={copy}", *SMALL, "mode=random", f"out={out}")
+    assert code == 0
+    assert "played by random actions" in said
+    found = json.loads((out / "summary.json").read_text())
+    assert set(keys_of(DreamConfig)) - {"pick"} <= set(found)
+    assert found["mode"] == "random"
+    assert state() == before
+
+
+def test_vectors_are_drawn_as_curves(vector_run: Path, tmp_path: Path) -> None:
+    code, said = command(f"run={vector_run}", *SMALL, f"out={tmp_path}")
+    assert code == 0, said
+    assert "left out: the run has no images, so there are no films" in said
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"curves_0.png", "curves_0.csv", "honesty_count_mse.png"} <= names
+    assert not any(name.endswith((".gif", ".mp4")) for name in names)
+    truth = [row for row in table(tmp_path / "curves_0.csv") if row["curve"] == "truth"]
+    steps = [float(row["y"]) for row in truth if row["panel"] == "count[1]"]
+    assert steps == list(range(9))  # the environment counts its steps
+    assert json.loads((tmp_path / "summary.json").read_text())["headline"]["what"] == "count MSE"
+
+
+def test_a_model_without_a_decoder_still_shows_its_promises(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(WorldModel, "decode")
+    code, said = command(f"run={run}", *SMALL, f"out={tmp_path}")
+    assert code == 0, said
+    assert "left out: the model has no decoder" in said
+    assert "no error to compare" in said
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"honesty_return.png", "honesty_reward_error.csv", "branches_numbers.png"} <= names
+    assert not any("strip" in name or "image" in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["pick=[7]"], 2, "There is no episode 7: there are 3, numbered 0 to 2"),
+        (["horizon=60"], 2, "need an episode of 63 rows, but the 3 episodes have 15 "),
+        (["context=40"], 2, "Give less of both"),
+        (["horzon=6"], 2, "Unknown key 'horzon'. Did you mean 'horizon'?"),
+        (["source=relay"], 2, "Unknown source 'relay'"),
+        (["futures=0"], 2, "futures is 0; it must be at least 1"),
+        (["horizon=ten"], 2, "Wrong value for 'horizon'"),
+        (["device=abacus"], 2, "Unknown device 'abacus'"),
+        (["fast"], 2, "Cannot read 'fast': settings are given as key=value"),
+    ],
+)
+def test_mistakes_cost_one_clear_line(
+    run: Path, tmp_path: Path, words: list[str], code: int, message: str
+) -> None:
+    found, said = command(f"run={run}", *SMALL, f"out={tmp_path / 'o'}", *words)
+    assert found == code
+    assert said.splitlines()[-1].startswith("error: ")
+    assert message in said
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    assert command(f"run={tmp_path / 'nowhere'}") == (
+        2,
+        f"error: There is no config.yaml in '{tmp_path / 'nowhere'}': this is not a run folder. "
+        "Give the folder that a training run printed as its own.",
+    )
+    code, said = command()
+    assert code == 2
+    assert "These settings have no value: run" in said
+
+
+def test_a_random_agent_does_not_dream(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "random", counting(length=5), RandomConfig())
+    code, said = command(f"run={folder}")
+    assert code == 2
+    assert "(random) has no world model that could dream" in said
+    assert not (folder / "dreams").exists()
+
+
+def test_a_place_that_cannot_be_written_to(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    code, said = command(f"run={run}", *SMALL, f"out={tmp_path / 'file' / 'deep'}")
+    assert code == 2
+    assert "cannot be written to" in said
+    assert "Give another out=" in said
