@@ -1,0 +1,8 @@
+"""Run and draw the figures of the Dyna family: `python scripts/plot.py figure=dyna_maze`."""
+
+import sys
+
+from agents.studies.plot import plot_command
+
+if __name__ == "__main__":
+    raise SystemExit(plot_command(print, sys.argv[1:]))
