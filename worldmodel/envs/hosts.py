@@ -1,4 +1,4 @@
-"""Where an environment of a vector lives: in this process, or in one of its own.
+"""Where an environment of a vector lives: in this process, or in one of its own (`processes`).
 
 Either host takes one command at a time and answers it, or says in words why it cannot:
 
@@ -11,18 +11,9 @@ Either host takes one command at a time and answers it, or says in words why it 
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import faulthandler
-import multiprocessing
-import os
-import pickle
-import signal
-import threading
-import time
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from typing import Any, NamedTuple, Protocol
 
 import gymnasium
@@ -33,7 +24,6 @@ from .journal import Episodes
 Maker = Callable[[], Episodes]
 CLOSE_SECONDS = 5.0  # until a process that was asked to end is killed
 TRACEBACK_LINES = 12
-PRELOAD = "worldmodel.envs.observe"  # imported once by the server of processes; without torch
 
 
 class Spaces(NamedTuple):
@@ -46,7 +36,8 @@ class Spaces(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """One row. episode: the number of the full reset that it descends from."""
+    """One row. obs: valid until the next command. episode: the number of the full reset that the
+    row descends from."""
 
     obs: dict[str, Any]
     reward: float
@@ -90,16 +81,16 @@ class Runner:
 
     def run(self, name: str, *data: Any) -> Any:
         """The answer; raises whatever the environment raises."""
-        if name == "make":
-            made = self._env = self._maker()
-            return Spaces(
-                made.observation_space, made.action_space, made.metadata, made.render_mode
-            )
         env = self._env
+        if name == "step" and env is not None:
+            obs, reward, terminated, truncated, info = env.step(data[0])
+            return Answer(obs, float(reward), terminated, truncated, info, env.episode)
+        if name == "make":
+            env = self._env = self._maker()
+            return Spaces(env.observation_space, env.action_space, env.metadata, env.render_mode)
         assert env is not None, "make comes first"
-        if name in ("step", "replay"):
-            row = env.step(*data) if name == "step" else env.replay(data[0], self._alive)
-            obs, reward, terminated, truncated, info = row
+        if name == "replay":
+            obs, reward, terminated, truncated, info = env.replay(data[0], self._alive)
             return Answer(obs, float(reward), terminated, truncated, info, env.episode)
         assert name == "reset"
         seed, episode, options = data
@@ -151,172 +142,3 @@ class LocalHost:
         # An environment that failed may well fail to close.
         with contextlib.suppress(Exception, SystemExit):
             self._runner.close()
-
-
-class ProcessHost:
-    """An environment in a process of its own, which ends when this process does, however that
-    comes about."""
-
-    process: Any = None
-
-    def __init__(self, maker: Maker) -> None:
-        self._maker = maker
-
-    def _start(self) -> None:
-        context = _context()
-        self._pipe, theirs = context.Pipe()
-        self._words, words = context.Pipe(duplex=False)
-        process = context.Process(target=_work, args=(self._maker, theirs, words), daemon=True)
-        try:
-            process.start()
-        finally:
-            theirs.close()  # or its end would not be seen here
-            words.close()
-        self.process = process
-        # Before multiprocessing's own exit, which would wait for a process that waits for us.
-        atexit.register(self.end, 0.0)
-
-    def send(self, name: str, *data: Any) -> None:
-        try:
-            if name == "make":
-                self._start()
-            self._pipe.send_bytes(pickle.dumps((name, *data), 5))
-        except OSError as error:
-            why = f"No process could be started: {error}." if self.process is None else ""
-            raise HostFailed(why or self._why_it_died()) from error
-
-    def receive(self, began: float, seconds: float) -> Any:
-        try:
-            while True:
-                if not self._pipe.poll(max(0.0, began + seconds - time.monotonic())):
-                    raise HostFailed(self._why_it_hangs(seconds))
-                kind, answer = pickle.loads(self._pipe.recv_bytes())
-                if kind == "answer":
-                    return answer
-                if kind == "failed":
-                    words, broke_a_rule = answer
-                    raise HostFailed(words, EnvError(words) if broke_a_rule else None)
-                assert kind == "alive"
-                began = time.monotonic()  # a long replay goes on
-        except (EOFError, OSError) as error:
-            raise HostFailed(self._why_it_died()) from error
-        except HostFailed:
-            raise
-        except Exception as error:
-            raise HostFailed(f"Its answer cannot be read: {reason_of(error)}") from error
-
-    def ask_to_end(self) -> None:
-        if self.process is None:
-            return
-        with contextlib.suppress(OSError):
-            self._pipe.send_bytes(pickle.dumps(("close",), 5))
-
-    def end(self, seconds: float) -> None:
-        if self.process is None:
-            return
-        atexit.unregister(self.end)
-        self.process.join(seconds)
-        if self.process.exitcode is None:
-            # Not SIGTERM, which it ignores: one sent to the whole group is meant for us.
-            self.process.kill()
-            self.process.join(CLOSE_SECONDS)
-        self._pipe.close()
-        self._words.close()
-
-    def _why_it_hangs(self, seconds: float) -> str:
-        where = ""
-        if hasattr(signal, "SIGUSR1") and self.process.pid is not None:
-            with contextlib.suppress(OSError):
-                os.kill(self.process.pid, signal.SIGUSR1)
-            where = self._last_words(0.5)
-        return f"It gave no answer within {seconds:g} s.{where}"
-
-    def _why_it_died(self) -> str:
-        self.process.join(1.0)
-        code = self.process.exitcode
-        name = ""
-        if code is not None and code < 0:
-            with contextlib.suppress(ValueError):
-                name = f", {signal.Signals(-code).name}"
-            name += ": killed, often for want of memory" if code == -9 else ""
-        return f"Its process ended without an answer (exit code {code}{name}).{self._last_words()}"
-
-    def _last_words(self, seconds: float = 0.0) -> str:
-        """Where it was, as its fault handler wrote it."""
-        text = b""
-        with contextlib.suppress(OSError, ValueError):
-            while self._words.poll(0.05 if text else seconds):
-                part = os.read(self._words.fileno(), 65536)
-                if not part:
-                    break
-                text += part
-        lines = text.decode(errors="replace").strip().splitlines()
-        return "\n  ".join(["", *lines[:TRACEBACK_LINES]])
-
-
-def _context() -> Any:
-    """How processes start. A fork of a process that has threads, CUDA or a GL context may hang."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    multiprocessing.set_forkserver_preload([PRELOAD])
-    return multiprocessing.get_context("forkserver")
-
-
-def _work(maker: Maker, pipe: Connection, words: Connection) -> None:
-    """The life of an environment's process."""
-    # Whoever stops a run signals the whole group; the parent decides when its environments end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    faulthandler.enable(words.fileno(), all_threads=False)
-    if hasattr(faulthandler, "register"):
-        faulthandler.register(signal.SIGUSR1, words.fileno(), all_threads=False)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    runner = Runner(maker, _Heartbeat(pipe))
-    with contextlib.suppress(EOFError, OSError):  # the parent is gone
-        while True:
-            name, *data = pickle.loads(pipe.recv_bytes())
-            if name == "close":
-                break
-            try:
-                reply: Any = ("answer", runner.run(name, *data))
-            except (Exception, SystemExit) as error:
-                reply = ("failed", (reason_of(error), isinstance(error, EnvError)))
-            pipe.send_bytes(_packed(reply))
-    with contextlib.suppress(Exception, SystemExit):
-        runner.close()
-
-
-def _end_with_parent() -> None:
-    """A hanging environment would never see that its pipe has no other end."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-class _Heartbeat:
-    """Says once a second that a replay goes on."""
-
-    def __init__(self, pipe: Connection) -> None:
-        self._pipe, self._last = pipe, time.monotonic()
-
-    def __call__(self) -> None:
-        now = time.monotonic()
-        if now - self._last > 1:
-            self._last = now
-            self._pipe.send_bytes(pickle.dumps(("alive", None), 5))
-
-
-def _packed(reply: Any) -> bytes:
-    """A pickle of the reply; entries of info that cannot be pickled stay behind."""
-    try:
-        return pickle.dumps(reply, 5)
-    except Exception:
-        kind, answer = reply
-        assert isinstance(answer, Answer)
-        kept = {}
-        for key, value in answer.info.items():
-            with contextlib.suppress(Exception):
-                pickle.dumps(value)
-                kept[key] = value
-        return pickle.dumps((kind, answer._replace(info=kept)), 5)
