@@ -149,7 +149,7 @@ def test_pictures_show_agent_and_layout() -> None:
     changed = env.step(1)[0]["image"]
     assert start.std() > 20
     assert (start != moved).any()
-    closed = (slice(34, 40), slice(58, 62))  # the right end of the wall
+    closed = (slice(34, 38), slice(58, 62))  # the right end of the wall
     assert np.abs(moved[closed].astype(int) - start[closed]).max() < 10
     assert np.abs(changed[closed].astype(int) - start[closed]).max() > 100
     fine = draw(np.array([list(r) for r in refine(MAZE, 8)]), 0)

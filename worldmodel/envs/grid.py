@@ -25,7 +25,8 @@ MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))  # up, right, down, left, in rows and
 SYMBOLS = ".#SGH"
 PICTURE = 288  # pixels of a picture's longer side, about
 COLOURS = {
-    "floor": (246, 244, 239), "line": (226, 221, 211), "wall": (62, 68, 82),
+    "outside": (120, 126, 138), "floor": (246, 244, 239), "line": (226, 221, 211),
+    "wall": (62, 68, 82),
     "start": (187, 212, 238), "goal": (86, 168, 116), "flag": (255, 255, 255),
     "pit": (36, 36, 44), "ring": (196, 84, 72), "agent": (232, 131, 42), "rim": (140, 70, 10),
 }  # fmt: skip
@@ -170,8 +171,16 @@ class GridWorld(gymnasium.Env[Any, Any]):
         return [self._move(phase, state, (action + t) % 4, chance) for t, chance in turns]
 
     def render(self) -> Any:
-        """The grid and the agent, uint8 [H, W, 3]."""
-        return draw(self.cells[self.phase], self.state)
+        """The grid and the agent in the middle of a square, uint8 [H, H, 3]."""
+        picture = draw(self.cells[self.phase], self.state)
+        # Images of agents and films are square, and cells should stay so when they are resized.
+        height, width = picture.shape[:2]
+        side = max(height, width)
+        square = np.empty((side, side, 3), np.uint8)
+        square[:] = COLOURS["outside"]
+        top, left = (side - height) // 2, (side - width) // 2
+        square[top : top + height, left : left + width] = picture
+        return square
 
     def _settle(self) -> None:
         """The phase that belongs to the clock."""
