@@ -26,7 +26,7 @@ from agents.run import report
 from agents.run.cli import see_working_folder
 from agents.run.settings import CONFIG, TrainConfig
 from agents.run.train import train
-from worldmodel import config
+from worldmodel import config, seeding
 
 MODEL_PARTS = ["encoder", "core", "decoder", "heads", "ensemble"]
 
@@ -131,7 +131,8 @@ def write_score(settings: TrainConfig, asked: DreamConfig) -> list[str]:
     summary = report.read_summary(folder)
     assert summary is not None
     policy = load_policy(folder, settings.device)
-    episodes, seed = settings.final_episodes, settings.seed
+    # The episodes of the run's own last evaluation.
+    episodes, seed = settings.final_episodes, seeding.spawn(settings.seed, "evaluation")
     found = score(policy, asked.control, asked.run, episodes, seed, settings.eval_envs)
     parts = {name: sum(values) / len(values) for name, values in found.parts.items()}
     summary["control"] = {

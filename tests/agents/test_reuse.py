@@ -90,6 +90,18 @@ def test_a_fitted_head_pays_the_new_actor_and_its_function_judges_it(
     assert agents.load(to).model.config.heads["still"].target == ""
 
 
+def test_stopped_and_continued_it_is_the_same(old: Path, tmp_path: Path) -> None:
+    asked = reuse.DreamConfig(str(old / "run"), {"reward": 1.0}, str(tmp_path / "a"), 6)
+    settings = reuse.dream_settings(asked)
+    train(settings, SILENT)
+    parts = replace(settings, run=str(tmp_path / "b"))
+    train(replace(parts, updates=2), SILENT)
+    train(parts, SILENT)
+    one, other = (checkpoint.load(tmp_path / name)["agent"] for name in "ab")
+    assert all(torch.equal(one["module"][k], other["module"][k]) for k in one["module"])
+    assert torch.equal(one["optim"]["mean"], other["optim"]["mean"])
+
+
 def test_without_a_place_it_lies_beside_the_old_run(old: Path) -> None:
     asked = reuse.DreamConfig(run=str(old / "run"), control={"reward": 1.0})
     settings = reuse.dream_settings(asked)
