@@ -131,6 +131,7 @@ def kill_often(folder: Path, storage: str, kills: int) -> list[int]:
 def main(folder: Path, kills: int) -> None:
     """Both storages; prints the cycles reached."""
     warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     # A kill loses nothing that was written, and waiting for the disk hides the other moments.
     os.fsync = lambda _: None
     found = {}
