@@ -170,37 +170,44 @@ def draw_grid(
     axes.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
     axes.grid(which="major", visible=False)
     axes.grid(which="minor", color="#ffffff", linewidth=0.8, alpha=1.0)
+    axes.spines[:].set_visible(False)
     axes.tick_params(which="both", length=0, labelbottom=False, labelleft=False)
     row, column, action = np.nonzero(moves)
     across, down = np.array([0, 1, 0, -1])[action], np.array([-1, 0, 1, 0])[action]
     # Light arrows on dark cells: the upper half of the colour scale is dark.
     dark = np.nan_to_num(values)[row, column] > limits[0] + 0.55 * (limits[1] - limits[0])
     axes.quiver(
-        column + 0.06 * across, row + 0.06 * down, across, down, angles="xy", scale_units="xy",
-        scale=2.8, width=0.005, headwidth=4, headlength=4.5, headaxislength=4,
+        column, row, across, down, angles="xy", scale_units="xy", pivot="middle",
+        scale=2.2, width=0.005, headwidth=4, headlength=4.5, headaxislength=4,
         color=np.where(dark, "#ffffff", "#222222"),
     )  # fmt: skip
     for (at_row, at_column), letter in marks.items():
         axes.text(
-            at_column, at_row, letter, ha="center", va="center", fontsize=11, fontweight="bold",
-            color=COLOURS[1],
+            at_column - 0.32, at_row - 0.3, letter, ha="center", va="center", fontsize=8,
+            fontweight="bold", color="#222222",
+            bbox={"boxstyle": "round,pad=0.15", "facecolor": "#ffffff", "edgecolor": "none"},
         )  # fmt: skip
     axes.set_title(title)
     return image
 
 
 def animate(
-    made: Any, path: Path, frames: int, show: Callable[[int], None], rate: int = 4, dpi: int = 80
+    made: Any, path: Path, frames: Sequence[Callable[[], object]], rate: int = 4, dpi: int = 80
 ) -> Path:
-    """A GIF of a figure that `show(i)` draws anew for each of its frames, `rate` a second; the last
-    one stays for two seconds. The figure stays open."""
+    """A GIF of a figure that each of `frames` draws anew, `rate` a second; the last one stays for a
+    second more. The figure stays open."""
     from matplotlib.animation import PillowWriter
 
     path.parent.mkdir(parents=True, exist_ok=True)
+    frames[0]()
+    made.canvas.draw()
+    made.set_layout_engine("none")  # laid out once: the picture must not move, and it is quicker
     writer = PillowWriter(fps=rate)
     with writer.saving(made, str(path), dpi):
-        for i in [*range(frames), *[frames - 1] * (2 * rate)]:
-            show(i)
+        for show in frames:
+            show()
+            writer.grab_frame()
+        for _ in range(rate):
             writer.grab_frame()
     return path
 

@@ -88,9 +88,10 @@ class Job:
         """Whether short runs are enough."""
         return self.settings.quick
 
-    def seeds(self, runs: int) -> range:
-        """The seeds of this figure's runs, which are `runs` unless the settings say otherwise."""
-        count = self.settings.runs or (3 if self.quick else runs)
+    def seeds(self, runs: int, most: int = 100_000) -> range:
+        """The seeds of this figure's runs, which are `runs` unless the settings say otherwise, and
+        never more than `most`."""
+        count = min(most, self.settings.runs or (3 if self.quick else runs))
         self._seeds = range(self.settings.seed, self.settings.seed + count)
         return self._seeds
 

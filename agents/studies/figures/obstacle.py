@@ -38,7 +38,7 @@ def make(job: Job) -> None:
     """Run, draw."""
     seeds = job.seeds(RUNS)
     x = np.arange(0, STEPS + 1, 25)
-    after = np.arange(0, 1001, 10)
+    after = np.arange(0, 501, 5)
     titles = ("all along", "the way found again")
     panels: dict[str, list[plots.Curve]] = {title: [] for title in titles}
     for agent, name in LEGEND.items():

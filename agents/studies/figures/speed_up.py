@@ -6,6 +6,8 @@ zero nothing is learned before the goal was reached by chance, whatever is plann
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from agents.dyna import DynaQConfig
@@ -58,11 +60,15 @@ def make(job: Job) -> None:
     }
     made, axes = plots.figure(columns=2)
     for panel, (title, curves) in zip(axes[0], panels.items(), strict=True):
-        plots.draw(panel, curves, title, "planning steps n", "real steps (median)")
+        places = np.arange(len(planning))  # 0 has no place on a logarithmic axis
+        placed = [replace(curve, x=places) for curve in curves]
+        plots.draw(panel, placed, title, "planning steps n", "real steps (median)")
+        panel.set_xticks(places, [str(n) for n in planning])
         panel.set_yscale("log")
-        panel.set_xscale("symlog", linthresh=1)
-        panel.set_xticks(planning, [str(n) for n in planning])
         panel.minorticks_off()
+        ticks = [mantissa * 10**power for power in (2, 3, 4) for mantissa in (1, 2, 5)]
+        panel.set_yticks(ticks, [f"{tick:,}" for tick in ticks])
+        panel.set_ylim(150, 60_000)
     best, truth = shortest_path(world), best_return(lake(slippery=True), LIMIT)
     job.say(f"  shortest way: {best} steps")
     what = "slippery: the best chance of arriving within 200 steps"

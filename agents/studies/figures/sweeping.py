@@ -36,6 +36,11 @@ def world_of(size: int) -> WorldTable:
     return GridWorld(replace(grid, layouts=(refine(grid.layouts[0], size),))).table()
 
 
+def cells_of(size: int) -> int:
+    """How many cells are no walls."""
+    return sum(cell != "#" for row in GRIDS["dyna_maze"].layouts[0] for cell in row) * size**2
+
+
 def measure(world: WorldTable, agent: str, seeds: range) -> np.ndarray:
     """Planning updates and real steps until the greedy way is within 1.2 of the shortest one, [R,
     2]. It is looked at after each episode, before the first one too."""
@@ -54,7 +59,6 @@ def make(job: Job) -> None:
     seeds = job.seeds(RUNS)
     sizes = QUICK_SIZES if job.quick else SIZES
     worlds = {size: world_of(size) for size in sizes}
-    cells = np.array([len(set(world.next.ravel().tolist())) for world in worlds.values()])
     panels: dict[str, list[plots.Curve]] = {"planning updates": [], "real steps": []}
     for place, agent in enumerate(AGENTS):
         runs = np.stack([measure(worlds[size], agent, seeds) for size in sizes], 1)  # [R, N, 2]
@@ -70,7 +74,7 @@ def make(job: Job) -> None:
     for panel, (title, curves) in zip(axes[0], panels.items(), strict=True):
         plots.draw(panel, curves, f"{title} until the way is short", "size of the maze", title)
         panel.set_yscale("log")
-        labels = [f"x{size}\n{count}" for size, count in zip(sizes, cells, strict=True)]
+        labels = [f"x{size}\n{cells_of(size)}" for size in sizes]
         panel.set_xticks(list(sizes), labels)
         for curve in curves:
             panel.plot(curve.x, curve.y, "o", color=curve.colour, markersize=4)

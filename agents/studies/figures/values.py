@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,29 @@ from agents.studies.figures.job import Job, chunks
 from worldmodel import plots
 from worldmodel.envs.grid import GRIDS, GridWorld
 
-# Moments in real steps: often where much happens.
-EARLY = (*range(0, 900, 60), *range(900, 2000, 100), 2000)
-CHANGE = (*range(0, 1000, 100), *range(1000, 1600, 50), *range(1600, 3001, 100))
+
+@dataclass(frozen=True)
+class Film:
+    """Who is filmed where. begin: episodes before the first moment; moments: real steps from there
+    on, often where much happens."""
+
+    maze: str
+    name: str
+    agent: DynaConfig
+    begin: int
+    moments: tuple[int, ...]
+
+
+FILMS = (
+    Film("dyna_maze", "Dyna-Q", DynaQConfig(n=10), 1, (*range(0, 200, 12), *range(200, 901, 70))),
+    Film(
+        "blocking_maze",
+        "Dyna-Q+",
+        DynaQPlusConfig(n=50, alpha=0.5, kappa=1e-3),
+        0,
+        (*range(100, 1000, 100), *range(1000, 1600, 50), *range(1600, 3001, 200)),
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -31,12 +51,14 @@ class Snapshot:
     rewards: float
 
 
-def measure(
-    maze: str, agent: DynaConfig, seed: int, moments: Sequence[int]
-) -> tuple[GridWorld, list[Snapshot]]:
-    """One run's snapshots at each moment, in real steps."""
-    grid = GridWorld(GRIDS[maze])
-    run, found = Experiment(grid.table(), agent, seed), []
+def measure(film: Film, seed: int, quick: bool = False) -> tuple[GridWorld, list[Snapshot]]:
+    """One run's snapshots, before its first step and at each moment."""
+    grid = GridWorld(GRIDS[film.maze])
+    run = Experiment(grid.table(), film.agent, seed)
+    found = [snapshot(grid, run)]
+    if film.begin:
+        run.advance(episodes=film.begin)
+    moments = film.moments[:: len(film.moments) // 2] if quick else film.moments
     for more in chunks(np.array(moments)):
         run.advance(more)
         found.append(snapshot(grid, run))
@@ -58,39 +80,37 @@ def snapshot(grid: GridWorld, run: Experiment) -> Snapshot:
 
 def make(job: Job) -> None:
     """One run of each agent, filmed."""
-    seed = job.seeds(1)[0]
-    plus = DynaQPlusConfig(n=50, alpha=0.5, kappa=1e-3)
-    for maze, agent, moments in (
-        ("dyna_maze", DynaQConfig(n=10), EARLY),
-        ("blocking_maze", plus, CHANGE),
-    ):
-        name = "Dyna-Q" if maze == "dyna_maze" else "Dyna-Q+"
-        few = moments[:: len(moments) // 2] if job.quick else moments
-        grid, found = measure(maze, agent, seed, few)
-        note = f"{name} in the {maze.replace('_', ' ')}, n={agent.n}, alpha {agent.alpha:g}"
-        film(job, maze, grid, found, f"{note}; seed {seed}.")
-        write(job, maze, found)
+    seed = job.seeds(1, most=1)[0]
+    for film in FILMS:
+        grid, found = measure(film, seed, job.quick)
+        agent, maze = film.agent, film.maze.replace("_", " ")
+        note = f"{film.name} in the {maze}, n={agent.n}, alpha {agent.alpha:g}; seed {seed}."
+        draw(job, film.maze, grid, found, note)
+        write(job, film.maze, found)
 
 
-def film(job: Job, maze: str, grid: GridWorld, found: list[Snapshot], note: str) -> None:
+def draw(job: Job, maze: str, grid: GridWorld, found: list[Snapshot], note: str) -> None:
     """The GIF of all snapshots, and the PNG of the last one (of the last before a change, too)."""
     top = float(np.nanmax([shot.values for shot in found])) or 1.0
-    shots = [shot for i, shot in enumerate(found) if _stays(found, i)]
-    made, axes = plots.figure(width=5.6, height=4.4)
-    show = _shower(axes[0][0], grid, found, top)
-    show(len(found) - 1)
-    bar = made.colorbar(axes[0][0].images[0], ax=axes[0][0], shrink=0.8)
-    bar.set_label("value of the best action")
-    plots.caption(made, note)
-    job.files.append(plots.animate(made, job.path("gif", maze), len(found), show, dpi=70))
-    plots.close(made)
-    made, axes = plots.figure(columns=len(shots), width=5.6, height=4.2)
-    for panel, shot in zip(axes[0], shots, strict=True):
-        _shower(panel, grid, [shot], top)(0)
-    bar = made.colorbar(axes[0][-1].images[0], ax=axes[0][-1], shrink=0.8)
-    bar.set_label("value of the best action")
-    plots.caption(made, note)
-    job.files.append(plots.save(made, job.path("png", maze)))
+    for path, shots in (
+        (job.path("gif", maze), found),
+        (job.path("png", maze), [shot for i, shot in enumerate(found) if _stays(found, i)]),
+    ):
+        panels = 1 if path.suffix == ".gif" else len(shots)
+        made, axes = plots.figure(columns=panels, width=5.6, height=4.0)
+        for panel, shot in zip(axes[0], shots, strict=False):
+            _show(panel, grid, shot, top)
+        bar = made.colorbar(axes[0][-1].images[0], ax=axes[0][-1], shrink=0.85)
+        bar.set_label("value of the best action")
+        plots.caption(made, note)
+        if path.suffix == ".gif":
+            first = axes[0][0]
+            frames = [partial(_show, first, grid, shot, top) for shot in found]
+            plots.animate(made, path, frames, dpi=70)
+            plots.close(made)
+        else:
+            plots.save(made, path)
+        job.files.append(path)
 
 
 def write(job: Job, maze: str, found: list[Snapshot]) -> None:
@@ -112,18 +132,12 @@ def _stays(found: list[Snapshot], i: int) -> bool:
     return i == len(found) - 1 or found[i + 1].phase != found[i].phase
 
 
-def _shower(
-    panel: Any, grid: GridWorld, found: Sequence[Snapshot], top: float
-) -> Callable[[int], None]:
-    def show(i: int) -> None:
-        shot = found[i]
-        cells = grid.cells[shot.phase]
-        marks = {
-            (int(row), int(column)): str(cells[row, column])
-            for row, column in np.argwhere(np.isin(cells, ("S", "G")))
-        }
-        panel.clear()
-        title = f"after {shot.steps:,} real steps, goal reached {shot.rewards:,.0f} times"
-        plots.draw_grid(panel, shot.values, shot.moves, marks, title, (0.0, top))
-
-    return show
+def _show(panel: Any, grid: GridWorld, shot: Snapshot, top: float) -> None:
+    cells = grid.cells[shot.phase]
+    marks = {
+        (int(row), int(column)): str(cells[row, column])
+        for row, column in np.argwhere(np.isin(cells, ("S", "G")))
+    }
+    panel.clear()
+    title = f"after {shot.steps:,} real steps, goals reached: {shot.rewards:,.0f}"
+    plots.draw_grid(panel, shot.values, shot.moves, marks, title, (0.0, top))
