@@ -39,10 +39,7 @@ def _dream(words: list[str], say: Callable[[str], None]) -> int:
         policy = agents.load(settings.run, settings.device)
         missing = lacks(policy, settings.run)
         folder = writable(Path(settings.out or Path(settings.run) / "dreams"))
-        for text in missing:
-            say(text)
-        lived = experience(policy, settings)
-        say(f"episodes: {lived.about}")
+        lived = [experience(policy, settings), *beside(policy, settings, missing)]
         with seeding.Stream(seeding.spawn(settings.seed, "dreams"), policy.device):
             told = write(policy, lived, settings, folder, missing)
     except checkpoint.CheckpointError as error:
@@ -53,8 +50,8 @@ def _dream(words: list[str], say: Callable[[str], None]) -> int:
         raise ConfigError(str(error)) from error
     except OSError as error:
         raise RunError(f"The report cannot be written: {error}. Give another out=...") from error
-    say(summary.headline(told))
-    say(summary.promises(told))
+    for text in [*missing, *summary.headlines(told)]:
+        say(text)
     say(f"report: {folder / REPORT} ({time.monotonic() - began:.0f} s)")
     return 0
 
@@ -91,24 +88,47 @@ def writable(folder: Path) -> Path:
     return folder
 
 
+def beside(policy: Policy, settings: DreamConfig, missing: list[str]) -> list[Experience]:
+    """Episodes of random actions to measure on, too, where fresh ones are asked for; what they
+    are too short for is added to what is missing."""
+    asked = settings.random_too()
+    if asked is None:
+        return []
+    lived = experience(policy, asked)
+    try:
+        lived.long_enough(asked)
+    except ConfigError as error:
+        missing.append(f"left out: random actions, whose episodes are too short. {error}")
+        return []
+    return [lived]
+
+
 def write(
-    policy: Policy, lived: Experience, settings: DreamConfig, folder: Path, missing: list[str]
+    policy: Policy,
+    lived: list[Experience],
+    settings: DreamConfig,
+    folder: Path,
+    missing: list[str],
 ) -> dict[str, Any]:
-    """All files of the report; the summary."""
+    """All files of the report, measured on each kind of episodes and drawn from the first; the
+    summary."""
     model, spec = policy.model, policy.spec
-    found = windows(lived, model, settings)
-    result = honesty.measure(model, spec, found, settings.context)
     drawn = [
-        strips.draw(model, spec, lived, settings, folder),
-        branches.draw(policy, lived, settings, folder),
-        honesty.draw(result, settings, folder),
+        strips.draw(model, spec, lived[0], settings, folder),
+        branches.draw(policy, lived[0], settings, folder),
     ]
+    figures = []
+    for i, kind in enumerate(lived):
+        found = windows(kind, model, settings)
+        result = honesty.measure(model, spec, found, settings.context)
+        name = "honesty_random" if i else "honesty"
+        drawn.append(honesty.draw(result, kind.about, settings.horizon, folder, name))
+        figures.append({"episodes_are": kind.about, **summary.figures(result)})
     told = {
         **config.keys_of(settings),
         "task": policy.env.id,
-        "episodes_are": lived.about,
-        "episodes_used": len(set(found.episode)),
-        **summary.figures(result),
+        **figures[0],
+        "under_random_actions": figures[1] if len(figures) > 1 else None,
         "left_out": missing,
         "versions": report.versions(),
         "code": report.code_version(),
@@ -117,7 +137,7 @@ def write(
     page.write(
         folder / REPORT,
         f"Dreams of {policy.env.id}",
-        summary.headline(told),
+        summary.headlines(told),
         summary.facts(told),
         [section for section in drawn if section is not None],
         "Every plot has its numbers beside it as CSV, every film is there as MP4 too, and "

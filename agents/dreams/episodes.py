@@ -115,7 +115,7 @@ def _fresh(policy: Policy, settings: DreamConfig) -> Experience:
         # No more than each environment's share: else short episodes would crowd out long ones.
         if taken[place[0]] <= settings.play // count + (place[0] < settings.play % count):
             episodes.append(place)
-    about = f"{len(episodes)} fresh episodes played by {who}, which the model never saw"
+    about = f"{len(episodes)} fresh episodes of {who}, which the model never saw"
     return Experience(replay, episodes, list(range(len(episodes))), about)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from agents.dreams.episodes import Windows
 from agents.dreams.page import Picture, Section
-from agents.dreams.settings import HEADLINE_STEP, DreamConfig
+from agents.dreams.settings import HEADLINE_STEP
 from worldmodel import dream, plots
 from worldmodel.dream import metrics
 from worldmodel.types import Batch, EnvSpec
@@ -122,37 +122,37 @@ WORDS = {
 }
 
 
-def draw(result: Honesty, settings: DreamConfig, folder: Path) -> Section:
-    """The honesty section, its plots and tables written."""
-    starts = len(result.real)
+def draw(result: Honesty, about: str, horizon: int, folder: Path, name: str) -> Section:
+    """The honesty section, its plots and tables written to files that begin with `name`; about:
+    which episodes they are measured on."""
     pictures = []
     for what, values in result.errors.items():
         curves = [metrics.band(who, found) for who, found in values.items()]
-        path = folder / f"honesty_{what.lower().replace(' ', '_')}.png"
+        path = folder / f"{name}_{what.lower().replace(' ', '_')}.png"
         figure, axes = plots.figure()
         unit = "KL (nats)" if what == "Latent KL" else what
         plots.draw(axes[0][0], curves, what, "imagined steps", unit)
         plots.save(figure, path)
         plots.write_curves(path.with_suffix(".csv"), {what: curves})
         words = WORDS.get(what, "Mean squared error, in the vector's own units.")
-        alt = f"{what} against the horizon, 1 to {settings.horizon} imagined steps"
+        alt = f"{what} against the horizon, 1 to {horizon} imagined steps"
         pictures.append(Picture(path, alt, words))
-    pictures.append(_promises(result, settings, folder))
+    pictures.append(_promises(result, horizon, folder / f"{name}_return.png"))
     text = [
-        f"{starts} moments, evenly spread over the episodes. At each the model has followed the "
-        f"episode from its beginning, sees the frame of that moment, and then imagines "
-        f"{settings.horizon} steps with the actions that were really taken. Lines are medians "
+        f"Measured on {about}: at {len(result.real)} moments, evenly spread over them. Each time "
+        "the model has followed the episode from its beginning, sees the frame of that moment, and "
+        f"then imagines {horizon} steps with the actions that were really taken. Lines are medians "
         "over the moments, bands hold the middle 80% (10th to 90th percentile). The baseline "
         "repeats what came last.",
-        "An episode that hardly moves is easy for the baseline, and an unstable system is hard "
-        "for every model: what a small error grows to, no prediction can foresee.",
+        "An agent that holds an unstable system still makes the baseline nearly perfect and "
+        "every open-loop prediction hopeless: the smallest error grows, and the recorded actions "
+        "do not answer it. Random actions ask about the world alone.",
     ]
-    return Section("How honest the dreams are", text, pictures)
+    return Section(f"How honest the dreams are: {about.split(',')[0]}", text, pictures)
 
 
-def _promises(result: Honesty, settings: DreamConfig, folder: Path) -> Picture:
+def _promises(result: Honesty, horizon: int, path: Path) -> Picture:
     """Imagined against real returns, as a scatter plot and a table."""
-    path = folder / "honesty_return.png"
     figure, axes = plots.figure()
     panel = axes[0][0]
     panel.scatter(result.imagined, result.real, s=12, alpha=0.6, color=plots.COLOURS[0])
@@ -172,7 +172,7 @@ def _promises(result: Honesty, settings: DreamConfig, folder: Path) -> Picture:
     rows = list(zip(result.imagined.tolist(), result.real.tolist(), strict=True))
     plots.write_table(path.with_suffix(".csv"), ("imagined", "real"), rows)
     words = (
-        f"Discounted return over {settings.horizon} steps, promised in the dream and received in "
+        f"Discounted return over {horizon} steps, promised in the dream and received in "
         "the episode, for the same actions and with the model's discount."
     )
     return Picture(path, "Imagined against real return of every moment", words)

@@ -64,19 +64,20 @@ class Section:
 def write(
     path: Path,
     title: str,
-    headline: str,
+    headlines: Sequence[str],
     facts: Sequence[tuple[str, str]],
     sections: Sequence[Section],
     foot: str,
 ) -> Path:
     """The page as one HTML file. Only words and pictures that are given come into it."""
     rows = "".join(f"<tr><td>{escape(a)}</td><td>{escape(b)}</td></tr>" for a, b in facts)
+    numbers = "".join(f'<p class="number">{escape(words)}</p>\n' for words in headlines)
     body = "".join(_section(section) for section in sections)
     path.write_text(
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        f'<main>\n<h1>{escape(title)}</h1>\n<p class="number">{escape(headline)}</p>\n'
+        f"<main>\n<h1>{escape(title)}</h1>\n{numbers}"
         f"<table>{rows}</table>\n{body}</main>\n<footer>{escape(foot)}</footer>\n</body>\n</html>\n",
         encoding="utf-8",
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from omegaconf import MISSING
@@ -22,7 +22,9 @@ class DreamConfig:
     out: str = ""  # where the report goes; empty: <run>/dreams
     # fresh: episodes played now, which the model never saw | replay: those that it learned from
     source: str = "fresh"
-    mode: str = "mode"  # who plays fresh episodes. mode, sample: the policy | random: nobody
+    # who plays fresh episodes. mode, sample: the policy, and beside it random actions for the
+    # plots | random: random actions alone
+    mode: str = "mode"
     play: int = 20  # episodes to compare dreams with
     starts: int = 120  # moments in them at which imagination starts, at least, for the plots
     episodes: int = 4  # episodes shown as strips and films
@@ -48,6 +50,12 @@ class DreamConfig:
         for name, known in (("source", SOURCES), ("mode", MODES)):
             if getattr(self, name) not in known:
                 raise ConfigError(unknown(name, getattr(self, name), known))
+
+    def random_too(self) -> DreamConfig | None:
+        """The same with random actions, where the policy's fresh episodes are asked for."""
+        if self.source == "replay" or self.mode == "random":
+            return None
+        return replace(self, mode="random", pick=[])
 
     @property
     def rows(self) -> int:

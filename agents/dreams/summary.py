@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from agents.dreams.honesty import Honesty
+from agents.dreams.honesty import MODEL, Honesty
 
 
 def figures(result: Honesty) -> dict[str, Any]:
@@ -19,10 +19,16 @@ def figures(result: Honesty) -> dict[str, Any]:
     }
     return {
         "starts_used": len(result.real),
+        "steps_imagined": next(iter(result.errors.values()))[MODEL].shape[1],
         "headline": {k: _finite(v) for k, v in result.headline().items()},
         "return": {name: _finite(value) for name, value in fit.items()},
         "mean_errors": curves,
     }
+
+
+def parts(told: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The figures of each kind of episodes that were measured."""
+    return [part for part in (told, told["under_random_actions"]) if part is not None]
 
 
 def headline(told: Mapping[str, Any]) -> str:
@@ -40,13 +46,18 @@ def headline(told: Mapping[str, Any]) -> str:
     return f"{words} (means over {told['starts_used']} starts)."
 
 
+def headlines(told: Mapping[str, Any]) -> list[str]:
+    """The headline of each kind of episodes, and what became of its promises."""
+    return [f"{part['episodes_are']}. {headline(part)} {promises(part)}" for part in parts(told)]
+
+
 def promises(told: Mapping[str, Any]) -> str:
     """Whether imagined returns come true."""
     fit = told["return"]
     if fit["correlation"] is None:
         return f"Returns do not vary, so their calibration has no slope; bias {fit['bias']:.3g}."
     return (
-        f"Imagined against real return over {told['horizon']} steps: correlation "
+        f"Imagined against real return over {told['steps_imagined']} steps: correlation "
         f"{fit['correlation']:.2f}, slope {fit['slope']:.2f}, bias {fit['bias']:.3g}."
     )
 
@@ -55,10 +66,7 @@ def facts(told: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The table at the top of the page."""
     rows = [
         ("Run", str(told["run"])),
-        ("Episodes", told["episodes_are"]),
-        ("Starts", f"{told['starts_used']}, in {told['episodes_used']} episodes"),
         ("Dreams", f"{told['context']} frames seen, then {told['horizon']} imagined"),
-        ("Returns", promises(told)),
         ("Seed", str(told["seed"])),
     ]
     return rows + [("Note", text) for text in told["left_out"]]

@@ -230,7 +230,7 @@ def test_settings_say_what_is_allowed(changes: dict[str, Any], message: str) -> 
 
 def told(**headline: Any) -> dict[str, Any]:
     found = {"what": "Image MSE", "step": 20, "model": 0.5, "repeated": 1.0, "ratio": 2.0}
-    return {"headline": {**found, **headline}, "starts_used": 7, "horizon": 50}
+    return {"headline": {**found, **headline}, "starts_used": 7}
 
 
 def test_the_headline_says_which_side_won() -> None:
@@ -247,7 +247,7 @@ def test_the_page_holds_everything_and_asks_for_nothing(tmp_path: Path) -> None:
     write_picture(image, np.zeros((8, 8, 3), np.uint8))
     pictures = [page.Picture(image, 'the "first" <one>', "words", s) for s in page.SHAPES]
     section = page.Section("A & B", ["if a < b"], pictures)
-    path = page.write(tmp_path / "p.html", "T<", "H&", [("k<", "v>")], [section], "foot")
+    path = page.write(tmp_path / "p.html", "T<", ["H&"], [("k<", "v>")], [section], "foot")
     text = path.read_text()
     assert len(re.findall(r'src="data:image/png;base64,', text)) == len(page.SHAPES)
     assert not re.search(r"https?://|<script|<link|@import|url\(", text)

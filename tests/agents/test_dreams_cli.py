@@ -17,6 +17,7 @@ import torch
 
 import agents
 from agents.dreams.cli import dream_command
+from agents.dreams.episodes import experience
 from agents.dreams.settings import DreamConfig
 from agents.random import RandomConfig
 from tests.agents.play_runs import counting, left_right, run_folder
@@ -78,7 +79,8 @@ def test_writes_all_that_it_promises(report: tuple[Path, str]) -> None:
     plots = ["image_mse", "image_ssim", "reward_error", "continue_error", "latent_kl", "return"]
     assert names == {
         *(f"{stem}{suffix}" for stem in stems for suffix in (".png", ".gif", ".mp4")),
-        *(f"honesty_{plot}{suffix}" for plot in plots for suffix in (".png", ".csv")),
+        *(f"{name}_{plot}{suffix}" for name in ("honesty", "honesty_random")
+          for plot in plots for suffix in (".png", ".csv")),
         "branches.csv", "branches_numbers.png", "report.html", "summary.json",
     }  # fmt: skip
     found = json.loads((folder / "summary.json").read_text())
@@ -88,6 +90,9 @@ def test_writes_all_that_it_promises(report: tuple[Path, str]) -> None:
         found["headline"]["repeated"] / found["headline"]["model"]
     )
     assert f"a ratio of {found['headline']['ratio']:.2f}" in said
+    beside = found["under_random_actions"]
+    assert beside["episodes_are"].startswith("3 fresh episodes of random actions")
+    assert beside["starts_used"] == 6
     assert len(found["mean_errors"]["Image MSE"]["model"]) == 6
     assert len(table(folder / "honesty_image_mse.csv")) == 12  # two curves
     assert len(table(folder / "honesty_return.csv")) == 6
@@ -146,10 +151,11 @@ def test_random_play_needs_no_replay_and_changes_nothing_in_the_run(
     assert "replay" in said
     code, said = command(f"run={copy}", *SMALL, "mode=random", f"out={out}")
     assert code == 0
-    assert "played by random actions" in said
+    assert "3 fresh episodes of random actions, which the model never saw" in said
     found = json.loads((out / "summary.json").read_text())
     assert set(keys_of(DreamConfig)) - {"pick"} <= set(found)
     assert found["mode"] == "random"
+    assert found["under_random_actions"] is None
     assert state() == before
 
 
@@ -164,6 +170,22 @@ def test_vectors_are_drawn_as_curves(vector_run: Path, tmp_path: Path) -> None:
     steps = [float(row["y"]) for row in truth if row["panel"] == "count[1]"]
     assert steps == list(range(9))  # the environment counts its steps
     assert json.loads((tmp_path / "summary.json").read_text())["headline"]["what"] == "count MSE"
+
+
+def test_random_actions_are_left_out_where_their_episodes_are_too_short(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(policy: Any, settings: DreamConfig) -> Any:
+        found = experience(policy, settings)
+        if settings.mode == "random":
+            found.episodes[:] = [(stream, start, start + 4) for stream, start, _ in found.episodes]
+        return found
+
+    monkeypatch.setattr("agents.dreams.cli.experience", short)
+    code, said = command(f"run={run}", *SMALL, f"out={tmp_path}")
+    assert code == 0, said
+    assert "left out: random actions, whose episodes are too short" in said
+    assert not list(tmp_path.glob("honesty_random*"))
 
 
 def test_a_model_without_a_decoder_still_shows_its_promises(
