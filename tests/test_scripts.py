@@ -54,7 +54,7 @@ def test_every_experiment_fits(name: str) -> None:
 
 @pytest.mark.parametrize("name", [p.stem for p in (cli.CONFIGS / "env").glob("*.yaml")])
 def test_every_environment_fits(name: str) -> None:
-    words = ["env.id=X"] if name == "gymnasium" else []
+    words = {"gymnasium": ["env.id=X"], "none": ["offline=X"]}.get(name, [])
     assert composed("experiment=none", f"env={name}", *words).env.id != "???"
 
 
