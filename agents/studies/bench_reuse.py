@@ -160,7 +160,7 @@ class Study:
         made = make_env(env)
         spec = env_spec(made)
         made.close()
-        agent = Random(spec, RandomConfig(), torch.device("cpu"))
+        agent: Any = Random(spec, RandomConfig(), torch.device("cpu"))
         return evaluate(agent, spec, env, self.settings.episodes, 1000 + self.seed).mean
 
 
