@@ -3,6 +3,9 @@ some that misbehave."""
 
 from __future__ import annotations
 
+import os
+import time
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -152,3 +155,159 @@ class OddSpacesEnv(gymnasium.Env[Any, Any]):
 
 
 OddSpacesEnv.metadata = {"render_modes": ["rgb_array"]}
+
+
+class FailingEnv(gymnasium.Env[Any, Any]):
+    """Counts its steps in a vector [2] = (seed, step), and fails in one of these ways:
+
+    at: "make", "reset" or "step"; a step fails when it would be number `step` of its episode.
+    how: exit (the process), raise, quit (SystemExit), hang, busy, shape, dtype, nan, keys,
+        reward, infinite, flag, tuple.
+    folder, times: a file for each failure lies in the folder, and after so many it works; None
+        fails for ever.
+    """
+
+    observation_space = spaces.Dict({"count": spaces.Box(-np.inf, np.inf, (2,), np.float64)})
+    action_space = spaces.Discrete(3)
+
+    def __init__(
+        self,
+        at: str = "step",
+        how: str = "raise",
+        step: int = 3,
+        folder: str = "",
+        times: int | None = 1,
+        length: int = 5,
+    ) -> None:
+        self._at, self._how, self._step = at, how, step
+        self._folder, self._times, self._length = Path(folder or "."), times, length
+        self._seed, self._count = 0, 0
+        self._bad = ""
+        self._fail("make")
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._seed, self._count = seed or 0, 0
+        self._fail("reset")
+        return self._obs(), {}
+
+    def step(self, action: Any) -> Any:
+        self._count += 1
+        if self._count == self._step:
+            self._fail("step")
+        over = self._count >= self._length
+        reward = {"reward": "much", "infinite": float("inf")}.get(self._bad, 1.0)
+        flag = "perhaps" if self._bad == "flag" else over
+        answer = (self._obs(), reward, flag, False, {"step": self._count})
+        return answer[:4] if self._bad == "tuple" else answer
+
+    def _obs(self) -> Any:
+        count = np.array([self._seed, self._count], np.float64)
+        if self._bad == "shape":
+            count = np.zeros(3)
+        if self._bad == "dtype":
+            return {"count": np.array(["a", "b"])}
+        if self._bad == "nan":
+            count[1] = np.nan
+        return {"counts" if self._bad == "keys" else "count": count}
+
+    def _fail(self, at: str) -> None:
+        """Fail, if this is the moment and there are failures left."""
+        self._bad = ""
+        if at != self._at:
+            return
+        if self._times is not None:
+            left = (n for n in range(self._times) if not (self._folder / str(n)).exists())
+            try:
+                (self._folder / str(next(left))).touch(exist_ok=False)
+            except (StopIteration, FileExistsError):  # or another environment was first
+                return
+        if self._how == "exit":
+            os._exit(7)
+        if self._how == "raise":
+            raise RuntimeError("the gears jam")
+        if self._how == "quit":
+            raise SystemExit("enough")
+        if self._how == "hang":
+            time.sleep(1000)
+        while self._how == "busy":
+            pass
+        self._bad = self._how
+
+
+class DiceEnv(gymnasium.Env[Any, Any]):
+    """A game of chance with several discrete actions and a mask, drawing from all that a seed
+    reaches: its generator and both of its spaces. Episodes end by chance.
+
+    The mask allows one of 2 and one or two of 3 actions.
+    """
+
+    def __init__(self, render_mode: str | None = None, noise: bool = False) -> None:
+        self.action_space = spaces.MultiDiscrete([2, 3])
+        self.observation_space = spaces.Dict(
+            {
+                "dice": spaces.Box(-10.0, 10.0, (3,), np.float64),
+                "sum": spaces.Box(-np.inf, np.inf, (1,), np.float64),
+                "action_mask": spaces.Box(0, 1, (5,), np.int8),
+            }
+        )
+        self.render_mode, self._noise, self._sum = render_mode, noise, 0.0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._sum = 0.0
+        return self._obs(), {}
+
+    def step(self, action: Any) -> Step:
+        self._sum += float(action[0]) * self.np_random.normal() + 0.3 * float(action[1])
+        ends = self.np_random.random(2) < 0.05
+        return self._obs(), self._sum, bool(ends[0]), bool(ends[1]), {"drawn": ends}
+
+    def render(self) -> np.ndarray:
+        """With `noise`, drawing a frame changes what comes after it."""
+        frame = np.full((32, 32, 3), int(abs(self._sum) * 10) % 256, np.uint8)
+        return frame ^ self.np_random.integers(0, 256, frame.shape, np.uint8) * self._noise
+
+    def _obs(self) -> dict[str, np.ndarray]:
+        mask = np.zeros(5, np.int8)
+        mask[self.action_space.sample() + np.array([0, 2])] = 1
+        mask[2 + self.np_random.integers(3)] = 1
+        drawn = self.observation_space["dice"].sample()  # type: ignore[index]
+        return {"dice": drawn, "sum": np.array([self._sum]), "action_mask": mask}
+
+
+DiceEnv.metadata = {"render_modes": ["rgb_array"]}
+
+
+class SlowEnv(DiceEnv):
+    """Three steps a second, and no end."""
+
+    def step(self, action: Any) -> Any:
+        time.sleep(0.3)
+        obs, reward, _, _, info = super().step(action)
+        return obs, reward, False, False, info
+
+
+class LivesEnv(gymnasium.Env[Any, Any]):
+    """Three lives of chance length; the next reset after all but the last goes on."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float64)
+    action_space = spaces.Discrete(2)
+    goes_on = False
+    lives = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        if not self.goes_on or seed is not None:
+            self.lives, self.games = 3, getattr(self, "games", 0) + 1
+        self.goes_on = False
+        return self._obs(), {}
+
+    def step(self, action: Any) -> Any:
+        lost = self.np_random.random() < 0.2
+        self.lives -= lost
+        self.goes_on = lost and self.lives > 0
+        return self._obs(), float(action), lost, False, {}
+
+    def _obs(self) -> np.ndarray:
+        return np.array([self.lives, self.goes_on, self.np_random.normal()])

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -185,7 +184,10 @@ class Vector(VectorEnv[Any, Any, Any]):
             self._seeds[index] = self._journals[index].seed
             self._tried[index] = self._journals[index].episode
             self._count.counts[index] = int(one.get("failures", 0))
-        answers, failed = self._ask({i: ("replay", dict(one)) for i, one in enumerate(saved)})
+        # From the journals, since what was saved may be tensors, and no process needs torch.
+        answers, failed = self._ask(
+            {i: ("replay", journal.state()) for i, journal in enumerate(self._journals)}
+        )
         for index, answer in list(answers.items()):
             words = difference(answer, saved[index], observations, index)
             if words:
@@ -205,8 +207,10 @@ class Vector(VectorEnv[Any, Any, Any]):
             host.end(max(0.0, deadline - time.monotonic()))
 
     def __del__(self) -> None:
-        with suppress(Exception):
+        try:
             self.close()
+        except Exception:
+            return  # at the interpreter's end nothing can be relied on
 
     def _open(self) -> None:
         """To be called before commands are given; `_rows` ends what begins here. Whatever
@@ -227,12 +231,9 @@ class Vector(VectorEnv[Any, Any, Any]):
             if error.error is not None:
                 raise error.error
             raise EnvError(f"Environment {index} could not be made. {error.reason}")
-        for index, others in made.items():
-            if not _alike(others, made[0]):
-                raise EnvError(
-                    f"Environment {index} has other spaces than environment 0: {others[:2]} "
-                    f"instead of {made[0][:2]}. All must be alike."
-                )
+        for index, other in made.items():
+            if not _alike(other, made[0]):
+                raise EnvError(f"Environment {index} has other spaces than 0: {other} {made[0]}.")
         return made[0]
 
     def _host(self, index: int) -> Host:

@@ -1,0 +1,154 @@
+"""Environments' processes: signals, and that none of them outlives its parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from worldmodel.envs import EnvConfig, make_vector, processes
+from worldmodel.envs import vector as vectors
+
+FAILING = "tests.envs_for_tests:FailingEnv"
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+def failing(folder: Path | None = None, **kwargs: Any) -> EnvConfig:
+    kwargs |= {"folder": str(folder or ""), "times": 0 if folder is None else 1}
+    return EnvConfig(FAILING, pixels=False, vector="async", kwargs=kwargs)
+
+
+def gone(pid: int, seconds: float = 20.0) -> bool:
+    """Whether no such process lives within so many seconds."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                if file.read().rpartition(")")[2].split()[0] == "Z":
+                    return True
+        except OSError:
+            return True
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.02)
+
+
+@linux
+def test_signals_of_the_group_reach_the_parent_alone() -> None:
+    envs = make_vector(failing(), 1, seed=0)
+    try:
+        envs.reset()
+        (process,) = envs.processes
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(process.pid, number)
+        for _ in range(3):
+            assert not envs.step(np.zeros(1, int))[4]["restarted"].any()
+    finally:
+        envs.close()
+    assert gone(process.pid)
+
+
+@linux
+@pytest.mark.parametrize("how", ["hang", "busy"])
+def test_closing_does_not_wait_for_what_hangs(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (vectors, processes):
+        monkeypatch.setattr(module, "CLOSE_SECONDS", 0.5)
+    envs = make_vector(failing(tmp_path, how=how, step=1), 2, seed=0)
+    envs.reset()
+    pids = [process.pid for process in envs.processes]
+    for host in envs._hosts:
+        host.send("step", np.int64(0))
+    started = time.monotonic()
+    envs.close()
+    assert time.monotonic() - started < 10
+    envs.close()
+    assert all(gone(pid) for pid in pids)
+
+
+SCRIPT = """
+import os, signal, sys, time
+import numpy as np
+from worldmodel.envs import EnvConfig, make_vector, processes, vector
+
+def main():
+    vector.CLOSE_SECONDS = processes.CLOSE_SECONDS = 0.5
+    kwargs = {"how": sys.argv[2], "step": 1, "folder": sys.argv[3], "times": 1}
+    config = EnvConfig("tests.envs_for_tests:FailingEnv", pixels=False, vector="async",
+                       kwargs=kwargs)
+    envs = make_vector(config, 2, seed=0)
+    envs.reset()
+    pids = [process.pid for process in envs.processes]
+    for host in envs._hosts:
+        host.send("step", np.int64(0))
+    time.sleep(0.5)
+    if sys.argv[1] == "server":
+        with open(f"/proc/{pids[0]}/stat") as file:
+            os.kill(int(file.read().rpartition(")")[2].split()[1]), signal.SIGKILL)
+        time.sleep(0.2)
+        envs.close()
+    print(*pids, flush=True)
+    if sys.argv[1] == "killed":
+        time.sleep(1000)
+    # "exit" ends without close(), as somebody's own script might
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@linux
+@pytest.mark.parametrize(
+    ("end", "how"),
+    [("killed", "hang"), ("killed", "busy"), ("exit", "hang"), ("server", "busy")],
+)
+def test_no_process_outlives_its_parent(end: str, how: str, tmp_path: Path) -> None:
+    """killed: by SIGKILL. exit: without close. server: the one that starts processes is dead."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    folder = tmp_path / "failures"
+    folder.mkdir()
+    command = [sys.executable, str(script), end, how, str(folder)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p or "." for p in sys.path)}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        pids = [int(word) for word in parent.stdout.readline().split()]
+        assert len(pids) == 2
+        if end == "killed":
+            assert not any(gone(pid, 0.0) for pid in pids)
+            parent.kill()
+        elif end == "server":
+            assert all(gone(pid) for pid in pids)  # closed, not only orphaned
+        parent.wait(30)
+        assert all(gone(pid) for pid in pids)
+        if end == "exit":
+            assert parent.returncode == 0
+            assert parent.stderr is not None
+            assert parent.stderr.read() == ""
+
+
+@linux
+def test_nothing_is_left_in_shared_memory(tmp_path: Path) -> None:
+    def left() -> set[str]:
+        folder = Path("/dev/shm")
+        return {p.name for p in folder.glob("worldmodel-env-*")} if folder.is_dir() else set()
+
+    before = left()
+    envs = make_vector(failing(tmp_path, how="exit"), 2, seed=0)
+    envs.reset()
+    assert left() <= before
+    for _ in range(4):
+        envs.step(np.zeros(2, int))
+    assert envs.failures == 1
+    assert left() <= before
+    envs.close()
