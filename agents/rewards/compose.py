@@ -57,22 +57,8 @@ def with_heads(
     """
     policy = policy or load_policy(run, device)
     model = world_model(policy, run)
-    own = dict(model.config.heads)
+    _check(control, model, run)
     stored = store.names(run)
-    extra = [DISAGREEMENT] if getattr(model, "ensemble", None) is not None else []
-    if not control:
-        raise ConfigError(
-            f"control names no head. Known: {', '.join([*own, *stored, *extra])}. For example "
-            "control={reward: 1.0}."
-        )
-    for name, weight in control.items():
-        if name not in {*own, *stored, *extra}:
-            raise ConfigError(
-                config.unknown("head", name, [*own, *stored, *extra])
-                + " A new one is fitted with scripts/fit_reward.py."
-            )
-        if not isinstance(weight, int | float) or not math.isfinite(weight):
-            raise ConfigError(f"The weight of '{name}' in control is {weight}; give a number.")
     fitted = {name: store.read(run, name) for name in control if name in stored}
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     now = store.fingerprint(model)
@@ -85,10 +71,10 @@ def with_heads(
                 f"reward='{head.source['reward']}' replace=true"
             )
         weights |= {f"heads.{name}.{key}": value for key, value in head.weights().items()}
-    heads = copy.deepcopy(own) | {name: head.config for name, head in fitted.items()}
+    made = copy.deepcopy(model.config)
     made = replace(
-        copy.deepcopy(model.config),
-        heads=heads,
+        made,
+        heads=made.heads | {name: head.config for name, head in fitted.items()},
         control={name: float(weight) for name, weight in control.items()},
     )
     result = WithHeads(policy, made, weights, fitted)
@@ -99,6 +85,26 @@ def with_heads(
     except RuntimeError as error:
         raise RunError(f"A head does not fit the model of '{run}': {error}") from error
     return result
+
+
+def _check(control: Mapping[str, float], model: WorldModel, run: str | Path) -> None:
+    """ConfigError for heads that nobody knows, and for weights that are no numbers."""
+    known = [*model.config.heads, *store.names(run)]
+    if getattr(model, "ensemble", None) is not None:
+        known.append(DISAGREEMENT)
+    if not control:
+        raise ConfigError(
+            f"control names no head. Known: {', '.join(known)}. For example "
+            "control={reward: 1.0}."
+        )
+    for name, weight in control.items():
+        if name not in known:
+            raise ConfigError(
+                config.unknown("head", name, known)
+                + " A new one is fitted with scripts/fit_reward.py."
+            )
+        if not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise ConfigError(f"The weight of '{name}' in control is {weight}; give a number.")
 
 
 def load_policy(run: str | Path, device: str = "auto") -> Policy:

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from agents.base import Policy
 from agents.rewards.experience import Experience
-from agents.rewards.fit import rows_of, unit_of
+from agents.rewards.fit import rescale, rows_of, unit_of
 from agents.rewards.latents import Latents
 from agents.rewards.settings import FitConfig
 from agents.rewards.split import Examples
@@ -32,6 +33,7 @@ from worldmodel.optim import LaProp, OptimConfig
 from worldmodel.replay import RowIndex
 from worldmodel.rssm import Head
 from worldmodel.seeding import spawn
+from worldmodel.types import Batch
 
 Said = Callable[[str], None]
 
@@ -58,12 +60,10 @@ def tune(
 ) -> dict[str, Any]:
     """Teach the policy's world model its own losses and the head's together, in place, on episodes
     that are not held out. Returns what was done."""
-    model, agent = policy.model, policy.agent
-    taught = [n for n in latents.episodes if (~examples.held_out[examples.episode == n]).any()]
-    length = min(agent.batch_length, int(experience.lengths[taught].min()))
-    target = np.full(len(latents.deter), np.nan, np.float32)
+    model = policy.model
+    draw = _drawing(policy, experience, head, latents, examples)
     mean, deviation = unit_of(head, examples)
-    target[rows_of(latents, examples)] = (examples.value - mean) / deviation
+    rescale(head, -mean / deviation, 1.0 / deviation)  # back to the unit in which it learns
     model.requires_grad_(True)
     head.requires_grad_(True)
     head.config.trains_latent = True
@@ -75,13 +75,8 @@ def tune(
     torch.manual_seed(spawn(settings.seed, "finetune"))
     began = time.monotonic()
     for done in range(1, settings.finetune_updates + 1):
-        number = rng.choice(taught, agent.batch_size)
-        step = rng.integers(experience.lengths[number] - length + 1)
-        places = np.array([experience.places[n][:2] for n in number])
-        batch = experience.replay.gather(RowIndex(places[:, 0], places[:, 1] + step, length))
-        rows = np.array([latents.first[int(n)] for n in number]) + step
-        wanted = torch.from_numpy(target[rows[:, None] + np.arange(length)]).to(policy.device)
-        output = model.losses(batch.to(policy.device))
+        batch, wanted = draw(rng)
+        output = model.losses(batch)
         total = torch.stack([model.scale(k) * v.mean() for k, v in output.losses.items()]).sum()
         known = ~wanted.isnan()
         if known.any():
@@ -97,6 +92,31 @@ def tune(
             )
     model.requires_grad_(False)
     return {"updates": settings.finetune_updates, "lr": settings.finetune_lr}
+
+
+def _drawing(
+    policy: Policy, experience: Experience, head: Head, latents: Latents, examples: Examples
+) -> Callable[[np.random.Generator], tuple[Batch, Tensor]]:
+    """What draws sequences [B, T] of episodes that are not held out, and their labels in the
+    head's unit [B, T], NaN where there are none."""
+    taught = [n for n in latents.episodes if (~examples.held_out[examples.episode == n]).any()]
+    size = policy.agent.batch_size
+    length = min(policy.agent.batch_length, int(experience.lengths[taught].min()))
+    target = np.full(len(latents.deter), np.nan, np.float32)
+    mean, deviation = unit_of(head, examples)
+    target[rows_of(latents, examples)] = (examples.value - mean) / deviation
+
+    def draw(rng: np.random.Generator) -> tuple[Batch, Tensor]:
+        number = rng.choice(taught, size)
+        step = rng.integers(experience.lengths[number] - length + 1)
+        places = np.array([experience.places[n][:2] for n in number])
+        index = RowIndex(places[:, 0], places[:, 1] + step, length)
+        batch = experience.replay.gather(index).to(policy.device)
+        rows = np.array([latents.first[int(n)] for n in number]) + step
+        wanted = torch.from_numpy(target[rows[:, None] + np.arange(length)])
+        return batch, wanted.to(policy.device)
+
+    return draw
 
 
 def write_run(settings: FitConfig, folder: Path, policy: Policy, say: Said) -> None:
