@@ -21,23 +21,22 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("name", FIGURES)
-def test_every_figure_from_the_command_line(name: str, tmp_path: Path) -> None:
+def run_figure(name: str, folder: Path, told: str) -> None:
     said: list[str] = []
-    words = [f"figure={name}", "quick=true", "runs=2", "seed=7", f"out={tmp_path}"]
+    words = [f"figure={name}", "quick=true", "runs=2", "seed=7", f"out={folder}"]
     assert plot_command(said.append, words) == 0, said
-    told = "seed 7" if name == "values" else "seeds 7 to 8"
     assert any(told in line for line in said)
-    pictures, tables = list(tmp_path.glob("*.png")), list(tmp_path.glob("*.csv"))
+    pictures, tables = list(folder.glob("*.png")), list(folder.glob("*.csv"))
     assert len(pictures) == len(tables) > 0
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
     for path in tables:
-        rows = rows_of(path)
-        assert {row["seeds"] for row in rows} == {told}
-    assert {str(path) for path in tmp_path.iterdir()} <= {line.strip() for line in said}
-    if name == "values":
-        assert all(path.read_bytes().startswith(b"GIF8") for path in tmp_path.glob("*.gif"))
-        assert len(list(tmp_path.glob("*.gif"))) == 2
+        assert {row["seeds"] for row in rows_of(path)} == {told}
+    assert {str(path) for path in folder.iterdir()} <= {line.strip() for line in said}
+
+
+@pytest.mark.parametrize("name", sorted(set(FIGURES) - {"values"}))
+def test_every_figure_from_the_command_line(name: str, tmp_path: Path) -> None:
+    run_figure(name, tmp_path, "seeds 7 to 8")
 
 
 def test_the_csv_holds_what_was_computed(tmp_path: Path) -> None:
@@ -60,10 +59,12 @@ def test_the_csv_holds_what_was_computed(tmp_path: Path) -> None:
 
 
 def test_the_film_shows_the_values(tmp_path: Path) -> None:
-    settings = Settings(out=str(tmp_path), quick=True)
-    make_figure("values", settings, lambda _: None)
+    run_figure("values", tmp_path, "seed 7")  # one run, whatever was asked for
+    films = list(tmp_path.glob("*.gif"))
+    assert len(films) == 2
+    assert all(path.read_bytes().startswith(b"GIF8") for path in films)
     rows = rows_of(tmp_path / "values_dyna_maze.csv")
-    _, shots = values.measure(values.FILMS[0], 0, quick=True)
+    _, shots = values.measure(values.FILMS[0], 7, quick=True)
     assert len(rows) == len(shots) * 47  # cells that are no walls
     assert np.nanmax(shots[0].values) == 0
     assert not shots[0].moves.any()
@@ -72,7 +73,9 @@ def test_the_film_shows_the_values(tmp_path: Path) -> None:
         cells = shot.values[~np.isnan(shot.values)]
         assert np.allclose([float(row["value"]) for row in mine], cells, atol=0)
     last = shots[-1]
-    assert np.nanmax(last.values) > 0.9
+    # Only the step from below the goal is paid, so nothing is worth more.
+    assert np.unravel_index(np.nanargmax(last.values), last.values.shape) == (1, 8)
+    assert np.nanmax(last.values) > 0.5
     assert not last.moves[0, 8].any()  # nobody acts in the goal
     assert last.moves[1, 8].tolist() == [True, False, False, False]  # below it: up
 
