@@ -27,6 +27,7 @@ from worldmodel import checkpoint
 from worldmodel.config import RunError
 from worldmodel.envs import EnvConfig
 from worldmodel.replay import ReplayConfig
+from worldmodel.replay.delta import DELTA, FOLDING, FRESH
 from worldmodel.rssm import ModelConfig
 
 CLOCKS = ("wall_clock_s", "steps_per_s", "updates_per_s")
@@ -113,13 +114,18 @@ def small_run(folder: Path, settings: Settings, seed: int = 0) -> TrainConfig:
     )
 
 
-def live(config: TrainConfig, longest: float | None = None) -> int | None:
-    """Train in a process of its own; killed after `longest` seconds. Its exit code (-9: killed).
+def live(config: TrainConfig, longest: float | None = None, begun: bool = True) -> int | None:
+    """Train in a process of its own, killed after `longest` seconds; its exit code (-9: killed).
 
-    Raises RunError where the process failed by itself.
+    begun: whether the seconds count from the moment at which the run goes on, not from the start
+    of its process. Raises RunError where the process failed by itself.
     """
-    process = multiprocessing.get_context("fork").Process(target=_life, args=(config,))
+    context = multiprocessing.get_context("fork")
+    goes_on = context.Event()
+    process = context.Process(target=_life, args=(config, goes_on))
     process.start()
+    while begun and longest is not None and process.is_alive() and not goes_on.wait(0.05):
+        pass
     process.join(longest)
     process.kill()
     process.join()
@@ -128,9 +134,13 @@ def live(config: TrainConfig, longest: float | None = None) -> int | None:
     return process.exitcode
 
 
-def _life(config: TrainConfig) -> None:
+def _life(config: TrainConfig, goes_on: Any) -> None:
+    def say(text: str) -> None:
+        if text.startswith(("continuing", "memory:")):
+            goes_on.set()
+
     torch.set_num_threads(1)
-    raise SystemExit(train(config, lambda text: None))
+    raise SystemExit(train(config, say))
 
 
 def kill(
@@ -138,23 +148,25 @@ def kill(
     kills: int,
     rng: np.random.Generator,
     longest: float,
-    start: Callable[[TrainConfig, float | None], int | None] = live,
+    start: Callable[..., int | None] = live,
 ) -> Killed:
-    """Start a run and kill it, `kills` times or until it is done; then let it end."""
+    """Start a run and kill it, `kills` times or until it is done; then let it end. One kill in
+    five falls somewhere into the start, the others into what follows."""
     told, folder = Killed(), Path(config.run)
-    while told.kills < kills and start(config, float(rng.uniform(0.0, longest))) != 0:
+    while told.kills < kills:
+        if start(config, float(rng.uniform(0.0, longest)), bool(rng.random() < 0.8)) == 0:
+            break
         told.kills += 1
         told.while_saving += _was_saving(folder)
         told.repeated += _repeated(folder)
-    start(config, None)
+    start(config)
     return told
 
 
 def _was_saving(folder: Path) -> bool:
     """Whether a kill left something of a save unfinished."""
-    return (folder / checkpoint.FOLDER / "unfinished").exists() or any(
-        "delta" in path.name for path in (folder / "replay").glob("*")
-    )
+    logs = [folder / "replay" / name for name in (DELTA, FRESH, FOLDING)]
+    return any(path.exists() for path in (folder / checkpoint.FOLDER / "unfinished", *logs))
 
 
 def _repeated(folder: Path) -> int:

@@ -122,7 +122,7 @@ def test_deterministic_runs_are_equal_to_the_bit(tmp_path: Path, threads: int) -
 def test_the_measure_of_faults_counts_kills(monkeypatch: pytest.MonkeyPatch) -> None:
     lives: list[float | None] = []
 
-    def start(config: Any, longest: float | None = None) -> int | None:
+    def start(config: Any, longest: float | None = None, begun: bool = True) -> int | None:
         lives.append(longest)
         return 0 if longest is None or len(lives) > 6 else -9
 
