@@ -12,6 +12,7 @@ from gymnasium import spaces
 
 from tests.envs_for_tests import DiceEnv
 from worldmodel.envs import AtariConfig, EnvConfig, EnvError, EnvFailed, make_env, make_vector
+from worldmodel.envs import journal as journals
 from worldmodel.envs.journal import Journal
 
 DICE = "tests.envs_for_tests:DiceEnv"
@@ -259,6 +260,23 @@ def test_a_snapshot_of_another_vector_is_an_error() -> None:
     other = make_vector(EnvConfig(COUNTING, pixels=False), 2)
     with pytest.raises(EnvError, match=r"shape \[1, 2\], but must have \[n"):
         other.restore(envs.snapshot())
+
+
+def test_an_episode_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journals, "LIMIT", 100)
+    config = EnvConfig("Pendulum-v1", pixels=False, time_limit=1000)
+    envs = make_vector(config, 1, seed=0)
+    envs.reset()
+    for _ in range(150):
+        row = envs.step(np.zeros((1, 1)))
+    saved = through_a_checkpoint(envs.snapshot())
+    assert saved[0]["actions"].numel() == 0
+    elsewhere = make_vector(config, 1, seed=0)
+    infos = elsewhere.restore(saved, row[0])[4]
+    assert infos["restarted"].tolist() == [True]
+    assert "more than" in infos["failures"][0][1]
+    elsewhere.step(np.zeros((1, 1)))
+    assert len(elsewhere.snapshot()[0]["actions"]) == 1  # the next one is kept again
 
 
 # In place

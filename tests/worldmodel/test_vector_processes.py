@@ -25,6 +25,16 @@ def failing(folder: Path | None = None, **kwargs: Any) -> EnvConfig:
     return EnvConfig(FAILING, pixels=False, vector="async", kwargs=kwargs)
 
 
+def surroundings() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": os.pathsep.join(p or "." for p in sys.path)}
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, env=surroundings(), capture_output=True, text=True, timeout=120, check=False
+    )
+
+
 def gone(pid: int, seconds: float = 20.0) -> bool:
     """Whether no such process lives within so many seconds."""
     until = time.monotonic() + seconds
@@ -79,6 +89,8 @@ import os, signal, sys, time
 import numpy as np
 from worldmodel.envs import EnvConfig, make_vector, processes, vector
 
+print("main", flush=True)  # processes of environments do not run this file again
+
 def main():
     vector.CLOSE_SECONDS = processes.CLOSE_SECONDS = 0.5
     kwargs = {"how": sys.argv[2], "step": 1, "folder": sys.argv[3], "times": 1}
@@ -117,11 +129,11 @@ def test_no_process_outlives_its_parent(end: str, how: str, tmp_path: Path) -> N
     folder = tmp_path / "failures"
     folder.mkdir()
     command = [sys.executable, str(script), end, how, str(folder)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p or "." for p in sys.path)}
     with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, env=surroundings(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as parent:
         assert parent.stdout is not None
+        assert parent.stdout.readline() == "main\n"
         pids = [int(word) for word in parent.stdout.readline().split()]
         assert len(pids) == 2
         if end == "killed":
@@ -135,6 +147,40 @@ def test_no_process_outlives_its_parent(end: str, how: str, tmp_path: Path) -> N
             assert parent.returncode == 0
             assert parent.stderr is not None
             assert parent.stderr.read() == ""
+
+
+OWN = """
+import gymnasium
+from tests.envs_for_tests import CountingEnv
+from worldmodel.envs import EnvConfig, make_vector
+
+class Mine(CountingEnv):
+    pass
+
+gymnasium.register("Own-v0", "__main__:Mine")
+
+if __name__ == "__main__":
+    for name in ("__main__:Mine", "Own-v0"):
+        envs = make_vector(EnvConfig(name, pixels=False, vector="async"), 1)
+        print(envs.reset()[0]["count"].tolist())
+        envs.close()
+"""
+
+
+def test_environments_of_the_program_itself_are_found(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(OWN)
+    result = run([sys.executable, str(script)])
+    assert result.stdout.splitlines() == ["[[0.0, 0.0, 0.0]]"] * 2, result.stderr
+
+
+def test_a_program_without_a_main_guard_works(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(OWN.replace('if __name__ == "__main__":', "if True:").replace(
+        '("__main__:Mine", "Own-v0")', '("tests.envs_for_tests:CountingEnv",)'
+    ))  # fmt: skip
+    result = run([sys.executable, str(script)])
+    assert result.stdout.splitlines() == ["[[0.0, 0.0, 0.0]]"], result.stderr
 
 
 @linux

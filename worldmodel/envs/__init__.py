@@ -7,7 +7,8 @@ needs neither: its id is "package.module:Name".
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -81,13 +82,29 @@ def make_env(config: EnvConfig | DictConfig, seed: int | None = None) -> Episode
 
 @dataclass
 class _Maker:
-    """A call of make_env that can be sent to another process."""
+    """A call of make_env that can be sent to another process.
+
+    environ: settings of OpenGL, which took a probe to find.
+    """
 
     config: EnvConfig
     seed: int
+    environ: dict[str, str] = field(default_factory=dict)
 
     def __call__(self) -> Episodes:
+        os.environ.update(self.environ)
         return make_env(self.config, self.seed)
+
+    @property
+    def needs_main(self) -> bool:
+        """Whether the program itself may define or register what is to be made."""
+        names = (self.config.id, self.config.reward or "")
+        if any(name.startswith("__main__") for name in names):
+            return True
+        if self.config.suite != "gymnasium" or ":" in self.config.id:
+            return False
+        spec = gymnasium.registry.get(self.config.id)
+        return not str(getattr(spec, "entry_point", "")).startswith("gymnasium.")
 
 
 def make_vector(
@@ -104,13 +121,25 @@ def make_vector(
     if count < 1:
         raise EnvError(f"num_envs is {count}, but must be at least 1.")
     seeds = env_seeds(seed, count)
-    if config.vector == "async" and config.suite == "dmc":
-        from .rendering import prepare
-
-        prepare(config.pixels)  # once here, so that the processes inherit the choice
-    env = Vector([_Maker(config, s) for s in seeds], seeds, config)
+    environ = _opengl(config) if config.vector == "async" else {}
+    env = Vector([_Maker(config, s, environ) for s in seeds], seeds, config)
     env.action_space.seed(seed)
     return env
+
+
+def _opengl(config: EnvConfig) -> dict[str, str]:
+    """What was settled about OpenGL, once here and not in every process."""
+    from .rendering import VARIABLES, choose_backend, prepare
+
+    spec = gymnasium.registry.get(config.id.rpartition(":")[2])
+    if config.suite == "dmc":
+        prepare(config.pixels)
+    elif config.suite == "gymnasium" and "mujoco" in str(getattr(spec, "entry_point", "")):
+        if config.pixels:
+            choose_backend()
+    else:
+        return {}
+    return {name: os.environ[name] for name in VARIABLES if name in os.environ}
 
 
 def env_spec(env: gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> EnvSpec:

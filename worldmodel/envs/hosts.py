@@ -34,6 +34,10 @@ class Spaces(NamedTuple):
     metadata: dict[str, Any]
     render_mode: str | None
 
+    def alike(self, other: Spaces) -> bool:
+        """Whether both observe and act the same."""
+        return self.observation == other.observation and self.action == other.action
+
 
 class Answer(NamedTuple):
     """One row. obs: valid until the next command. episode: the number of the full reset that the

@@ -22,6 +22,8 @@ from .observe import Observe
 from .reward import Rewarded
 from .wrappers import Step
 
+LIMIT = 1_000_000  # actions since the last full reset
+
 
 def episode_seed(seed: int, episode: int) -> int:
     """The seed of one full reset, below 2^31: some simulators keep seeds as signed numbers."""
@@ -105,11 +107,13 @@ class Episodes(gymnasium.Wrapper[Any, Any, Any, Any]):
 class Journal:
     """What one environment was told since its last full reset.
 
-    seed: the environment's own. action_space: a single action's, as agents see it.
+    seed: the environment's own. action_space: a single action's, as agents see it. An episode
+    without end is given up after LIMIT actions, so that memory has one.
     """
 
     def __init__(self, seed: int, action_space: gymnasium.Space[Any]) -> None:
         self.seed, self.episode = seed, -1
+        self.lost = False
         self._options: Any = None
         self._resets: list[int] = []
         self._count = 0
@@ -119,6 +123,7 @@ class Journal:
         """A full reset was done."""
         self.seed, self.episode, self._options = seed, episode, options
         self._count, self._resets = 0, []
+        self.lost = False
 
     def go_on(self) -> None:
         """A soft reset was done."""
@@ -126,6 +131,11 @@ class Journal:
 
     def add(self, action: Any) -> None:
         """A step was done."""
+        if self._count == LIMIT:
+            self.begin(self.seed, self.episode)
+            self._actions, self.lost = self._actions[:64].copy(), True
+        if self.lost:
+            return
         if self._count == len(self._actions):
             self._actions = np.concatenate([self._actions, np.zeros_like(self._actions)])
         self._actions[self._count] = action
@@ -144,12 +154,13 @@ class Journal:
             "actions": self._actions[: self._count].copy(),
             "resets": list(self._resets),
             "options": self._options,
+            "lost": self.lost,
         }
 
     def load(self, saved: Mapping[str, Any], action_space: gymnasium.Space[Any]) -> None:
         """Take over what `state` returned, here or in an earlier process."""
         self.begin(int(saved["seed"]), int(saved["episode"]), saved.get("options"))
-        self._resets = [int(n) for n in saved["resets"]]
+        self._resets, self.lost = [int(n) for n in saved["resets"]], bool(saved.get("lost"))
         actions = unpack(saved["actions"], action_space)
         self._count = len(actions)
         room = np.zeros((max(64, self._count), *actions.shape[1:]), _compact(action_space))

@@ -20,9 +20,11 @@ import pickle
 import select
 import signal
 import struct
+import sys
 import threading
 import time
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -129,7 +131,8 @@ class ProcessHost:
         self._words, words = context.Pipe(duplex=False)
         process = context.Process(target=_work, args=(self._maker, theirs, words), daemon=True)
         try:
-            process.start()
+            with _without_main(getattr(self._maker, "needs_main", True)):
+                process.start()
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise EnvError(
                 f"The environment's settings cannot be sent to another process ({error}). Use only "
@@ -204,6 +207,19 @@ def _context() -> Any:
         return multiprocessing.get_context("spawn")
     multiprocessing.set_forkserver_preload([PRELOAD])
     return multiprocessing.get_context("forkserver")
+
+
+@contextlib.contextmanager
+def _without_main(needed: bool) -> Iterator[None]:
+    """Processes started here do not run the main script again, torch and all, unless it is needed
+    for what only it defines."""
+    main = sys.modules["__main__"]
+    if not needed:
+        sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _poller(pipe: Connection) -> Callable[[float], bool]:

@@ -11,6 +11,7 @@ import sys
 from .config import EnvError
 
 VARIABLE = "MUJOCO_GL"
+VARIABLES = (VARIABLE, "PYOPENGL_PLATFORM")
 BACKENDS = ("egl", "osmesa")
 OFF = ("disable", "disabled", "off", "false", "0")
 

@@ -23,7 +23,7 @@ from .config import EnvConfig, EnvError
 from .failures import EnvFailed, Failures
 from .hosts import CLOSE_SECONDS, Answer, Host, HostFailed, LocalHost, Maker, Spaces
 from .infos import merged
-from .journal import Journal, env_seeds
+from .journal import LIMIT, Journal, env_seeds
 from .processes import ProcessHost
 
 Rows = tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
@@ -185,9 +185,11 @@ class Vector(VectorEnv[Any, Any, Any]):
             self._tried[index] = self._journals[index].episode
             self._count.counts[index] = int(one.get("failures", 0))
         # From the journals, since what was saved may be tensors, and no process needs torch.
+        lost = [i for i, journal in enumerate(self._journals) if journal.lost]
         answers, failed = self._ask(
-            {i: ("replay", journal.state()) for i, journal in enumerate(self._journals)}
+            {i: ("replay", j.state()) for i, j in enumerate(self._journals) if not j.lost}
         )
+        failed |= {i: HostFailed(f"Its episode had more than {LIMIT:,} steps.") for i in lost}
         for index, answer in list(answers.items()):
             words = difference(answer, saved[index], observations, index)
             if words:
@@ -232,7 +234,7 @@ class Vector(VectorEnv[Any, Any, Any]):
                 raise error.error
             raise EnvError(f"Environment {index} could not be made. {error.reason}")
         for index, other in made.items():
-            if not _alike(other, made[0]):
+            if not other.alike(made[0]):
                 raise EnvError(f"Environment {index} has other spaces than 0: {other} {made[0]}.")
         return made[0]
 
@@ -288,7 +290,7 @@ class Vector(VectorEnv[Any, Any, Any]):
                 self._tried[index] += 1
             made, failed = self._ask(dict.fromkeys(failed, ("make",)))
             for index, one in made.items():
-                if not _alike(one, self._spaces):
+                if not one.alike(self._spaces):
                     failed[index] = HostFailed("Made anew, it has other spaces.")
             whole = [i for i in made if i not in failed]
             resets = {i: ("reset", self._seeds[i], self._tried[i], options) for i in whole}
@@ -343,7 +345,3 @@ class Vector(VectorEnv[Any, Any, Any]):
         if len(seed) != self.num_envs:
             raise EnvError(f"{len(seed)} seeds were given for {self.num_envs} environments.")
         return [None if one is None else int(one) for one in seed]
-
-
-def _alike(one: Spaces, other: Spaces) -> bool:
-    return one.observation == other.observation and one.action == other.action
