@@ -122,10 +122,8 @@ def test_a_frozen_agent_goes_on_from_its_state() -> None:
         assert torch.equal(a, b)
 
 
-def test_it_counts_only_what_learns_and_asks_for_latents() -> None:
+def test_it_counts_only_what_learns_and_needs_stored_latents() -> None:
     frozen, free = make(), make(freeze_model=False)
-    assert frozen.needs_latents
-    assert not free.needs_latents
     ours = sum(p.numel() for m in (frozen.actor, frozen.critic) for p in m.parameters())
     assert frozen.parameters_count == ours < free.parameters_count
     replay = Replay(frozen.spec, ReplayConfig(capacity=50, latents=False), 2, frozen.latent_spec)

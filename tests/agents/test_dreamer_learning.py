@@ -67,6 +67,9 @@ class KnownWorld(nn.Module):
         deter = torch.stack([s.deter for s in states], 1)
         return self.state(deter), torch.stack(actions, 1)
 
+    def imagined_reward(self, feat: Tensor, action: Tensor) -> Tensor:
+        return self.reward(feat)
+
     def action_mask(self, feat: Tensor) -> None:
         return None
 
