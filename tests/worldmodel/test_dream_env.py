@@ -150,7 +150,7 @@ def test_a_dream_is_cut_off_at_its_horizon() -> None:
         env.reset()
         ends = [env.step(env.action_space.sample())[2:4] for _ in range(4)]
         assert ends == [(False, False)] * 3 + [(False, True)]
-        with pytest.raises(ValueError, match="after the end of the dream. Call reset first"):
+        with pytest.raises(ValueError, match=r"after the end of the dream\. Call reset first"):
             env.step(env.action_space.sample())
 
 
