@@ -55,14 +55,14 @@ def test_signals_of_the_group_reach_the_parent_alone() -> None:
     envs = make_vector(failing(), 1, seed=0)
     try:
         envs.reset()
-        (process,) = envs.processes
+        (pid,) = [process.pid for process in envs.processes]
         for number in (signal.SIGINT, signal.SIGTERM):
-            os.kill(process.pid, number)
+            os.kill(pid, number)
         for _ in range(3):
             assert not envs.step(np.zeros(1, int))[4]["restarted"].any()
     finally:
         envs.close()
-    assert gone(process.pid)
+    assert gone(pid)
 
 
 @linux
@@ -198,3 +198,19 @@ def test_nothing_is_left_in_shared_memory(tmp_path: Path) -> None:
     assert envs.failures == 1
     assert left() <= before
     envs.close()
+
+
+@linux
+def test_restarts_leave_no_handles_open() -> None:
+    envs = make_vector(failing(), 1, seed=0)
+    try:
+        envs.reset()
+        counts = []
+        for _ in range(4):
+            envs.processes[0].kill()
+            assert envs.step(np.zeros(1, int))[4]["restarted"].all()
+            assert not envs.step(np.zeros(1, int))[4]["restarted"].any()
+            counts.append(len(os.listdir("/proc/self/fd")))
+    finally:
+        envs.close()
+    assert len(set(counts)) == 1

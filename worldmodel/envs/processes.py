@@ -57,7 +57,6 @@ class ProcessHost:
     def __init__(self, maker: Maker) -> None:
         self._maker = maker
         self._row: SharedRow | None = None
-        self._dtype: Any = None
 
     def send(self, name: str, *data: Any) -> None:
         try:
@@ -111,7 +110,11 @@ class ProcessHost:
             with contextlib.suppress(OSError):
                 os.kill(self.process.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
             self._gone(CLOSE_SECONDS)
-        self.process.join(CLOSE_SECONDS)
+        process, self.process = self.process, None
+        process.join(CLOSE_SECONDS)
+        with contextlib.suppress(ValueError):  # it cannot even be killed
+            process.close()  # handles must not wait for the garbage collector
+        self._row = None
         self._pipe.close()
         self._words.close()
 
