@@ -144,10 +144,13 @@ def draw(result: Honesty, about: str, horizon: int, folder: Path, name: str) -> 
         f"then imagines {horizon} steps with the actions that were really taken. Lines are medians "
         "over the moments, bands hold the middle 80% (10th to 90th percentile). The baseline "
         "repeats what came last.",
-        "An agent that holds an unstable system still makes the baseline nearly perfect and "
-        "every open-loop prediction hopeless: the smallest error grows, and the recorded actions "
-        "do not answer it. Random actions ask about the world alone.",
     ]
+    if "policy" in about:
+        text.append(
+            "An agent that holds an unstable system still makes the baseline nearly perfect, "
+            "and every open-loop prediction hopeless: the smallest error grows, and the recorded "
+            "actions do not answer it. Random actions ask about the world alone."
+        )
     return Section(f"How honest the dreams are: {about.split(',')[0]}", text, pictures)
 
 

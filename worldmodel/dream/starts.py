@@ -19,23 +19,21 @@ Starts = Callable[[np.random.Generator, int], Batch]
 def starts_from(replay: Replay, context: int = 5) -> Starts:
     """Beginnings out of recorded experience: `context` rows of one episode, each equally likely,
     none of them an episode's last. Raises ValueError where no episode is that long."""
-    places = [
-        (stream, row)
-        for stream, start, stop in replay.episodes()
-        for row in range(start, stop - context)
-    ]
-    if context < 1 or not places:
-        longest = max((stop - start for _, start, stop in replay.episodes()), default=0)
+    episodes = replay.episodes()
+    fits = [e for e in episodes if e[2] - e[1] > context]
+    if context < 1 or not fits:
+        longest = max((stop - start for _, start, stop in episodes), default=0)
         raise ValueError(
             f"No dream can begin with context={context} rows: the longest of the recorded "
             f"episodes has {longest}, its last one included. Give a context from 1 to "
             f"{longest - 1}."
         )
-    table = np.asarray(places)
+    streams = np.concatenate([np.full(stop - context - start, n) for n, start, stop in fits])
+    rows = np.concatenate([np.arange(start, stop - context) for _, start, stop in fits])
 
     def draw(rng: np.random.Generator, count: int) -> Batch:
-        stream, row = table[rng.integers(len(table), size=count)].T
-        return replay.gather(RowIndex(stream, row, context))
+        picks = rng.integers(len(rows), size=count)
+        return replay.gather(RowIndex(streams[picks], rows[picks], context))
 
     return draw
 
