@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tests.replay_rows import LATENT, SPEC, add, latent_of
-from worldmodel.replay import Replay, ReplayConfig
+from worldmodel.replay import Replay, ReplayConfig, clear
 
 CHECKPOINT = "checkpoint.json"
 
@@ -88,37 +88,52 @@ def cycle_of(folder: Path, replay: Replay, cycle: int) -> None:
 
 def resume(folder: Path, storage: str) -> tuple[Replay, int]:
     """A new process; the cycle that it has reached."""
-    replay = build(folder, storage)
     cycle, state = read_checkpoint(folder)
+    if state is None:  # killed before its first checkpoint
+        clear(folder / "replay")
+    replay = build(folder, storage)
     if state is not None:
         replay.load(folder / "replay", state)
     return replay, cycle
 
 
-def go_on(folder: Path, storage: str) -> None:
-    """Go on for ever from where the last process was killed."""
+def go_on(folder: Path, storage: str, tell: int) -> None:
+    """Go on for ever from where the last process was killed; tell of every finished cycle."""
     replay, cycle = resume(folder, storage)
     while True:
+        os.write(tell, b".")
         cycle += 1
         cycle_of(folder, replay, cycle)
 
 
+def kill_once(folder: Path, storage: str, cycles: int, rng: np.random.Generator) -> None:
+    """Kill `go_on` at a random moment of its recovery (0), or of a cycle after the first ones."""
+    hear, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            go_on(folder, storage, tell)
+        finally:
+            traceback.print_exc()
+            os._exit(1)
+    os.close(tell)
+    took, began = 0.02, time.monotonic()
+    for _ in range(cycles):
+        assert os.read(hear, 1), "the process ended by itself"
+        took, began = max(0.005, time.monotonic() - began), time.monotonic()
+    time.sleep(rng.uniform(0, 1.5 * took))
+    os.kill(child, signal.SIGKILL)
+    os.close(hear)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), "the process ended by itself"
+
+
 def kill_often(folder: Path, storage: str, kills: int) -> list[int]:
-    """Kill `go_on` at random moments; the cycles reached, compared with `twin` each."""
+    """Kill `go_on` again and again; the cycles reached, compared with `twin` each."""
     rng = np.random.default_rng(int.from_bytes(os.urandom(4), "little"))
     reached = []
     for number in range(kills):
-        child = os.fork()
-        if child == 0:
-            try:
-                go_on(folder, storage)
-            finally:
-                traceback.print_exc()
-                os._exit(1)
-        time.sleep(rng.uniform(0.03, 0.2))
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        assert os.WIFSIGNALED(status), "the process ended by itself"
+        kill_once(folder, storage, number % 4, rng)
         copy = folder.with_name(f"{storage}.{number}")
         shutil.copytree(folder, copy)
         reached.append(resume(copy, storage))

@@ -147,6 +147,27 @@ def test_a_damaged_log_sends_back_to_the_checkpoint_before(tmp_path: Path) -> No
         make().load(tmp_path / "a")
 
 
+def test_a_log_that_rests_on_other_files_is_not_applied(tmp_path: Path) -> None:
+    """A delta put back from a copy of the folder, when the base files have moved on."""
+    saved(tmp_path)
+    replay = make()
+    replay.load(tmp_path)
+    states = []
+    for number in range(2):
+        add(replay, 5)
+        states.append(replay.save(tmp_path))
+        if number == 0:
+            shutil.copy(tmp_path / "delta.bin", tmp_path / "copy")
+        replay.commit()
+    shutil.move(tmp_path / "copy", tmp_path / "delta.bin")
+    assert contents(Replay.open(tmp_path)) == contents(replay)
+    again = make()
+    again.load(tmp_path)
+    assert contents(again) == contents(replay)
+    with pytest.warns(UserWarning, match="not equal to the bit"):
+        again.load(tmp_path, states[0])
+
+
 @pytest.mark.parametrize("storage", ["memory", "disk"])
 def test_an_older_checkpoint_keeps_what_it_can(tmp_path: Path, storage: str) -> None:
     config = ReplayConfig(capacity=60, storage=storage)
