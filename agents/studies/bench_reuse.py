@@ -34,7 +34,7 @@ from agents.run import cli, report
 from agents.run.evaluate import evaluate
 from agents.run.settings import TrainConfig
 from agents.run.train import train
-from worldmodel import config
+from worldmodel import config, seeding
 from worldmodel.envs import EnvConfig, env_spec, make_env
 
 FUNCTIONS = Path(__file__).resolve().parents[2] / "docs" / "examples" / "pendulum_rewards.py"
@@ -160,7 +160,8 @@ class Study:
         made = make_env(env)
         spec = env_spec(made)
         made.close()
-        agent: Any = Random(spec, RandomConfig(), torch.device("cpu"))
+        with seeding.Stream(self.seed):  # it seeds itself from torch's generator
+            agent: Any = Random(spec, RandomConfig(), torch.device("cpu"))
         return evaluate(agent, spec, env, self.settings.episodes, 1000 + self.seed).mean
 
 
