@@ -101,8 +101,9 @@ def draw(policy: Policy, lived: Experience, settings: DreamConfig, folder: Path)
     told = ", ".join(f"{value:.1f} under {who}" for who, value in _named(returns))
     text = [
         f"From frame {context} of episode {number} the model imagines {settings.horizon} steps "
-        f"several times over: {what}. Nothing here happened. Below each frame: the imagined "
-        "reward, the probability that the episode goes on, and the agent's value.",
+        f"several times over: {what}. Nothing here happened."
+        + (" Below each frame: " if futures.pictures else " Drawn: ")
+        + "the imagined reward, the probability that the episode goes on, and the agent's value.",
         f"Mean discounted return that is promised: {told}.",
     ]
     if "value" not in futures.numbers:

@@ -55,7 +55,7 @@ def promises(told: Mapping[str, Any]) -> str:
     """Whether imagined returns come true."""
     fit = told["return"]
     if fit["correlation"] is None:
-        return f"Returns do not vary, so their calibration has no slope; bias {fit['bias']:.3g}."
+        return f"Returns of one side do not vary: no slope to speak of; bias {fit['bias']:.3g}."
     return (
         f"Imagined against real return over {told['steps_imagined']} steps: correlation "
         f"{fit['correlation']:.2f}, slope {fit['slope']:.2f}, bias {fit['bias']:.3g}."
