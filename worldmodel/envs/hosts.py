@@ -52,11 +52,17 @@ class Answer(NamedTuple):
 
 
 class HostFailed(Exception):
-    """A host cannot answer. error: what the environment raised, where it is in this process."""
+    """A host cannot answer. error: what the environment raised when it was to be made, or an
+    EnvError with the same words."""
 
     def __init__(self, reason: str, error: BaseException | None = None) -> None:
         super().__init__(reason)
         self.reason, self.error = reason, error
+
+    def alone(self) -> HostFailed:
+        """Without its traceback and cause, which hold on to the failed environment's memory until
+        the garbage collector comes by."""
+        return HostFailed(self.reason, self.error)
 
 
 class Host(Protocol):
@@ -137,7 +143,8 @@ class LocalHost:
         try:
             return self._runner.run(*self._command)
         except (Exception, SystemExit) as error:
-            raise HostFailed(reason_of(error), error) from error
+            made = self._command[0] != "make"
+            raise HostFailed(reason_of(error), None if made else error) from error
 
     def ask_to_end(self) -> None:
         pass

@@ -258,7 +258,7 @@ class Vector(VectorEnv[Any, Any, Any]):
             try:
                 self._hosts[index].send(*command)
             except HostFailed as error:
-                failed[index] = error
+                failed[index] = error.alone()
         began = time.monotonic()
         answers = {}
         for index, command in commands.items():
@@ -269,7 +269,7 @@ class Vector(VectorEnv[Any, Any, Any]):
             try:
                 answers[index] = self._hosts[index].receive(began, seconds)
             except HostFailed as error:
-                failed[index] = error
+                failed[index] = error.alone()
         return answers, failed
 
     def _restarted(
