@@ -211,17 +211,21 @@ class FailingEnv(gymnasium.Env[Any, Any]):
             count[1] = np.nan
         return {"counts" if self._bad == "keys" else "count": count}
 
+    def _takes(self, number: int) -> bool:
+        """Whether this failure is ours: one process alone can make a file."""
+        try:
+            (self._folder / str(number)).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
     def _fail(self, at: str) -> None:
         """Fail, if this is the moment and there are failures left."""
         self._bad = ""
         if at != self._at:
             return
-        if self._times is not None:
-            left = (n for n in range(self._times) if not (self._folder / str(n)).exists())
-            try:
-                (self._folder / str(next(left))).touch(exist_ok=False)
-            except (StopIteration, FileExistsError):  # or another environment was first
-                return
+        if self._times is not None and not any(map(self._takes, range(self._times))):
+            return
         if self._how == "exit":
             os._exit(7)
         if self._how == "raise":
