@@ -90,7 +90,7 @@ class Study:
         fitting = time.monotonic() - began
         folder = self.folder / f"{source}-{task}-{self.seed}"
         asked = DreamConfig(str(run), {task: 1.0}, str(folder), self.settings.updates)
-        train(dream_settings(asked), quiet)
+        finish(dream_settings(asked))
         figure = self.figure(source, task, folder, self.direct(task))
         return {**figure, "fit_seconds": round(fitting, 1)}
 
@@ -99,13 +99,13 @@ class Study:
         folder = self.folder / f"offline-{self.seed}"
         settings = self.composed("pendulum", folder)
         recording = str(self.base("usual") / "replay")
-        train(replace(settings, offline=recording, updates=self.settings.updates), quiet)
+        finish(replace(settings, offline=recording, updates=self.settings.updates))
         return self.figure("offline", "reward", folder, self.direct("reward"))
 
     def base(self, source: str) -> Path:
         """The run whose model is used again."""
         folder = self.folder / f"{source}-{self.seed}"
-        train(self.composed({"usual": "pendulum"}.get(source, source), folder), quiet)
+        finish(self.composed({"usual": "pendulum"}.get(source, source), folder))
         return folder
 
     def direct(self, task: str) -> Path:
@@ -114,7 +114,7 @@ class Study:
             return self.base("usual")
         folder = self.folder / f"direct-{task}-{self.seed}"
         settings = self.composed("pendulum", folder)
-        train(replace(settings, env=paid(settings.env, task)), quiet)
+        finish(replace(settings, env=paid(settings.env, task)))
         return folder
 
     def composed(self, experiment: str, folder: Path) -> TrainConfig:
@@ -168,6 +168,15 @@ class Study:
 def paid(env: EnvConfig, task: str) -> EnvConfig:
     """The same environment, paying for a task."""
     return replace(env, reward=None if task == "reward" else f"{FUNCTIONS}:{task}")
+
+
+def finish(settings: TrainConfig) -> None:
+    """Train to the end; RunError where somebody asked for a stop, since half a run is no figure."""
+    code = train(settings, quiet)
+    if code:
+        raise config.RunError(
+            f"'{settings.folder}' was stopped ({code}); the same command continues the study."
+        )
 
 
 def quiet(text: str) -> None:
