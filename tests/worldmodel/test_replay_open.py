@@ -193,3 +193,31 @@ def test_mapped_rows_that_the_run_overwrites_later_are_refused(tmp_path: Path) -
     assert opened.episodes()[0] == (0, 15, 21)
     assert set(opened.sample(300, 5, online=False).index.start.tolist()) == set(range(15, 36))
     assert len(opened) == 2 * 25
+
+
+def test_mapped_rows_are_right_or_refused_while_the_run_overwrites_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replay = build(tmp_path, "disk")
+    add(replay, 40)  # rows 10 ... 39
+    replay.save(tmp_path / "replay")
+    replay.commit()
+    opened = Replay.open(tmp_path / "replay")
+    add(replay, 5)
+    replay.save(tmp_path / "replay")
+    was, refused = disk.write, []
+
+    def write(*args: Any) -> None:
+        was(*args)
+        for row in (10, 14, 15):
+            try:
+                values = opened.rows(1, row, row + 1)
+            except ValueError:
+                refused.append(row)
+            else:
+                assert values["reward"].item() == values["a/b"][0, 1] == row
+                assert values["image"][0, 1, 1, 0] == values["action"][0, 0] == row
+
+    monkeypatch.setattr(disk, "write", write)
+    replay.commit()
+    assert set(refused) == {10, 14}
