@@ -58,7 +58,8 @@ class Collector:
         self.returns = np.zeros(self.num_envs)
         self.lengths = np.zeros(self.num_envs, np.int64)
         if saved is None:
-            obs = guarded(lambda: self.envs.reset()[0])
+            obs, infos = guarded(self.envs.reset)
+            self._tell(infos)
             nothing = np.zeros(self.num_envs, bool)
             self.rows = self._rows(obs, np.zeros(self.num_envs), nothing, nothing, ~nothing, None)
         else:
@@ -112,22 +113,29 @@ class Collector:
         rows = self.rows
         inputs = {key: rows[key] for key in (*self.spec.obs, "is_first")}
         # An exploring agent still sees every row, so that its state and latents are right.
-        action, self.state, extras = self.agent.act(inputs, self.state, self.mode)
+        action, state, extras = self.agent.act(inputs, self.state, self.mode)
         if explore:
             action = random_actions(self.spec, inputs, self.num_envs, self.rng)
-            self.state = told_action(self.state, action)
-        if replay is not None:
-            guarded(lambda: replay.add({**rows, **latent_rows(extras, replay)}))
+            state = told_action(state, action)
         native = self.spec.action.decode(self._clipped(action))
         obs, reward, terminated, truncated, infos = guarded(lambda: self.envs.step(native))
-        self.failures = infos["failures"]
-        for index, reason in self.failures:
-            self.say(f"environment {index} was restarted: {reason}")
+        # Only now: where the environments failed for good, replay, agent and environments still
+        # stand at the same moment, and can be saved.
+        self.state = state
+        if replay is not None:
+            guarded(lambda: replay.add({**rows, **latent_rows(extras, replay)}))
+        self._tell(infos)
         # With autoreset at the next step, the row after a last one begins a new episode; so does
         # that of an environment which failed, and replay closes its old episode as truncated.
         is_first = rows["is_last"] | infos["restarted"]
         self.rows = self._rows(obs, reward, terminated, truncated, is_first, action)
         return self._count()
+
+    def _tell(self, infos: Mapping[str, Any]) -> None:
+        """Note, and say, which environments were restarted."""
+        self.failures = infos["failures"]
+        for index, reason in self.failures:
+            self.say(f"environment {index} was restarted: {reason}")
 
     def _clipped(self, action: np.ndarray) -> np.ndarray:
         return np.clip(action, -1, 1) if self.spec.action.kind == "continuous" else action

@@ -140,4 +140,9 @@ def test_an_environment_that_fails_too_often_stops_the_run_with_its_own_words() 
         collector.step(replay)
     with pytest.raises(RunError, match=r"(?s)failed 3 times.*reward is nan.*finite"):
         collector.step(replay)
-    assert collector.state_dict()["envs"]  # and can still be saved
+    # What is saved then stands at one moment: the newest row is not in replay yet.
+    saved = collector.state_dict()
+    assert saved["rows"]["is_first"].tolist() == [False]
+    rows = replay.rows(0, 0, int(replay.counts[0]))
+    assert rows["is_first"].tolist() == [True, False, False] * 2 + [True, False]
+    assert len(saved["envs"][0]["actions"]) == 2
