@@ -146,9 +146,10 @@ def _checked(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"The checkpoint '{path}' cannot be read ({error}).") from error
     state = _read(path)
-    if state.get("format") != FORMAT:
+    given = state.get("format")
+    if type(given) is not int or given != FORMAT:
         raise CheckpointError(
-            f"The checkpoint '{path}' has the format {state.get('format')!r}; this version reads "
+            f"The checkpoint '{path}' has the format {given!r:.40}; this version reads "
             f"{FORMAT}. Use the version of worldmodel that wrote it."
         )
     return state
@@ -217,6 +218,8 @@ def _check_tensor(name: str, value: Tensor, size: int | None) -> None:
 def _reason(error: BaseException, most: int = 0) -> str:
     """What an error says, without colours: its first line, or up to `most` characters."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip() or type(error).__name__
+    if text.startswith("Weights only load failed"):  # and then how to load it all the same
+        text = f"Weights only load failed: {text.partition('WeightsUnpickler error: ')[2]}"
     return text[:most] if most else text.splitlines()[0][:200]
 
 
@@ -241,7 +244,8 @@ def restore(target: Any, state: Any, where: Any) -> None:
             f"The checkpoint in '{where}' holds a {type(state).__name__} instead of an agent's "
             "state. Use the version of worldmodel that wrote it, or start a new run."
         )
-    mismatch = shape_differences(target.state_dict(), state)
+    expected = target.state_dict()
+    mismatch = [*shape_differences(expected, state), *kind_differences(expected, state)]
     if mismatch:
         shown = "\n  ".join(mismatch[:12])
         more = f"\n  and {len(mismatch) - 12} more" if len(mismatch) > 12 else ""
@@ -281,6 +285,20 @@ def shape_differences(expected: Mapping[str, Any], given: Mapping[str, Any]) -> 
         elif here != there:
             lines.append(f"{name}: needed {list(here)}, checkpoint has {list(there)}")
     return lines
+
+
+def kind_differences(expected: Any, given: Any, name: str = "") -> Iterator[str]:
+    """One line per dict, list, number or string where the other has something else."""
+    if isinstance(expected, Mapping) and isinstance(given, Mapping):
+        for key in expected.keys() & given.keys():
+            yield from kind_differences(expected[key], given[key], f"{name}.{key}".strip("."))
+    elif isinstance(expected, list | tuple) and isinstance(given, list | tuple):
+        for index, pair in enumerate(zip(expected, given, strict=False)):
+            yield from kind_differences(*pair, f"{name}.{index}")
+    elif expected is not None and not isinstance(expected, Tensor):
+        kinds = type(expected), type(given)
+        if kinds[0] is not kinds[1] and kinds != (float, int):
+            yield f"{name}: needed {kinds[0].__name__}, checkpoint has {kinds[1].__name__}"
 
 
 def tensors(tree: Any, prefix: str = "") -> dict[str, tuple[int, ...]]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from agents.base import Agent, random_actions
+from worldmodel import checkpoint
 from worldmodel.config import RunError
 from worldmodel.envs import Vector
 from worldmodel.replay import Replay
@@ -63,7 +64,8 @@ class Collector:
             nothing = np.zeros(self.num_envs, bool)
             self.rows = self._rows(obs, np.zeros(self.num_envs), nothing, nothing, ~nothing, None)
         else:
-            self._resume(saved)
+            with checkpoint.understood("collector", "this run"):
+                self._resume(saved)
 
     def _resume(self, saved: Mapping[str, Any]) -> None:
         """Bring environments, agent and generators back to where they were.
@@ -73,9 +75,14 @@ class Collector:
         """
         self.steps = saved["steps"]
         self.rng.bit_generator.state = saved["rng"]
+        sums = {"returns": self.returns, "lengths": self.lengths}
+        check_alike(unpacked(sums), {key: saved[key] for key in sums}, "collector")
         self.returns, self.lengths = arrays(saved["returns"]), arrays(saved["lengths"])
         if saved["agent"] is not None:
-            self.state = packed(self.agent.initial(self.num_envs), saved["agent"])
+            like = self.agent.initial(self.num_envs)
+            check_alike(unpacked(like), saved["agent"], "agent")
+            self.state = packed(like, saved["agent"])
+        check_alike(unpacked(self._blank()), saved["rows"], "rows")
         rows = arrays(saved["rows"])
         then = {key: rows[key] for key in self.spec.obs}
         obs, *_, infos = guarded(lambda: self.envs.restore(arrays(saved["envs"]), then))
@@ -162,6 +169,15 @@ class Collector:
             "is_terminal": terminated & ~is_first,
         }
 
+    def _blank(self) -> dict[str, np.ndarray]:
+        """Rows of zeros, with the shapes and types of all rows."""
+        nothing = np.zeros(self.num_envs, bool)
+        obs = {
+            key: np.zeros((self.num_envs, *obs.shape), np.uint8 if obs.kind == "image" else "f4")
+            for key, obs in self.spec.obs.items()
+        }
+        return self._rows(obs, np.zeros(self.num_envs), nothing, nothing, nothing, None)
+
     def _count(self) -> list[Episode]:
         """Count the new rows, and close the episodes that they ended."""
         rows = self.rows
@@ -216,6 +232,36 @@ def packed(like: Any, saved: Any) -> Any:
     if isinstance(like, np.ndarray):
         return saved.numpy().copy()
     return saved.to(like.device) if isinstance(like, torch.Tensor) else saved
+
+
+def check_alike(like: Any, saved: Any, name: str) -> None:
+    """ValueError unless saved lists, dicts and tensors have the form, shapes and types of others;
+    what those leave open (None) may be anything."""
+    if isinstance(like, torch.Tensor):
+        if not isinstance(saved, torch.Tensor) or (saved.shape, saved.dtype) != (
+            like.shape,
+            like.dtype,
+        ):
+            raise ValueError(f"{name} must be {like.dtype} {list(like.shape)}, not {told(saved)}")
+    elif isinstance(like, Mapping):
+        if not isinstance(saved, Mapping) or saved.keys() != like.keys():
+            raise ValueError(f"{name} must hold {', '.join(map(str, like))}, not {told(saved)}")
+        for key, value in like.items():
+            check_alike(value, saved[key], f"{name}.{key}")
+    elif isinstance(like, list):
+        if not isinstance(saved, list) or len(saved) != len(like):
+            raise ValueError(f"{name} must be a list of {len(like)}, not {told(saved)}")
+        for index, value in enumerate(like):
+            check_alike(value, saved[index], f"{name}.{index}")
+    elif like is not None and type(saved) is not type(like):
+        raise ValueError(f"{name} must be like {like!r:.40}, not {told(saved)}")
+
+
+def told(value: Any) -> str:
+    """A value that is wrong, in a few words."""
+    if isinstance(value, torch.Tensor):
+        return f"{value.dtype} {list(value.shape)}"
+    return f"{value!r:.60}"
 
 
 def latent_rows(extras: Mapping[str, Any], replay: Replay) -> dict[str, Any]:

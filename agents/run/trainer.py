@@ -21,6 +21,7 @@ from agents.run.evaluate import EvalResult, evaluate
 from agents.run.nonfinite import SLOWER, Diverged, NonFinite
 from agents.run.progress import Progress, Stopper
 from agents.run.room import check_room, make_folder, still_room
+from agents.run.saved import check_saved
 from agents.run.settings import (
     CONFIG,
     Counters,
@@ -89,7 +90,8 @@ class Trainer:
             self._close_envs()
             raise
         if saved:
-            seeding.set_rng_state(saved["rng"])  # last: making things may have drawn numbers
+            with checkpoint.understood("rng", self.folder):
+                seeding.set_rng_state(saved["rng"])  # last: making things may have drawn numbers
         else:
             self.save()  # so that a folder with a config can always be continued
 
@@ -325,6 +327,7 @@ class Trainer:
         """Agent, replay and counters of the newest checkpoint that is whole together with its
         replay; returns that checkpoint."""
         for saved in checkpoint.candidates(self.folder, self.say):
+            check_saved(saved, self.folder)
             try:
                 self.replay.load(self.place, saved["replay"])
             except ReplayDamaged as error:
