@@ -61,8 +61,10 @@ class RunLock:
 
     def _holder(self) -> str:
         """Who holds, or last held, the folder; empty where nobody says so."""
+        path = self._folder / HOLDER
         try:
-            about = json.loads((self._folder / HOLDER).read_text())
-            return f"process {about['pid']} on {about['host']} since {about['since']}"
-        except (OSError, ValueError, KeyError, TypeError):
+            about = json.loads(path.read_bytes()) if path.is_file() else {}
+            words = f"process {about['pid']:d} on {about['host']} since {about['since']}"
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return ""
+        return words if len(words) < 200 and words.isprintable() else "a process without a name"

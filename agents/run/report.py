@@ -18,7 +18,7 @@ import worldmodel
 from agents.base import Agent
 from agents.run.evaluate import EvalResult, frames_of
 from worldmodel import dream, seeding
-from worldmodel.config import keys_of
+from worldmodel.config import ConfigError, keys_of
 from worldmodel.log import write_json, write_picture, write_video
 from worldmodel.replay import RowIndex
 from worldmodel.types import Batch, EnvSpec
@@ -28,6 +28,13 @@ if TYPE_CHECKING:
     from agents.run.trainer import Trainer
 
 SUMMARY = "summary.json"
+# What `table` and a run that may be finished read of it, and as what.
+TEXT, WHOLE, NUMBER = (str,), (int,), (int, float)
+READ_AGAIN = {
+    "task": TEXT, "agent": TEXT, "device": TEXT, "seed": WHOLE, "agent_steps": WHOLE,
+    "env_frames": WHOLE, "updates": WHOLE, "parameters": WHOLE, "wall_clock_s": NUMBER,
+}  # fmt: skip
+EVALUATED = {"eval_return_mean": NUMBER, "eval_return_std": NUMBER, "eval_episodes": WHOLE}
 DREAM_ROWS = 50  # rows of one dream, where the episode is long enough
 
 
@@ -98,9 +105,23 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
-    """The summary of a finished run, or None."""
+    """The summary of a finished run, or None. Raises ConfigError where it is damaged."""
     path = folder / SUMMARY
-    return json.loads(path.read_text()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        summary = json.loads(path.read_bytes())
+        evaluated = "eval_return_mean" in summary  # not where there is no environment
+        for name, kinds in {**READ_AGAIN, **(EVALUATED if evaluated else {})}.items():
+            value = summary[name]
+            if type(value) not in kinds or (type(value) is int and abs(value) >= 1 << 62):
+                raise ValueError(f"{name} is {value!r:.40}")
+    except (ValueError, TypeError, KeyError, RecursionError, OSError) as error:
+        raise ConfigError(
+            f"'{path}' is damaged ({type(error).__name__}: {str(error)[:200]}). Delete it: the "
+            "same command writes it anew from the run's checkpoint."
+        ) from error
+    return dict(summary)
 
 
 def table(summary: Mapping[str, Any]) -> str:
