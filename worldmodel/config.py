@@ -131,11 +131,17 @@ def build(config: DictConfig, schema: type[T]) -> T:
 
 def from_cli(schema: type[T], arguments: Sequence[str]) -> T:
     """A dataclass object from `key=value` words; ConfigError where one does not fit."""
+    return build(parse(arguments, (f.name for f in fields(schema))), schema)  # type: ignore[arg-type]
+
+
+def parse(arguments: Sequence[str], known: Iterable[str] = ()) -> DictConfig:
+    """`key=value` words as a config that knows no schema; ConfigError where one cannot be read.
+    known: keys to name where a word is none of that form."""
     for word in arguments:
         if "=" not in word:
             raise ConfigError(
                 f"Cannot read '{word}': settings are given as key=value. "
-                f"Known: {', '.join(f.name for f in fields(schema))}."  # type: ignore[arg-type]
+                f"Known: {', '.join(known) or 'see --help'}."
             )
         try:
             check_yaml(word.partition("=")[2])
@@ -146,12 +152,11 @@ def from_cli(schema: type[T], arguments: Sequence[str]) -> T:
                 "with quotes round odd text."
             ) from error
     try:
-        given = OmegaConf.from_dotlist(list(arguments))
+        return OmegaConf.from_dotlist(list(arguments))
     except UNREADABLE as error:  # each can be read, but not all of them together
         raise ConfigError(
             f"Cannot read '{' '.join(arguments)}' ({first_line(error)}). Give every key once."
         ) from error
-    return build(given, schema)
 
 
 def compose_config(directory: Path, name: str, overrides: Sequence[str] = ()) -> DictConfig:
