@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import agents
+from agents.run import report
+from agents.run.lock import HOLDER, RunLock
 from agents.run.settings import check_folder
 from tests.fuzz import runs
-from tests.fuzz.common import SCALARS, WORDS, altered, cases, damaged, ours
+from tests.fuzz.common import JSON, SCALARS, WORDS, altered, cases, damaged, ours
 from worldmodel import config
 
 MARKER = "/tmp/worldmodel-fuzz-was-here"
@@ -75,3 +78,47 @@ def test_any_config_of_a_run_folder(dreamer_run: Path, folder: Path) -> None:
         fuzz = example(text.encode())(fuzz)
     fuzz()
     assert not Path(MARKER).exists()
+
+
+SUMMARY = {
+    "task": "x", "agent": "random", "seed": 0, "agent_steps": 12, "env_frames": 12, "updates": 3,
+    "wall_clock_s": 1.5, "eval_return_mean": 1.0, "eval_return_std": 0.5, "eval_episodes": 1,
+    "parameters": 10, "device": "cpu", "versions": {"torch": "2"}, "config": {"seed": 0},
+}  # fmt: skip
+
+
+def jsons(whole: object) -> st.SearchStrategy[bytes]:
+    """A JSON file with damaged bytes, with other values and keys, or with nothing of ours."""
+    text = json.dumps(whole).encode()
+    return st.one_of(
+        damaged(text), altered(whole, JSON).map(lambda tree: json.dumps(tree).encode()),
+        JSON.map(lambda tree: json.dumps(tree).encode()), st.binary(max_size=100),
+        st.sampled_from([b"[" * 100_000, b"9" * 5000, b'{"a":' * 5000, b"\xff", b"NaN", b""]),
+    )  # fmt: skip
+
+
+def test_any_summary(dreamer_run: Path, folder: Path) -> None:
+    (folder / "config.yaml").write_bytes((dreamer_run / "config.yaml").read_bytes())
+    mine = config.build(config.read(folder / "config.yaml"), runs.DreamerRun)
+    mine = replace(mine, run=str(folder))
+
+    @cases(60, 400)
+    @given(jsons(SUMMARY))
+    def fuzz(text: bytes) -> None:
+        (folder / report.SUMMARY).write_bytes(text)
+        with ours("summary.json"):
+            summary = check_folder(mine, lambda text: None)
+            assert summary is None or report.table(summary)
+
+    fuzz()
+
+
+@cases(100, 1000)
+@given(jsons({"pid": 1, "host": "here", "since": "2001-01-01 00:00:00"}))
+@example(json.dumps({"pid": 1, "host": "\x1b[2J", "since": ""}).encode())
+def test_any_holder(place: Path, text: bytes) -> None:
+    (place / HOLDER).write_bytes(text)
+    with ours(".holder.json"):
+        said: list[str] = []
+        with RunLock(place, said.append):
+            assert all(line.isprintable() for line in said)
