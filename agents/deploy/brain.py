@@ -1,0 +1,171 @@
+"""The part of a deployed agent that thinks: it filters, scores and acts, in the worker.
+
+    control thread    obs_t -> Request ---------> wait ... Thought -> decide -> action_t is sent
+    worker                        act, score -> Thought    predict obs_t from t-1, compare
+
+The recurrent state lives here and nowhere else, so that a late answer never races with the next
+tick. The action that was really sent comes back with the next request: the policy remembers what
+the robot did, not what it had proposed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from worldmodel.ood.api import Score
+
+
+class Request(NamedTuple):
+    """One tick of B robots. obs: checked, [B, ...] by key, without doubtful values. sent: [B, A]
+    encoded, the actions sent at the tick before. valid: [B], whose observation can be believed.
+    is_first: [B], whose episode begins. stamp: [B] seconds, or None. reward: [B], NaN where it is
+    unknown. until: seconds of the clock at which the next tick is expected."""
+
+    tick: int
+    obs: Any
+    sent: np.ndarray
+    valid: np.ndarray
+    is_first: np.ndarray
+    stamp: np.ndarray | None
+    reward: np.ndarray
+    until: float
+    fresh: bool = False  # forget everything first
+
+
+class Thought(NamedTuple):
+    """What the policy would do: encoded [B, A]; how strange it finds what it sees; and the one-step
+    prediction errors [B] by kind that were measured since the last answer (NaN where not)."""
+
+    action: np.ndarray
+    score: Score | None
+    errors: dict[str, np.ndarray]
+    tick: int  # which one `errors` belongs to
+
+
+class Engine(Protocol):
+    """An agent that can be run tick by tick, with or without our training code.
+
+    State is anything; `blend` must be able to pick it row by row.
+    """
+
+    def initial(self, batch_size: int) -> Any: ...
+
+    def step(
+        self, obs: Mapping[str, np.ndarray], state: Any, is_first: np.ndarray, sent: np.ndarray
+    ) -> tuple[np.ndarray, Any, Score | None]:
+        """Encoded actions [B, A], the next state, and the score of obs, if there is a detector.
+        `obs` may hold a time_stamp [B]."""
+        ...
+
+    def blend(self, old: Any, new: Any, keep: np.ndarray) -> Any:
+        """The old state's rows where keep [B], else the new one's."""
+        ...
+
+    def predict(self, state: Any, sent: np.ndarray) -> dict[str, np.ndarray] | None:
+        """What follows state through the action [B, A]: observations [B, ...] by key (images in
+        [0, 1]) and "reward" [B]; None where there is no model to ask."""
+        ...
+
+
+class Brain:
+    """Answers requests with an engine; satisfies `agents.deploy.worker.Job`.
+
+    Memory after missed ticks: the state goes on as if they had not been, for up to `max_gap` of
+    them, and with more it starts anew. A robot whose observation was refused counts as missed.
+    kinds: kind of each observation key. errors: whether one-step errors are wanted. now: a clock.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        robots: int,
+        max_gap: int,
+        kinds: Mapping[str, str],
+        errors: bool,
+        now: Callable[[], float],
+    ) -> None:
+        self._engine, self._robots, self._max_gap = engine, robots, max_gap
+        self._kinds, self._wanted, self._now = dict(kinds), errors, now
+        self._cost = 0.0  # the longest that a comparison took lately
+        self.skipped = 0
+        self._forget()
+
+    def _forget(self) -> None:
+        self._state = self._engine.initial(self._robots)
+        # The last tick of which each robot's state knows; far in the past at first.
+        self._seen = np.full(self._robots, -(1 << 40), np.int64)
+        self._errors: dict[str, np.ndarray] = {}
+        self._measured = -1
+        self._before: tuple[Any, np.ndarray] | None = None
+        self._request: Request | None = None
+
+    def __call__(self, request: Request) -> Thought:
+        """The thought about a request; nothing is remembered of one that fails."""
+        if request.fresh:
+            self._forget()
+        gap = request.tick - self._seen - 1
+        is_first = request.is_first | (gap > self._max_gap)
+        obs = dict(request.obs)
+        if request.stamp is not None:
+            obs["time_stamp"] = request.stamp
+        action, state, score = self._engine.step(obs, self._state, is_first, request.sent)
+        # An error of one step is known where the robot saw this tick and the one before.
+        known = request.valid & (gap == 0) & ~is_first
+        self._before, self._request = (self._state, known), request
+        if not request.valid.all():
+            state = self._engine.blend(self._state, state, ~request.valid)
+        self._state = state
+        self._seen = np.where(request.valid, request.tick, self._seen)
+        errors, self._errors = self._errors, {}
+        return Thought(action, score, errors, self._measured)
+
+    def afterwards(self) -> None:
+        """Compare what the model foretold with what came, if the time until the next tick allows
+        it."""
+        request, before = self._request, self._before
+        if not self._wanted or request is None or before is None or not before[1].any():
+            return
+        start = self._now()
+        if self._cost and start + 2 * self._cost > request.until:
+            self.skipped += 1
+            self._cost *= 0.99  # one slow comparison must not end them all for ever
+            return
+        foretold = self._engine.predict(before[0], request.sent)
+        if foretold is None:
+            self._wanted = False
+            return
+        self._errors = one_step_errors(foretold, request, before[1], self._kinds)
+        self._measured = request.tick
+        self._cost = max(0.95 * self._cost, self._now() - start)
+
+
+def one_step_errors(
+    foretold: Mapping[str, np.ndarray],
+    request: Request,
+    known: np.ndarray,
+    kinds: Mapping[str, str],
+) -> dict[str, np.ndarray]:
+    """Errors [B] by kind, NaN where not known: "image" and "vector", the mean absolute difference
+    over all their keys (of pixels in [0, 1], of symlogs), and "reward", in the reward's units."""
+    gathered: dict[str, list[np.ndarray]] = {}
+    for key, value in foretold.items():
+        kind = "reward" if key == "reward" else kinds.get(key, "")
+        if kind == "image":
+            difference = value - request.obs[key] / np.float32(255)
+        elif kind == "vector":
+            difference = _symlog(value) - _symlog(request.obs[key])
+        elif kind == "reward":
+            difference = value - request.reward
+        else:
+            continue
+        flat = np.abs(difference).reshape(len(known), -1).mean(1)
+        gathered.setdefault(kind, []).append(flat)
+    return {kind: np.where(known, np.mean(all_, 0), np.nan) for kind, all_ in gathered.items()}
+
+
+def _symlog(x: np.ndarray) -> np.ndarray:
+    out: np.ndarray = np.sign(x) * np.log1p(np.abs(x))
+    return out

@@ -1,0 +1,67 @@
+"""What keeps a control loop from pausing: garbage, threads, and the C library's memory."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from worldmodel import accelerate
+
+SWITCH_S = 0.0005  # how long one Python thread may keep the others from the lock; usually 5 ms
+
+
+def calm() -> None:
+    """One thread for torch, freed memory kept, quick handover between Python's threads."""
+    torch.set_num_threads(1)
+    accelerate.keep_freed_memory()
+    sys.setswitchinterval(SWITCH_S)
+
+
+@contextmanager
+def no_garbage_pauses() -> Iterator[None]:
+    """What is alive now is never searched again, and garbage is collected only by `Rest`."""
+    was = gc.isenabled()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if was:
+            gc.enable()
+
+
+class Rest:
+    """Collects garbage in what is left of a cycle, never more than fits.
+
+    Each generation's longest duration is remembered; it is collected when twice that is left.
+    every: cycles between two collections of each generation.
+    """
+
+    def __init__(self, every: tuple[int, int, int] = (50, 500, 5000)) -> None:
+        self._every = every
+        self._longest = [0.001, 0.002, 0.01]
+        self._cycles = 0
+        self._due = -1
+
+    def __call__(self, left: float, now: object) -> None:
+        """left: seconds until the next cycle. now: the clock's `now`."""
+        self._cycles += 1
+        for generation, every in enumerate(self._every):
+            if self._cycles % every == 0:
+                self._due = max(self._due, generation)
+        if self._due < 0 or gc.isenabled():
+            return
+        for generation in range(self._due, -1, -1):
+            if left > 2 * self._longest[generation]:
+                start = now()  # type: ignore[operator]
+                gc.collect(generation)
+                took = now() - start  # type: ignore[operator]
+                self._longest[generation] = max(0.9 * self._longest[generation], took)
+                self._due = -1
+                return

@@ -1,0 +1,315 @@
+"""The control loop's view of a deployed agent: an observation in, a decision out, on time.
+
+tick:  check -> [worker: act, score] -> judge -> policy | previous | fallback | last resort
+         '------ at most hard_ms ------'
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from agents.deploy import decision as words
+from agents.deploy.brain import Request, Thought
+from agents.deploy.check import Checked, InputCheck
+from agents.deploy.clock import Clock, SystemClock
+from agents.deploy.decision import Decision
+from agents.deploy.fallbacks import Fallbacks
+from agents.deploy.journal import Journal, Scribe
+from agents.deploy.judge import Judge, Judged
+from agents.deploy.retrain import RetrainMonitor, RetrainRequest, Row
+from agents.deploy.settings import DeployConfig
+from agents.deploy.tally import Tally
+from agents.deploy.told import flags, floats, line, needed
+from agents.deploy.worker import Answer, Worker
+from worldmodel.config import ConfigError, RunError
+from worldmodel.ood.api import Score
+from worldmodel.types import EnvSpec
+
+FIRST_ANSWER_S = 120.0  # while warming up: libraries load, kernels are chosen
+
+
+class Runtime:
+    """A deployed agent for B robots.
+
+    spec: of one robot. worker: called with `seen`, makes the worker in which the policy thinks.
+    robots: B. on_retrain: told of every request to train, in the log's thread. run: where the agent
+    came from, for the log. threaded: False writes the log in the control thread, for tests.
+
+    `start` once, then `tick` at every cycle; `tick` raises nothing. Raises ConfigError here and in
+    `start` for whatever can be wrong before the loop.
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        worker: Callable[[Callable[[Answer], None]], Worker],
+        config: DeployConfig | None = None,
+        robots: int = 1,
+        clock: Clock | None = None,
+        on_retrain: Callable[[RetrainRequest], None] = lambda request: None,
+        run: str = "RUN",
+        wall: Callable[[], float] = time.time,
+        threaded: bool = True,
+    ) -> None:
+        if robots < 1:
+            raise ConfigError(f"robots is {robots}, but must be at least 1.")
+        self.config = c = config or DeployConfig()
+        self.spec, self.robots = spec, robots
+        self.clock: Clock = clock or SystemClock()
+        age = None if c.max_age_ms is None else c.max_age_ms / 1e3
+        self._check = InputCheck(spec, robots, age)
+        self._fallbacks = Fallbacks(c.fallback, spec.action, robots, self.clock)
+        self._judge = Judge(c, spec.action, self._fallbacks, robots)
+        self._sent = np.tile(self._fallbacks.rest, (robots, 1))
+        self._nothing = np.full(robots, np.nan, np.float32)
+        self.tally = Tally(c.period_ms / 1e3, c.soft_ms / 1e3)
+        self.monitor = RetrainMonitor(c.retrain, spec, robots, run)
+        self.journal = Journal(c.log, c.log_mb * 1e6, c.log_files, wall)
+        self._scribe = Scribe(threaded)
+        self._on_retrain = on_retrain
+        self._tick = 0
+        self._started = False
+        # Since when the policy must be told that an episode begins, and that all is forgotten.
+        self._first_since = np.full(robots, -1, np.int64)
+        self._fresh_since = -1
+        self._worker = worker(self._seen)
+
+    # Before the loop.
+
+    def start(self, example: Any = None, stamp: Any = None) -> Runtime:
+        """Warm up, and check everything that can be checked before a robot moves.
+
+        example: an observation as `tick` will get it, which is checked; without one, zeros serve.
+        Raises ConfigError where observation or fallback do not fit, RunError where the policy
+        fails or its action is not finite.
+        """
+        blank = example is None
+        obs = self._blank() if blank else example
+        checked = InputCheck(self.spec, self.robots)(obs)
+        if any(checked.faults):
+            raise ConfigError(
+                f"The observation does not fit this agent: {next(filter(None, checked.faults))}. "
+                f"It needs {needed(self.spec)}."
+            )
+        if self._check.max_age is not None and not blank and stamp is None:
+            raise ConfigError("max_age_ms is set, so every observation needs a time stamp.")
+        self._fallbacks.try_out(checked.obs)
+        for count in range(self.config.warmup):
+            self._try(checked, -self.config.warmup + count)
+        self._fresh_since = 0
+        self._first_since[:] = 0
+        self._started = True
+        self._note({"event": "start", "robots": self.robots, "period_ms": self.config.period_ms})
+        return self
+
+    def _try(self, checked: Checked, tick: int) -> None:
+        """One tick that nobody acts on."""
+        begins = np.full(self.robots, tick == -self.config.warmup)
+        request = self._request(tick, checked, begins, None, self._nothing, self.clock.now())
+        self._worker.submit(tick, request)
+        answer = self._worker.wait(tick, self.clock.now() + FIRST_ANSWER_S)
+        if answer is None:
+            raise RunError(f"The policy did not answer within {FIRST_ANSWER_S:g} s.")
+        fault = answer.error or self._misshapen(answer.result)
+        if fault or not np.isfinite(answer.result.action).all():
+            raise RunError(
+                f"The policy cannot act: {fault or 'its action is not finite'}. Evaluate its run "
+                "with scripts/evaluate.py."
+            )
+
+    def _blank(self) -> dict[str, np.ndarray]:
+        return {
+            key: np.zeros((self.robots, *spec.shape), np.uint8 if spec.kind == "image" else "f4")
+            for key, spec in self.spec.seen.items()
+        }
+
+    # The loop.
+
+    def tick(
+        self,
+        obs: Any,
+        *,
+        stamp: Any = None,
+        reward: Any = None,
+        is_first: Any = None,
+        is_last: Any = None,
+        is_terminal: Any = None,
+        sent: Any = None,
+    ) -> list[Decision]:
+        """One decision for each robot, in time; raises nothing once `start` has returned.
+
+        obs: [B, ...] by key, or a list of B observations, None where one is missing. stamp: when
+        they were taken (max_age_ms). reward, is_last, is_terminal: of the last action, for the
+        prediction error and for the rows that a request to train saves. is_first: a new episode
+        begins, memory is dropped. sent: the encoded actions [B, A] that really went out since the
+        last tick, where something below changed them.
+        """
+        if not self._started:
+            raise RunError("tick was called before start. Call start first: it warms up.")
+        start = self.clock.now()
+        told = (reward, is_first, is_last, is_terminal, sent)
+        try:
+            decisions, rows, thought = self._decide(obs, stamp, told, start)
+        except Exception as error:  # a mistake of ours must not stop a robot's loop
+            decisions = self._broken(error, start)
+            rows, thought = [], None
+        self.tally.add(decisions)
+        self._scribe.put(lambda: self._write(decisions, rows, thought))
+        self._tick += 1
+        return decisions
+
+    def act(self, obs: Any, **told: Any) -> Decision:
+        """`tick` for a single robot, whose observation has no batch axis."""
+        return self.tick([obs], **told)[0]
+
+    def _decide(
+        self, obs: Any, stamp: Any, told: Sequence[Any], start: float
+    ) -> tuple[list[Decision], list[Row], Thought | None]:
+        reward, is_first, is_last, is_terminal, sent = told
+        checked = self._check(obs, stamp, start)
+        if sent is not None:
+            self._sent = floats(sent, self._sent.copy(), np.isfinite)
+        begins = flags(is_first, self.robots)
+        self._first_since[begins & (self._first_since < 0)] = self._tick
+        rewards = floats(reward, self._nothing.copy())
+        thought, fault = None, words.INPUT
+        detail = ""
+        if checked.valid.any():
+            pending = self._first_since >= 0
+            request = self._request(self._tick, checked, pending, stamp, rewards, start)
+            self._worker.submit(self._tick, request)
+            answer = self._worker.wait(self._tick, start + self.config.hard_ms / 1e3)
+            thought, fault, detail = self._read(answer)
+        last, terminal = flags(is_last, self.robots), flags(is_terminal, self.robots)
+        rows = [
+            Row(
+                {k: v[i] for k, v in checked.obs.items()} if not checked.faults[i] else None,
+                self._sent[i].copy(), float(rewards[i]), bool(begins[i] or self._tick == 0),
+                bool(last[i]), bool(terminal[i]),
+            )
+            for i in range(self.robots)
+        ]  # fmt: skip
+        verdict = self._judge(self._tick, checked, thought, fault, detail, self._sent)
+        score = None if thought is None else thought.score
+        return self._decisions(verdict, score, start), rows, thought
+
+    def _request(
+        self,
+        tick: int,
+        checked: Checked,
+        begins: np.ndarray,
+        stamp: Any,
+        reward: np.ndarray,
+        start: float,
+    ) -> Request:
+        until = start + self.config.period_ms / 1e3
+        taken = None
+        if stamp is not None:
+            taken = np.nan_to_num(floats(stamp, np.full(self.robots, start)), nan=start)
+        fresh = self._fresh_since >= 0
+        return Request(
+            tick, checked.obs, self._sent.copy(), checked.valid, begins.copy(), taken, reward,
+            until, fresh,
+        )  # fmt: skip
+
+    def _read(self, answer: Answer | None) -> tuple[Thought | None, str, str]:
+        """The thought in an answer, or why there is none."""
+        if answer is None:
+            return None, words.LATE, f"no answer within {self.config.hard_ms:g} ms"
+        if answer.error:
+            return None, words.ERROR, answer.error
+        self._acknowledge(answer.ticket)
+        fault = self._misshapen(answer.result)
+        return (None, words.ERROR, fault) if fault else (answer.result, "", "")
+
+    def _misshapen(self, thought: Any) -> str:
+        """What is wrong with the form of a thought, or ""."""
+        shape = getattr(getattr(thought, "action", None), "shape", None)
+        if shape != self._sent.shape:
+            return f"the policy's action has shape {shape}; {list(self._sent.shape)} is needed"
+        score = thought.score
+        if score is not None and np.shape(score.value) != (self.robots,):
+            return f"the score has shape {np.shape(score.value)}; [{self.robots}] is needed"
+        return ""
+
+    def _seen(self, answer: Answer) -> None:
+        """An answer that came too late: the policy has seen its observation all the same."""
+        if answer.ticket >= 0 and not answer.error:
+            self._acknowledge(answer.ticket)
+
+    def _acknowledge(self, ticket: int) -> None:
+        """The policy knows what it was told up to this tick."""
+        self._first_since[(self._first_since >= 0) & (self._first_since <= ticket)] = -1
+        if 0 <= self._fresh_since <= ticket:
+            self._fresh_since = -1
+
+    def _decisions(self, judged: Judged, score: Score | None, start: float) -> list[Decision]:
+        native = self.spec.action.decode(judged.actions)
+        self._sent = judged.actions
+        latency = self.clock.now() - start
+        out = []
+        for i, verdict in enumerate(judged.verdicts):
+            value, threshold, parts = (None, None, {}) if score is None else (
+                float(score.value[i]), float(score.threshold),
+                {name: float(part[i]) for name, part in score.parts.items()},
+            )  # fmt: skip
+            out.append(
+                Decision(
+                    np.array(native[i]), judged.actions[i].copy(), verdict.source, verdict.reason,
+                    latency, self._tick, i, judged.details[i], value, threshold, parts,
+                    verdict.scale,
+                )
+            )  # fmt: skip
+        return out
+
+    def _broken(self, error: Exception, start: float) -> list[Decision]:
+        """Rest, for everybody: something of ours failed."""
+        judged = self._judge.surrender(f"{type(error).__name__}: {error}")
+        return self._decisions(judged, None, start)
+
+    # Beside the loop.
+
+    def _write(
+        self, decisions: Sequence[Decision], rows: Sequence[Row], thought: Thought | None
+    ) -> None:
+        """In the log's thread: lines for what the policy did not do, rows, prediction errors."""
+        for one in decisions:
+            if not one.trusted:
+                self.journal.write(line(one))
+        if rows:
+            self.monitor.see(rows)
+        if thought is not None and thought.errors:
+            request = self.monitor.errors(thought.tick, thought.errors)
+            if request is not None:
+                self.journal.write({"event": "retrain", **asdict(request)})
+                self._on_retrain(request)
+
+    def _note(self, event: Mapping[str, Any]) -> None:
+        self._scribe.put(lambda: self.journal.write(event))
+
+    def summary(self) -> dict[str, Any]:
+        """Counts and latencies (milliseconds) since the start, and what the log could not keep."""
+        return {
+            **self.tally.summary(),
+            "retrain_requests": len(self.monitor.requests),
+            "log_lost": self.journal.lost + self._scribe.dropped + self._scribe.errors,
+            "policy_restarts": getattr(self._worker, "restarts", 0),
+        }
+
+    def close(self) -> None:
+        """End the worker, and write what is left to write."""
+        self._note({"event": "end", **self.tally.summary()})
+        self._worker.close()
+        self._fallbacks.close()
+        self._scribe.close()
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()

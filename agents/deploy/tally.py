@@ -1,0 +1,81 @@
+"""What a loop came to, in numbers and in a table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from agents.deploy.decision import FALLBACK, POLICY, Decision
+
+KEPT = 1 << 20  # latencies; older ones are overwritten
+
+
+class Tally:
+    """Counts decisions and keeps their latencies.
+
+    deadline: seconds from the observation to the action; later ones are missed. soft: seconds,
+    beyond which the policy's own answer is slow.
+    """
+
+    def __init__(self, deadline: float, soft: float) -> None:
+        self.deadline, self.soft = deadline, soft
+        self.ticks = self.missed = self.slow = 0
+        self.sources: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
+        self._latencies = np.zeros(KEPT, np.float32)
+
+    def add(self, decisions: list[Decision]) -> None:
+        """One tick of all robots."""
+        latency = max(decision.latency for decision in decisions)
+        self._latencies[self.ticks % KEPT] = latency
+        self.ticks += 1
+        self.missed += latency > self.deadline
+        for decision in decisions:
+            self.sources[decision.source] += 1
+            if decision.source != POLICY:
+                self.reasons[decision.reason] += 1
+            else:
+                self.slow += latency > self.soft
+
+    def latencies(self) -> np.ndarray:
+        """Seconds of the last ticks, oldest first unless there were more than a million."""
+        return self._latencies[: min(self.ticks, KEPT)]
+
+    def summary(self) -> dict[str, Any]:
+        """Plain numbers; times in milliseconds."""
+        return {
+            "ticks": self.ticks,
+            "sources": dict(self.sources),
+            "reasons": dict(self.reasons),
+            "slow": int(self.slow),
+            "missed": int(self.missed),
+            **percentiles(self.latencies()),
+        }
+
+    def table(self) -> str:
+        """The same for people."""
+        numbers = self.summary()
+        acted = sum(self.sources.values()) or 1
+        rows = [("ticks", f"{self.ticks:,}")]
+        for source, count in self.sources.most_common():
+            rows.append((source, f"{count:,} ({100 * count / acted:.1f}%)"))
+            if source == FALLBACK:
+                rows += [(f"  {name}", f"{n:,}") for name, n in self.reasons.most_common()]
+        rows.append(("slow answers", f"{self.slow:,} (over {1e3 * self.soft:g} ms)"))
+        rows.append(("deadlines missed", f"{self.missed:,} (of {1e3 * self.deadline:g} ms)"))
+        if self.ticks:
+            shown = " / ".join(f"{numbers[name]:.3f}" for name in ("p50", "p99", "p99_9", "max"))
+            rows.append(("latency, ms", f"{shown} (p50 / p99 / p99.9 / max)"))
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"  {name:<{width}}  {text}" for name, text in rows)
+
+
+def percentiles(seconds: np.ndarray) -> dict[str, float]:
+    """p50, p99, p99.9 and the longest, in milliseconds; empty where there is nothing."""
+    if not len(seconds):
+        return {}
+    shares = {"p50": 50.0, "p99": 99.0, "p99_9": 99.9, "max": 100.0}
+    values = 1e3 * np.percentile(seconds, list(shares.values()))
+    return {name: round(float(value), 4) for name, value in zip(shares, values, strict=True)}
