@@ -120,7 +120,7 @@ def write(
     figures = []
     for i, kind in enumerate(lived):
         found = windows(kind, model, settings)
-        result = honesty.measure(model, spec, found, settings.context)
+        result = honesty.measure(model, spec, found, settings.context, settings.dreams)
         name = "honesty_random" if i else "honesty"
         drawn.append(honesty.draw(result, kind.about, settings.horizon, folder, name))
         figures.append({"episodes_are": kind.about, **summary.figures(result)})

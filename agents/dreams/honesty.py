@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from agents.dreams.episodes import Windows
 from agents.dreams.page import Picture, Section
 from agents.dreams.settings import HEADLINE_STEP
 from worldmodel import dream, plots
-from worldmodel.dream import metrics
+from worldmodel.dream import OpenLoop, metrics
 from worldmodel.types import Batch, EnvSpec
 
 CHUNK = 32  # windows dreamt at once, which bounds the memory for their images
-MODEL, REPEATED = "model", "last one repeated"
+ONE, MEAN, REPEATED = "one dream", "mean of its dreams", "last one repeated"
 
 
 @dataclass(frozen=True)
 class Honesty:
-    """errors: {what: {who: [N, H]}} over N starts and the horizon 1 ... H, who being the model
-    or the baseline that repeats what came last. imagined, real: discounted returns [N]."""
+    """errors: {what: {who: [N, H]}} over N starts and the horizon 1 ... H, who being one dream of
+    the model, the mean of several (its expectation), or the baseline that repeats what came last.
+    imagined, real: discounted returns [N]."""
 
     errors: dict[str, dict[str, np.ndarray]]
     imagined: np.ndarray
@@ -35,23 +39,34 @@ class Honesty:
         return metrics.calibration(self.imagined, self.real)
 
     def headline(self) -> dict[str, Any]:
-        """Mean squared error of the first observation at HEADLINE_STEP steps (or the last), the
-        baseline's, and how many times less the model's is; the means are over all starts."""
+        """Mean squared error of the first observation at HEADLINE_STEP steps (or the last): of
+        the model's expectation, of one dream, and of the baseline; and how many times less the
+        model's are. The means are over all starts."""
         what = next((name for name in self.errors if name.endswith("MSE")), None)
         if what is None:
             return {}
         found = self.errors[what]
-        step = min(HEADLINE_STEP, found[MODEL].shape[1])
-        ours, theirs = (float(found[who][:, step - 1].mean()) for who in (MODEL, REPEATED))
-        ratio = theirs / ours if ours > 0 else float("inf")
-        return {"what": what, "step": step, "model": ours, "repeated": theirs, "ratio": ratio}
+        step = min(HEADLINE_STEP, found[ONE].shape[1])
+        one, repeated = (float(found[who][:, step - 1].mean()) for who in (ONE, REPEATED))
+        model = float(found[MEAN][:, step - 1].mean()) if MEAN in found else one
+
+        def times_less(error: float) -> float:
+            return repeated / error if error > 0 else float("inf")
+
+        return {
+            "what": what, "step": step, "model": model, "one_dream": one, "repeated": repeated,
+            "ratio": times_less(model), "ratio_of_one_dream": times_less(one),
+        }  # fmt: skip
 
 
-def measure(model: Any, spec: EnvSpec, found: Windows, context: int) -> Honesty:
-    """Dream from every window and compare."""
+def measure(model: Any, spec: EnvSpec, found: Windows, context: int, dreams: int = 1) -> Honesty:
+    """Dream `dreams` times from every window and compare."""
+    rows = found.batch.shape[0]
     parts = [
-        _compare(model, spec, dream.cut(found.batch, slice(i, i + CHUNK), slice(None)), context)
-        for i in range(0, found.batch.shape[0], CHUNK)
+        _compare(
+            model, spec, dream.cut(found.batch, slice(i, i + CHUNK), slice(None)), context, dreams
+        )
+        for i in range(0, rows, CHUNK)
     ]
     errors = {
         what: {who: np.concatenate([p.errors[what][who] for p in parts]) for who in curves}
@@ -61,32 +76,63 @@ def measure(model: Any, spec: EnvSpec, found: Windows, context: int) -> Honesty:
     return Honesty(errors, imagined, real)
 
 
-def _compare(model: Any, spec: EnvSpec, batch: Batch, context: int) -> Honesty:
+def _compare(model: Any, spec: EnvSpec, batch: Batch, context: int, dreams: int) -> Honesty:
     batch = batch.to(dream.device_of(model))
-    loop = dream.open_loop(model, batch, context, surprise=True)
-    errors: dict[str, dict[str, torch.Tensor]] = {}
-    images = [key for key in spec.keys("image") if key in loop.shown]
-    if images:
-        pairs = [(batch.obs[key].float() / 255, loop.shown[key]) for key in images]
-        errors["Image MSE"] = _both(metrics.mse, pairs, context)
-        if min(min(spec.obs[key].shape[:2]) for key in images) >= metrics.WINDOW:
-            errors["Image SSIM"] = _both(metrics.ssim, pairs, context)
-    for key in [*spec.keys("vector"), *spec.keys("discrete")]:
-        if key in loop.shown:
-            errors[f"{key} MSE"] = _both(metrics.mse, [(batch.obs[key], loop.shown[key])], context)
-    reward = _recorded(model, batch)
-    lives = 1.0 - batch.is_terminal.float()
-    goes_on = dream.goes_on(model, loop.cont)
-    for what, truth, ours in (("Reward", reward, loop.reward), ("Continue", lives, goes_on)):
-        errors[f"{what} error"] = _both(lambda a, b: (a - b).abs(), [(truth, ours)], context)
-    if loop.surprise is not None:
-        errors["Latent KL"] = {MODEL: loop.surprise[:, context:]}
+    one = dream.open_loop(model, batch, context, surprise=True)
+    loops = {ONE: one}
+    if dreams > 1:
+        loops[MEAN] = dream.open_loop(model, batch, context, dreams=dreams)
+    questions = _questions(model, spec, batch, one)
+    errors: dict[str, dict[str, Tensor]] = {}
+    for what, (measured, truths, guesses) in questions.items():
+        errors[what] = {
+            who: _error(measured, truths, guesses(loop), context) for who, loop in loops.items()
+        }
+        last = [truth[:, context - 1 : context].expand_as(truth) for truth in truths]
+        errors[what][REPEATED] = _error(measured, truths, last, context)
+    if one.surprise is not None:
+        errors["Latent KL"] = {ONE: one.surprise[:, context:]}
+    (reward,), (lives,) = questions["Reward error"].truths, questions["Continue error"].truths
     discount = getattr(model, "discount", 1.0)
+    promised = loops.get(MEAN, one)
     return Honesty(
         {k: {w: v.double().cpu().numpy() for w, v in c.items()} for k, c in errors.items()},
-        metrics.discounted(loop.reward[:, context:], loop.cont[:, context:]).cpu().numpy(),
+        metrics.discounted(promised.reward[:, context:], promised.cont[:, context:]).cpu().numpy(),
         metrics.discounted(reward[:, context:], discount * lives[:, context:]).cpu().numpy(),
     )
+
+
+class Question(NamedTuple):
+    """What is measured: truths, and what a dream says of each."""
+
+    measured: Callable[[Tensor, Tensor], Tensor]
+    truths: list[Tensor]
+    guesses: Callable[[OpenLoop], list[Tensor]]
+
+
+def _questions(model: Any, spec: EnvSpec, batch: Batch, shown: OpenLoop) -> dict[str, Question]:
+    found: dict[str, Question] = {}
+    images = [key for key in spec.keys("image") if key in shown.shown]
+    if images:
+        truths = [batch.obs[key].float() / 255 for key in images]
+        found["Image MSE"] = Question(metrics.mse, truths, lambda d: [d.shown[k] for k in images])
+        if min(min(spec.obs[key].shape[:2]) for key in images) >= metrics.WINDOW:
+            found["Image SSIM"] = found["Image MSE"]._replace(measured=metrics.ssim)
+    for key in [*spec.keys("vector"), *spec.keys("discrete")]:
+        if key in shown.shown:
+            found[f"{key} MSE"] = Question(metrics.mse, [batch.obs[key]], partial(_of, key))
+    lives = 1.0 - batch.is_terminal.float()
+    found["Reward error"] = Question(_apart, [_recorded(model, batch)], lambda d: [d.reward])
+    found["Continue error"] = Question(_apart, [lives], lambda d: [dream.goes_on(model, d.cont)])
+    return found
+
+
+def _of(key: str, loop: OpenLoop) -> list[Tensor]:
+    return [loop.shown[key]]
+
+
+def _apart(a: Tensor, b: Tensor) -> Tensor:
+    return (a - b).abs()
 
 
 @torch.no_grad()
@@ -99,17 +145,15 @@ def _recorded(model: Any, batch: Batch) -> torch.Tensor:
     return found
 
 
-def _both(
-    measured: Any, pairs: list[tuple[torch.Tensor, torch.Tensor]], context: int
-) -> dict[str, torch.Tensor]:
-    """A measure of the model and of the baseline, each the mean over pairs of truth and
-    prediction, [N, H]."""
-    ours, theirs = [], []
-    for truth, predicted in pairs:
-        after, last = truth[:, context:], truth[:, context - 1 : context]
-        ours.append(measured(after, predicted[:, context:]))
-        theirs.append(measured(after, last.expand_as(after)))
-    return {MODEL: torch.stack(ours).mean(0), REPEATED: torch.stack(theirs).mean(0)}
+def _error(
+    measured: Callable[[Tensor, Tensor], Tensor],
+    truths: list[Tensor],
+    guesses: list[Tensor],
+    context: int,
+) -> Tensor:
+    """A measure [N, H] after the context, the mean over pairs of truth and guess."""
+    pairs = zip(truths, guesses, strict=True)
+    return torch.stack([measured(t[:, context:], g[:, context:]) for t, g in pairs]).mean(0)
 
 
 WORDS = {
@@ -141,9 +185,10 @@ def draw(result: Honesty, about: str, horizon: int, folder: Path, name: str) -> 
     text = [
         f"Measured on {about}: at {len(result.real)} moments, evenly spread over them. Each time "
         "the model has followed the episode from its beginning, sees the frame of that moment, and "
-        f"then imagines {horizon} steps with the actions that were really taken. Lines are medians "
-        "over the moments, bands hold the middle 80% (10th to 90th percentile). The baseline "
-        "repeats what came last.",
+        f"then imagines {horizon} steps with the actions that were really taken. What the model "
+        "expects is the mean of several dreams; of squared error that has the least. Lines are "
+        "medians over the moments, bands hold the middle 80% (10th to 90th percentile). The "
+        "baseline repeats what came last.",
     ]
     if "policy" in about:
         text.append(

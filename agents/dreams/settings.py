@@ -31,6 +31,7 @@ class DreamConfig:
     pick: list[int] = field(default_factory=list)  # their numbers, instead of the first ones
     context: int = 5  # frames shown before imagination starts
     horizon: int = 50  # steps imagined
+    dreams: int = 32  # of each moment, whose mean is what the model expects
     futures: int = 4  # imagined futures under the policy, and as many under random actions
     seed: int = 0
     device: str = "auto"
@@ -39,8 +40,8 @@ class DreamConfig:
 
     def __post_init__(self) -> None:
         least: dict[str, Any] = {
-            "play": 1, "starts": 2, "episodes": 1, "context": 1, "horizon": 1, "futures": 1,
-            "seed": 0, "threads": 0, "fps": 1,
+            "play": 1, "starts": 2, "episodes": 1, "context": 1, "horizon": 1, "dreams": 1,
+            "futures": 1, "seed": 0, "threads": 0, "fps": 1,
         }  # fmt: skip
         for name, low in least.items():
             if getattr(self, name) < low:

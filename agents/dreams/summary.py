@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from agents.dreams.honesty import MODEL, Honesty
+from agents.dreams.honesty import ONE, Honesty
 
 
 def figures(result: Honesty) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def figures(result: Honesty) -> dict[str, Any]:
     }
     return {
         "starts_used": len(result.real),
-        "steps_imagined": next(iter(result.errors.values()))[MODEL].shape[1],
+        "steps_imagined": next(iter(result.errors.values()))[ONE].shape[1],
         "headline": {k: _finite(v) for k, v in result.headline().items()},
         "return": {name: _finite(value) for name, value in fit.items()},
         "mean_errors": curves,
@@ -37,12 +37,14 @@ def headline(told: Mapping[str, Any]) -> str:
     if not found:
         return "Nothing that the model sees can be decoded, so there is no error to compare."
     words = (
-        f"After {found['step']} open-loop steps the model's {found['what']} is "
+        f"After {found['step']} open-loop steps the {found['what']} of what the model expects is "
         f"{found['model']:.3g}, that of repeating what came last {found['repeated']:.3g}"
     )
     if found["ratio"] is not None:
         verdict = "better" if found["ratio"] > 1 else "no better"
         words += f": a ratio of {found['ratio']:.2f}, {verdict} than not predicting at all"
+    if found["ratio_of_one_dream"] not in (None, found["ratio"]):
+        words += f"; of one dream alone {found['ratio_of_one_dream']:.2f}"
     return f"{words} (means over {told['starts_used']} starts)."
 
 

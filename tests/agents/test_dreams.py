@@ -112,9 +112,9 @@ def test_a_world_that_is_right_is_found_honest() -> None:
     assert fit.correlation > 0.99
     assert fit.slope == pytest.approx(1, abs=0.05)
     assert abs(fit.bias) < 0.2
-    assert result.errors["Continue error"]["model"].max() == 0
-    assert result.errors["Reward error"]["model"].mean() < 0.02
-    assert result.errors["Image SSIM"]["model"].mean() > 0.9
+    assert result.errors["Continue error"][honesty.ONE].max() == 0
+    assert result.errors["Reward error"][honesty.ONE].mean() < 0.02
+    assert result.errors["Image SSIM"][honesty.ONE].mean() > 0.9
     assert "Latent KL" not in result.errors  # this world cannot tell
 
 
@@ -138,11 +138,23 @@ def test_the_baseline_repeats_the_last_frame_that_was_seen() -> None:
     assert np.allclose(errors["Reward error"]["last one repeated"], expected)
 
 
+def test_what_a_model_expects_has_less_squared_error_than_one_dream() -> None:
+    policy = counting_policy(counting(length=16))
+    found = windows(experience(policy, settings(play=2, starts=8)), policy.model, settings())
+    one, several = (honesty.measure(policy.model, policy.spec, found, 2, k) for k in (1, 16))
+    assert honesty.MEAN not in one.errors["Image MSE"]
+    errors = several.errors["Image MSE"]
+    assert errors[honesty.MEAN].mean() < errors[honesty.ONE].mean()
+    headline = several.headline()
+    assert headline["model"] < headline["one_dream"]
+    assert headline["ratio"] > headline["ratio_of_one_dream"]
+
+
 def test_the_first_imagined_kl_is_that_of_the_filter() -> None:
     policy = counting_policy(counting(length=16))
     asked = settings(play=2, starts=4)
     found = windows(experience(policy, asked), policy.model, asked)
-    kl = honesty.measure(policy.model, policy.spec, found, 2).errors["Latent KL"]["model"]
+    kl = honesty.measure(policy.model, policy.spec, found, 2).errors["Latent KL"][honesty.ONE]
     assert kl.shape == (4, 10)
     assert (kl >= 0).all()
     assert kl.max() > 0
@@ -229,12 +241,21 @@ def test_settings_say_what_is_allowed(changes: dict[str, Any], message: str) -> 
 
 
 def told(**headline: Any) -> dict[str, Any]:
-    found = {"what": "Image MSE", "step": 20, "model": 0.5, "repeated": 1.0, "ratio": 2.0}
+    found = {
+        "what": "Image MSE",
+        "step": 20,
+        "model": 0.5,
+        "repeated": 1.0,
+        "ratio": 2.0,
+        "one_dream": 0.8,
+        "ratio_of_one_dream": 1.25,
+    }
     return {"headline": {**found, **headline}, "starts_used": 7}
 
 
 def test_the_headline_says_which_side_won() -> None:
     assert "a ratio of 2.00, better than not predicting" in summary.headline(told())
+    assert "of one dream alone 1.25" in summary.headline(told())
     assert "a ratio of 0.50, no better than" in summary.headline(told(ratio=0.5))
     assert "ratio" not in summary.headline(told(ratio=None, model=0.0))
     assert "no error to compare" in summary.headline({"headline": {}, "starts_used": 1})

@@ -9,7 +9,7 @@ import torch
 from tests.worldmodel.dream_worlds import CountingWorld, counting_batch
 from worldmodel import dream
 from worldmodel.dream import films
-from worldmodel.types import ActionSpec, EnvSpec, LatentState, ObsSpec
+from worldmodel.types import ActionSpec, EnvSpec, LatentState, ObsSpec, Prediction
 
 
 def test_shows_the_context_and_imagines_the_rest() -> None:
@@ -33,6 +33,25 @@ def test_starts_from_the_stored_context() -> None:
     world.observe = lambda state, *rest: seen.append(state) or observe(state, *rest)  # type: ignore
     dream.open_loop(world, batch, context=2)
     assert seen[0].deter.tolist() == [[7.0], [7.0]]
+
+
+def test_several_dreams_go_on_from_each_sequence_and_their_mean_is_shown() -> None:
+    world, batch = CountingWorld(), counting_batch()
+    step = world.step
+
+    def forking(state: LatentState, action: torch.Tensor) -> Prediction:
+        after = step(state, action)  # 2 sequences, 4 dreams of each: number 0 to 7
+        return after._replace(reward=after.reward + torch.arange(len(action)) ** 2)
+
+    world.step = forking  # type: ignore[method-assign]
+    one, mean = (dream.open_loop(world, batch, context=4, dreams=k) for k in (1, 4))
+    assert mean.shown["image"].shape == one.shown["image"].shape
+    assert torch.allclose(mean.shown["vector"], one.shown["vector"])
+    apart = mean.reward - one.reward
+    assert apart[0].tolist() == pytest.approx([0] * 4 + [(0 + 1 + 4 + 9) / 4 - 0] * 8)
+    assert apart[1].tolist() == pytest.approx([0] * 4 + [(16 + 25 + 36 + 49) / 4 - 1] * 8)
+    with pytest.raises(ValueError, match="dreams=0: at least one"):
+        dream.open_loop(world, batch, context=4, dreams=0)
 
 
 @pytest.mark.parametrize("context", [0, 12, 13])

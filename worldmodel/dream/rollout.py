@@ -26,7 +26,9 @@ class OpenLoop(NamedTuple):
 
 
 @torch.no_grad()
-def open_loop(model: Any, batch: Batch, context: int = 5, surprise: bool = False) -> OpenLoop:
+def open_loop(
+    model: Any, batch: Batch, context: int = 5, surprise: bool = False, dreams: int = 1
+) -> OpenLoop:
     """Follow a batch for `context` rows, then go on from its actions alone.
 
         row          0 ... context-1            context ... T-1
@@ -34,9 +36,13 @@ def open_loop(model: Any, batch: Batch, context: int = 5, surprise: bool = False
         prediction   a reconstruction           an open-loop prediction
 
     model: a `Dynamics`, perhaps with `decode(state) -> {key: [B, ...]}`; batch: [B, T, ...] rows
-    on its device. Raises ValueError unless 1 <= context < T.
+    on its device. dreams: how many go on from each sequence; what is given back is their mean,
+    the model's expectation (of squared error it has the least). Raises ValueError unless
+    1 <= context < T and dreams >= 1.
     """
     size, length = batch.shape
+    if dreams < 1:
+        raise ValueError(f"dreams={dreams}: at least one must go on.")
     if not 1 <= context < length:
         raise ValueError(
             f"context={context} must be at least 1 and less than the batch's {length} rows."
@@ -46,19 +52,29 @@ def open_loop(model: Any, batch: Batch, context: int = 5, surprise: bool = False
     shown: dict[str, list[Tensor]] = {}
     rewards, conts, surprises = [], [], []
     asked = surprise and hasattr(model, "surprise")
+
+    def several(x: Tensor) -> Tensor:
+        return x.repeat_interleave(dreams, 0) if dreams > 1 and t >= context else x
+
+    def mean(x: Tensor) -> Tensor:
+        return x.unflatten(0, (size, dreams)).mean(1) if len(x) > size else x
+
     for t in range(length):
-        obs, action = {key: value[:, t] for key, value in batch.obs.items()}, batch.action[:, t]
+        obs = {key: several(value[:, t]) for key, value in batch.obs.items()}
+        action = several(batch.action[:, t])
+        if t == context:
+            state, nothing = state.map(several), several(nothing)
         if t < context:
             state = model.observe(state, obs, action, batch.is_first[:, t])
             reward, cont, told = nothing, nothing + 1, nothing
         else:
             told = model.surprise(state, obs, action) if asked else nothing
             state, reward, cont = model.step(state, action)
-        rewards.append(reward)
-        conts.append(cont)
-        surprises.append(told)
+        rewards.append(mean(reward))
+        conts.append(mean(cont))
+        surprises.append(mean(told))
         for key, value in decoded(model, state).items():
-            shown.setdefault(key, []).append(value)
+            shown.setdefault(key, []).append(mean(value))
     return OpenLoop(
         {key: torch.stack(values, 1) for key, values in shown.items()},
         torch.stack(rewards, 1),
