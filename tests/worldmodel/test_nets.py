@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from worldmodel.nets import (
     MLP,
@@ -18,6 +19,7 @@ from worldmodel.nets import (
     Linear,
     NormSiLU,
     RMSNorm,
+    Unpatch,
     UpConv2d,
     count_parameters,
 )
@@ -181,6 +183,17 @@ def test_convolutions_keep_or_halve_the_size(kernel: int, stride: int) -> None:
 
 def test_upconvolution_doubles_the_size() -> None:
     assert UpConv2d(3, 2)(torch.zeros(1, 3, 4, 6)).shape == (1, 2, 8, 12)
+
+
+def test_unpatch_is_a_transposed_convolution_without_overlap() -> None:
+    torch.manual_seed(0)
+    layer, x = Unpatch(5, 3, 4), torch.randn(2, 5, 3, 2)
+    weight = layer.out.weight.view(4, 4, 3, 5).permute(3, 2, 0, 1)  # [cin, cout, i, j]
+    with torch.no_grad():
+        layer.out.bias.copy_(torch.arange(3.0).repeat(16))
+    expected = F.conv_transpose2d(x, weight, torch.arange(3.0), stride=4)
+    assert layer(x).shape == (2, 3, 12, 8)
+    assert torch.allclose(layer(x), expected, atol=1e-5)
 
 
 # EMA copy and counting

@@ -88,12 +88,14 @@ def test_the_smallest_size_in_numbers() -> None:
 # Sizes of images
 
 
-@pytest.mark.parametrize("convolution", ["pool", "strided"])
+@pytest.mark.parametrize("convolution", ["pool", "strided", "patch"])
 @pytest.mark.parametrize("size", [(32, 32), (48, 48), (64, 64), (96, 64)])
 def test_images_of_any_multiple_of_16_are_coded(size: tuple[int, int], convolution: str) -> None:
     spec = spec_of(image=ObsSpec("image", (*size, 3)))
     torch.manual_seed(0)
-    model = WorldModel(spec, tiny(mults=[2, 3, 4, 4], convolution=convolution))
+    mults = [2, 4, 4] if convolution == "patch" else [2, 3, 4, 4]  # its first stage counts twice
+    model = WorldModel(spec, tiny(mults=mults, convolution=convolution))
+    assert model.encoder.out_features == size[0] * size[1] // 16**2 * 4 * tiny().depth
     batch = random_batch(spec, 2, 3)
     output = model.losses(batch)
     assert output.losses["image"].shape == (2, 3)
@@ -118,6 +120,9 @@ def test_five_stages_need_multiples_of_32() -> None:
     spec = spec_of(image=ObsSpec("image", (64, 32, 3)))
     model = WorldModel(spec, tiny(mults=[1, 1, 1, 2, 2]))
     assert model.losses(random_batch(spec)).losses["image"].shape == (3, 5)
+    small = tiny(mults=[1, 1, 2, 2], convolution="patch")
+    with pytest.raises(ValueError, match=r"48x48 cannot be .* multiples of 32, at least 32"):
+        WorldModel(spec_of(image=ObsSpec("image", (48, 48, 3))), small)
 
 
 def test_images_of_two_sizes_are_an_error() -> None:
@@ -127,7 +132,9 @@ def test_images_of_two_sizes_are_an_error() -> None:
 
 
 def test_an_unknown_convolution_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"Unknown convolution 'fft'. Known: pool, strided."):
+    with pytest.raises(
+        ValueError, match=r"'fft'. Known: pool, strided, patch."
+    ):
         WorldModel(SPECS["image"], tiny(convolution="fft"))
 
 

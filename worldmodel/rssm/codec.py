@@ -17,14 +17,18 @@ from worldmodel.nets import (
     Conv2d,
     Linear,
     NormSiLU,
+    Unpatch,
     UpConv2d,
 )
 from worldmodel.types import MASK_KEY, EnvSpec, LatentState
 
+CONVOLUTIONS = ("pool", "strided", "patch")
 
-def image_shape(spec: EnvSpec, stages: int = 4) -> tuple[int, int, int]:
-    """(H, W, all channels) of the image keys; ValueError on sizes that cannot be coded."""
-    multiple = 2 ** max(4, stages)
+
+def image_shape(spec: EnvSpec, factor: int = 16) -> tuple[int, int, int]:
+    """(H, W, all channels) of the image keys, to be made `factor` times smaller; ValueError on
+    sizes that cannot be coded."""
+    multiple = max(16, factor)
     shapes = {k: spec.obs[k].shape for k in spec.keys("image")}
     sizes = {s[:2] for s in shapes.values()}
     if len(sizes) > 1:
@@ -38,13 +42,25 @@ def image_shape(spec: EnvSpec, stages: int = 4) -> tuple[int, int, int]:
     return height, width, sum(s[2] for s in shapes.values())
 
 
-def _stage(convolution: str, cin: int, cout: int, kernel: int) -> nn.Sequential:
-    """Halve the size: conv, (max-pool,) norm, SiLU."""
+def factors(convolution: str, stages: int) -> list[int]:
+    """How many times smaller each stage makes an image, beginning at the image."""
+    if convolution not in CONVOLUTIONS:
+        raise ValueError(f"Unknown convolution '{convolution}'. Known: {', '.join(CONVOLUTIONS)}.")
+    return [4 if convolution == "patch" and stage == 0 else 2 for stage in range(stages)]
+
+
+def _down(convolution: str, factor: int, cin: int, cout: int, kernel: int) -> nn.Sequential:
+    """Make the size `factor` times smaller: conv, (max-pool,) norm, SiLU."""
     if convolution == "pool":
         return nn.Sequential(Conv2d(cin, cout, kernel), nn.MaxPool2d(2), ChannelNormSiLU(cout))
-    if convolution == "strided":
-        return nn.Sequential(Conv2d(cin, cout, 4, stride=2), ChannelNormSiLU(cout))
-    raise ValueError(f"Unknown convolution '{convolution}'. Known: pool, strided.")
+    return nn.Sequential(Conv2d(cin, cout, 4, stride=factor), ChannelNormSiLU(cout))
+
+
+def _up(convolution: str, factor: int, cin: int, cout: int, kernel: int) -> nn.Sequential:
+    """Make the size `factor` times larger."""
+    if convolution == "pool":
+        return nn.Sequential(nn.UpsamplingNearest2d(scale_factor=2), Conv2d(cin, cout, kernel))
+    return nn.Sequential(UpConv2d(cin, cout) if factor == 2 else Unpatch(cin, cout, factor))
 
 
 class ImageCentre(nn.Module):
@@ -83,7 +99,8 @@ class Encoder(nn.Module):
     """Observations -> embedding [..., E].
 
     Images (uint8 [..., H, W, C], concatenated on channels) pass one stage per entry of `mults`,
-    each halving the size; vectors (symlog) and one-hots pass an MLP; both are concatenated.
+    smaller each time (`factors`); vectors (symlog) and one-hots pass an MLP; both are
+    concatenated.
     """
 
     def __init__(
@@ -101,13 +118,13 @@ class Encoder(nn.Module):
         self.flat = spec.keys("discrete") + ([MASK_KEY] if spec.has_mask else [])
         self.out_features = 0
         if self.images:
-            height, width, channels = image_shape(spec, len(mults))
+            smaller = factors(convolution, len(mults))
+            height, width, channels = image_shape(spec, math.prod(smaller))
             self.centre = ImageCentre((height, width, channels))
             widths = [channels] + [depth * m for m in mults]
-            self.conv = nn.Sequential(
-                *(_stage(convolution, a, b, kernel) for a, b in itertools.pairwise(widths))
-            )
-            self.out_features += height * width // 4 ** len(mults) * widths[-1]
+            pairs = zip(smaller, itertools.pairwise(widths), strict=True)
+            self.conv = nn.Sequential(*(_down(convolution, f, a, b, kernel) for f, (a, b) in pairs))
+            self.out_features += height * width // math.prod(smaller) ** 2 * widths[-1]
         if self.vectors or self.flat:
             size = sum(math.prod(spec.obs[k].shape) for k in self.vectors + self.flat)
             self.mlp = MLP(size, units, layers)
@@ -161,9 +178,10 @@ class Decoder(nn.Module):
         self.discretes = {k: spec.obs[k].sizes for k in spec.keys("discrete")}
         self.blocks = blocks
         if self.images:
-            height, width, channels = image_shape(spec, len(mults))
+            larger = factors(convolution, len(mults))[::-1]
+            factor = math.prod(larger)
+            height, width, channels = image_shape(spec, factor)
             self.channels = [spec.obs[k].shape[-1] for k in self.images]
-            factor = 2 ** len(mults)
             self.smallest = (height // factor, width // factor, depth * mults[-1])
             size = math.prod(self.smallest)
             self.from_deter = BlockLinear(deter, size, blocks)
@@ -173,15 +191,9 @@ class Decoder(nn.Module):
             self.smallest_norm = NormSiLU(self.smallest[-1])
             widths = [depth * m for m in reversed(mults)] + [channels]
             pairs = list(itertools.pairwise(widths))
-            stages: list[nn.Module] = []
-            for cin, cout in pairs:
-                up = (
-                    [UpConv2d(cin, cout)]
-                    if convolution == "strided"
-                    else [nn.UpsamplingNearest2d(scale_factor=2), Conv2d(cin, cout, kernel)]
-                )
-                stages.append(nn.Sequential(*up))
-            self.conv = nn.ModuleList(stages)
+            self.conv = nn.ModuleList(
+                _up(convolution, f, a, b, kernel) for f, (a, b) in zip(larger, pairs, strict=True)
+            )
             self.norms = nn.ModuleList(ChannelNormSiLU(cout) for _, cout in pairs[:-1])
         if self.vectors or self.discretes:
             self.mlp = MLP(deter + stoch, units, layers)

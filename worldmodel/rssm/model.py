@@ -40,7 +40,8 @@ class ModelConfig:
     free_nats, dyn_scale, rep_scale: of the KL. image_scale, vector_scale: of reconstruction.
     discount_horizon: steps h of the discount 1 - 1/h in the continue head. bins: of two-hot
     heads. kernel, mults, layers: of encoder and decoder. convolution: "pool" (stride 1 and
-    max-pool, the paper's) or "strided" (kernel 4, a quarter of the arithmetic).
+    max-pool, the paper's), "strided" (kernel 4, a quarter of the arithmetic) or "patch" (strided,
+    but the stage at the image takes patches of 4x4 pixels: a tenth, and one stage fewer).
     centre_images: measure images from their mean over the first batches (see ImageCentre), not
     from mid-grey as the paper does. heads: by name.
     control: weights of the heads whose sum is the reward to maximise; "disagreement" is that of
