@@ -48,7 +48,7 @@ def test_direct_runs_are_paid_by_the_function_and_alike_otherwise(tmp_path: Path
     usual, explored = (study.composed(name, tmp_path) for name in ("pendulum", "explore"))
     assert usual.seed == explored.seed == 1
     assert usual.length == explored.length
-    assert usual.budget == 1400
+    assert usual.budget == 2188
     assert bench_reuse.paid(usual.env, "reward") == usual.env
     assert str(bench_reuse.paid(usual.env, "hang").reward).endswith("pendulum_rewards.py:hang")
     assert explored.agent.model.control["reward"] == 0.0
