@@ -1,0 +1,147 @@
+"""Shifts change what they say, from the tick on that they say, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from worldmodel.envs import EnvConfig, EnvError, make_env
+from worldmodel.envs.pictures import Scene, brighter, covered, moved, noisy, simpler
+from worldmodel.envs.shifts import LEVELS, SHIFTS, Shifted, shift_named
+
+PENDULUM = EnvConfig("Pendulum-v1", image_size=[32, 32], action_repeat=1)
+VISIBLE = [name for name, shift in SHIFTS.items() if shift.kind == "visible"]
+
+
+def episode(name: str | None, onset: int = 3, steps: int = 8, **how: Any) -> list[np.ndarray]:
+    """The pictures of an episode under fixed actions."""
+    env: Any = make_env(PENDULUM, 0)
+    if name is not None:
+        env = Shifted(env, name, onset=onset, **how)
+    pictures = [env.reset()[0]["image"]]
+    pictures += [env.step(np.array([0.7], np.float32))[0]["image"] for _ in range(steps)]
+    env.close()
+    return pictures
+
+
+@pytest.fixture(scope="module")
+def usual() -> list[np.ndarray]:
+    return episode(None)
+
+
+def scene(**changes: Any) -> Scene:
+    given = {
+        "place": (0.2, 0.8),
+        "colour": np.array([1.0, 0.0, 0.0]),
+        "usual": np.full((32, 32, 3), 255, np.uint8),
+        "rng": np.random.default_rng(0),
+    }
+    return Scene(**(given | changes))
+
+
+def test_there_are_more_than_ten_with_three_rising_strengths() -> None:
+    assert len(SHIFTS) >= 14
+    for shift in SHIFTS.values():
+        assert len(set(shift.strengths)) == 3
+        assert [shift.strength(level) for level in LEVELS] == list(shift.strengths)
+
+
+@pytest.mark.parametrize("name", VISIBLE)
+def test_a_visible_shift_begins_at_its_onset(name: str, usual: list[np.ndarray]) -> None:
+    seen = episode(name)
+    for before, after in zip(usual[:3], seen[:3], strict=True):
+        np.testing.assert_array_equal(before, after)
+    for before, after in zip(usual[3:], seen[3:], strict=True):
+        assert after.shape == before.shape
+        assert after.dtype == np.uint8
+        assert (before != after).any()
+
+
+@pytest.mark.parametrize("name", VISIBLE)
+def test_a_stronger_visible_shift_changes_more(name: str, usual: list[np.ndarray]) -> None:
+    picture = usual[5]
+    function = SHIFTS[name].picture
+    assert function is not None
+    away = []
+    for strength in SHIFTS[name].strengths:
+        changed = function(picture, strength, scene(usual=usual[0])).astype(int)
+        away.append(np.abs(changed - picture).sum())
+    assert 0 < away[0] < away[2]
+    assert away[0] <= away[1] <= away[2]
+
+
+def test_pictures_by_hand() -> None:
+    grey = np.full((32, 32, 3), 100, np.uint8)
+    assert (brighter(grey, 0.2, scene()) == 151).all()
+    assert (brighter(grey, 1.0, scene()) == 255).all()  # cut off, not wrapped round
+    assert (covered(grey, 0.25, scene()) == 128).all(-1).sum() == 64
+    assert abs(noisy(grey, 0.1, scene()).std() - 25.5) < 2
+    assert (simpler(grey, 1.0, scene()) == 0).all()
+    edge = grey.copy()
+    edge[:, 16:] = 200
+    assert (moved(edge, 2 / 32, scene())[10, :, 0] == 200).sum() == 18  # moved left by two
+
+
+def test_a_frozen_camera_shows_the_same_picture_until_it_moves_on(usual: list[np.ndarray]) -> None:
+    seen = episode("frozen", strength=3)
+    for shown, tick in zip(seen, [0, 1, 2, 3, 3, 3, 6, 6, 6], strict=True):
+        np.testing.assert_array_equal(shown, usual[tick])
+
+
+def test_a_delayed_camera_shows_what_was(usual: list[np.ndarray]) -> None:
+    seen = episode("delay", strength=2)
+    for shown, tick in zip(seen, [0, 1, 2, 1, 2, 3, 4, 5, 6], strict=True):
+        np.testing.assert_array_equal(shown, usual[tick])
+
+
+@pytest.mark.parametrize("name", ["mass", "gravity", "gain", "sign"])
+def test_changed_dynamics_begin_at_the_onset(name: str, usual: list[np.ndarray]) -> None:
+    seen = episode(name, strength=SHIFTS[name].strengths[2], steps=8)
+    for before, after in zip(usual[:3], seen[:3], strict=True):
+        np.testing.assert_array_equal(before, after)
+    assert (seen[8] != usual[8]).any()
+
+
+def test_physics_are_as_before_in_the_next_episode() -> None:
+    env = Shifted(make_env(PENDULUM, 0), "gravity", 2.0, onset=1)
+    env.reset()
+    assert env.unwrapped.g == 10.0  # type: ignore[attr-defined]
+    env.step(np.zeros(1, np.float32))
+    assert env.unwrapped.g == 20.0  # type: ignore[attr-defined]
+    env.reset()
+    assert env.unwrapped.g == 10.0  # type: ignore[attr-defined]
+    env.close()
+
+
+def test_cartpole_keeps_its_products_in_step() -> None:
+    env = Shifted(make_env(EnvConfig("CartPole-v1", image_size=[32, 32]), 0), "mass", 2.0)
+    env.reset()
+    env.step(0)
+    inner: Any = env.unwrapped
+    assert inner.total_mass == pytest.approx(inner.masspole + inner.masscart)
+    assert inner.polemass_length == pytest.approx(inner.masspole * inner.length)
+    env.reset()
+    assert inner.masspole == pytest.approx(0.1)
+    assert inner.total_mass == pytest.approx(1.1)
+    env.close()
+
+
+def test_the_same_seed_gives_the_same_episode() -> None:
+    for one, two in zip(episode("noise", seed=4), episode("noise", seed=4), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert any((a != b).any() for a, b in zip(episode("noise"), episode("noise", seed=5)))  # noqa: B905
+
+
+def test_what_cannot_be_shown_is_said() -> None:
+    with pytest.raises(EnvError, match="Did you mean 'brightness'"):
+        shift_named("brigtness")
+    blind = make_env(EnvConfig("Pendulum-v1", pixels=False), 0)
+    with pytest.raises(EnvError, match="changes pictures"):
+        Shifted(blind, "blur")
+    blind.close()
+    cart = make_env(EnvConfig("CartPole-v1", image_size=[32, 32]), 0)
+    with pytest.raises(EnvError, match="continuous actions"):
+        Shifted(cart, "gain")
+    cart.close()

@@ -1,0 +1,162 @@
+"""A detector beside the run that it was fitted on.
+
+    <run>/detector/detector.json    settings, calibration, which model, and what the bytes must be
+                   weights.pt       tensors alone; nothing in it is executed
+                   *.png, *.csv     what fitting drew
+
+It is written under another name and renamed when it is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from worldmodel import checkpoint, config
+from worldmodel.config import ConfigError, RunError
+from worldmodel.ood.detector import CombinedDetector
+from worldmodel.ood.settings import DetectorConfig
+from worldmodel.rssm.model import WorldModel
+from worldmodel.types import EnvSpec
+
+FOLDER, ABOUT, WEIGHTS = "detector", "detector.json", "weights.pt"
+FORMAT = 1
+
+
+def save(
+    run: str | Path,
+    detector: CombinedDetector,
+    files: Callable[[Path], None] = lambda folder: None,
+    also: dict[str, Any] | None = None,
+) -> Path:
+    """Store a detector in a run folder, all or nothing, in place of one that is there.
+
+    files: writes what goes beside it into the folder that it is given. also: for detector.json.
+    Returns the folder.
+    """
+    final = Path(run) / FOLDER
+    fresh, old = (final.with_name(f".{FOLDER}.{word}") for word in ("new", "old"))
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    try:
+        state = detector.state_dict()
+        torch.save(state["tensors"], fresh / WEIGHTS)
+        about = {
+            "format": FORMAT,
+            "sha256": _digest(fresh / WEIGHTS),
+            "fitted": state["fitted"],
+            "calibration": state["calibration"],
+            "columns": list(detector.scorer.names),
+            "model": fingerprint(detector.scorer.looker.model),
+            "spec": checkpoint.spec_to_dict(detector.spec),
+            "config": asdict(detector.config),
+            **(also or {}),
+        }
+        about["seal"] = _seal(about)
+        (fresh / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
+        files(fresh)
+        shutil.rmtree(old, ignore_errors=True)
+        if final.exists():
+            os.replace(final, old)
+        os.replace(fresh, final)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    return final
+
+
+def exists(run: str | Path) -> bool:
+    """Whether a run has a detector, damaged or not."""
+    return (Path(run) / FOLDER / ABOUT).is_file()
+
+
+def load(
+    run: str | Path,
+    spec: EnvSpec,
+    model: WorldModel | None,
+    device: torch.device | str = "cpu",
+) -> CombinedDetector:
+    """The detector of a run, for the model that it was fitted with.
+
+    Raises ConfigError where there is none, and RunError where a file was changed, or where the
+    model is not the one that it knows.
+    """
+    about = read(run)
+    folder = Path(run) / FOLDER
+    again = f"Fit it again: scripts/fit_detector.py run={run}"
+    if about["model"] != fingerprint(model):
+        raise RunError(
+            f"The detector in '{folder}' was fitted with other weights of the world model than "
+            f"this run has now; its scores would mean nothing. {again}"
+        )
+    if about["spec"] != json.loads(json.dumps(checkpoint.spec_to_dict(spec))):
+        raise RunError(f"The detector in '{folder}' was fitted on other observations. {again}")
+    path = folder / WEIGHTS
+    try:
+        if _digest(path) != about["sha256"]:
+            raise RunError(
+                f"'{path}' was changed: its bytes are not those that were written. {again}"
+            )
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        settings = config.build(OmegaConf.create(about["config"]), DetectorConfig)
+        detector = CombinedDetector(spec, settings, model, device)
+        state = {key: about[key] for key in ("fitted", "calibration")}
+        detector.load_state_dict({"tensors": tensors, **state})
+    except (*checkpoint.NONSENSE, pickle.UnpicklingError) as error:
+        if isinstance(error, RunError):
+            raise
+        raise RunError(
+            f"The detector in '{folder}' cannot be read ({config.first_line(error)}). {again}"
+        ) from error
+    return detector
+
+
+def read(run: str | Path) -> dict[str, Any]:
+    """What detector.json says. Raises ConfigError where there is none, RunError where it was
+    changed."""
+    path = Path(run) / FOLDER / ABOUT
+    again = f"Fit it again: scripts/fit_detector.py run={run}"
+    if not path.is_file():
+        raise ConfigError(f"'{run}' has no detector. Fit one: scripts/fit_detector.py run={run}")
+    try:
+        about = json.loads(path.read_text())
+        if about["format"] != FORMAT:
+            raise ValueError(f"its format is {about['format']!r}, this version reads {FORMAT}")
+        seal = about.pop("seal")
+        if seal != _seal(about):
+            raise ValueError("its words are not those that were written")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise RunError(f"'{path}' was changed or is damaged ({error}). {again}") from error
+    assert isinstance(about, dict)
+    return about
+
+
+def fingerprint(model: WorldModel | None) -> str:
+    """What tells a world model from any other weights; "" for none."""
+    if model is None:
+        return ""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _seal(about: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
