@@ -14,7 +14,7 @@ export PYTHON
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint doctor clean
+.PHONY: help setup demo test test-slow fuzz lint doctor clean
 
 help:  ## this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "  make %-11s%s\n", $$1, $$2 }' Makefile
@@ -33,6 +33,9 @@ test: lint  ## lint, types, layers and the tests (under ten minutes)
 
 test-slow: setup  ## the tests marked slow, learning included
 	"$(BIN)/python" -m pytest -m slow --timeout 3600 $(ARGS)
+
+fuzz: setup  ## more than 10,000 random inputs of every kind, new ones each time (10 to 20 minutes)
+	FUZZ=full FUZZ_LEAST=1 "$(BIN)/python" -m pytest tests/fuzz --timeout 1800 $(ARGS)
 
 lint: setup  ## ruff, mypy and the layer contract
 	"$(BIN)/ruff" check .

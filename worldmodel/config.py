@@ -196,10 +196,10 @@ def launch(
         try:
             wrapped(job)()
         except ValueError as error:
-            if "Config group override" not in str(error):
+            if isinstance(error, ConfigError) or not _raised_in_hydra(error):
                 raise
             raise ConfigError(
-                f"{error}. A choice of a group is a name; --help lists them."
+                f"{first_line(error)}. A choice of a group is a name; --help lists them."
             ) from error
         finally:
             if before is None:
@@ -207,6 +207,14 @@ def launch(
         return max(codes, default=0)
 
     return guarded(call, say, lambda: _known_keys(directory, name, sys.argv[1:]))
+
+
+def _raised_in_hydra(error: Exception) -> bool:
+    """Whether Hydra itself, and not what it called, refused something."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and "hydra" in Path(trace.tb_frame.f_code.co_filename).parts
 
 
 def guarded(

@@ -192,8 +192,10 @@ class Session:
         spec = self.world.spec.action
         try:
             given = np.array(action, np.float32)
-        except (TypeError, ValueError):
-            raise ValueError(f"The action must be {spec.size} numbers, not {action!r}.") from None
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(
+                f"The action must be {spec.size} numbers, not {action!r:.80}."
+            ) from None
         if given.shape != (spec.size,) or not np.isfinite(given).all():
             raise ValueError(f"The action must be {spec.size} finite numbers, not {action!r}.")
         if spec.kind == "continuous":

@@ -18,6 +18,7 @@ All but preferences give labels. A label stands with the row that an action led 
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,7 @@ def parse(words: str) -> Source:
     close = difflib.get_close_matches(prefix, PREFIXES, 1, 0.75)
     file = Path(words.rpartition(":")[0])
     if file.suffix == ".py":
-        return Source("function", f"{file.resolve()}:{words.rpartition(':')[2]}")
+        return Source("function", f"{os.path.abspath(file)}:{words.rpartition(':')[2]}")
     if not colon or not rest or prefix in PREFIXES or (close and "/" not in prefix):
         hint = f" Did you mean '{close[0]}:...'?" if close else ""
         raise ConfigError(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from worldmodel.config import ConfigError
+from worldmodel.replay.datasets.arrays import Unreadable, npz_names, read_npz
 
 
 def read_table(path: str | Path, columns: Sequence[str]) -> dict[str, np.ndarray]:
@@ -27,7 +27,7 @@ def read_table(path: str | Path, columns: Sequence[str]) -> dict[str, np.ndarray
         raise ConfigError(f"There is no file '{path}' (looked in '{Path.cwd()}').")
     try:
         table = (_csv if path.suffix == ".csv" else _npz)(path, columns)
-    except (OSError, UnicodeDecodeError, zipfile.BadZipFile, csv.Error) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"'{path}' cannot be read: {error}.") from error
     if not len(table[columns[0]]):
         raise ConfigError(f"'{path}' holds no rows.")
@@ -65,12 +65,9 @@ def _csv(path: Path, columns: Sequence[str]) -> dict[str, np.ndarray]:
 
 def _npz(path: Path, columns: Sequence[str]) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            _all_there(path, columns, file.files)
-            table = {name: np.asarray(file[name]) for name in columns}
-    except ValueError as error:  # objects, which would have to be unpickled, or a broken array
-        if isinstance(error, ConfigError):
-            raise
+        _all_there(path, columns, npz_names(path))
+        table = read_npz(path, columns)
+    except Unreadable as error:
         raise ConfigError(f"'{path}' cannot be read: {error}.") from error
     shapes = {name: value.shape for name, value in table.items()}
     if len(set(shapes.values())) > 1 or len(shapes[columns[0]]) != 1:

@@ -11,7 +11,7 @@ from worldmodel import checkpoint, seeding
 from worldmodel.config import ConfigError
 from worldmodel.envs import env_spec, make_env
 from worldmodel.envs.actions import native_space
-from worldmodel.replay import LatentSpec, Replay, clear
+from worldmodel.replay import LatentSpec, Replay, clear, holds_committed
 from worldmodel.replay.datasets import Convention, Dataset
 from worldmodel.types import EnvSpec
 
@@ -48,9 +48,18 @@ def recorded_spec(settings: TrainConfig) -> EnvSpec:
 
 def make_replay(settings: TrainConfig, spec: EnvSpec, latent: LatentSpec | None,
                 fresh: bool) -> Replay:  # fmt: skip
-    """The run's replay, still empty; fresh: files of a run that never had a checkpoint go."""
+    """The run's replay, still empty; fresh: files of a run that never had a checkpoint go.
+
+    Raises ConfigError where a directory that the user named holds somebody else's replay.
+    """
     place = settings.replay_folder
     if fresh:
+        if settings.replay.directory is not None and holds_committed(place):
+            raise ConfigError(
+                f"replay.directory='{place}' holds a replay already (its index.json), and this run "
+                "is a new one. Choose an empty directory; to learn from that replay, give its "
+                "folder as offline=...; to be rid of it, remove it yourself."
+            )
         clear(place)
     return Replay(
         spec,

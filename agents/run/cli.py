@@ -16,10 +16,12 @@ from agents.run.evaluate import evaluate, frames_of
 from agents.run.settings import TrainConfig
 from agents.run.train import train
 from worldmodel import checkpoint, config
+from worldmodel.envs.config import MOST_ENVS
 from worldmodel.log import write_video
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 GROUP = "agent"
+MOST_EPISODES = 1_000_000
 
 
 def register(overrides: Sequence[str] = ()) -> None:
@@ -86,6 +88,10 @@ class EvaluateConfig:
     mode: str = "mode"  # mode: the likeliest action | sample: as while training
     num_envs: int = 10  # environments that play at the same time
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        ranges = {"episodes": (1, MOST_EPISODES), "num_envs": (1, MOST_ENVS), "seed": (0, 2**63)}
+        config.check_ranges(self, ranges)
 
 
 def evaluate_command(say: Callable[[str], None], arguments: Sequence[str] | None = None) -> int:

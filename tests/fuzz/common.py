@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 
 from worldmodel.checkpoint import CheckpointError
 from worldmodel.config import ConfigError, RunError
-from worldmodel.envs import EnvError
+from worldmodel.envs import EnvError, EnvFailed
 from worldmodel.replay import ReplayDamaged
+from worldmodel.replay.datasets import DatasetError
 
 FULL = os.environ.get("FUZZ") == "full"
 LEAST_CASES = 10_000  # of a full run over all kinds
-OURS = (ConfigError, RunError, CheckpointError, EnvError, ReplayDamaged)
+OURS = (ConfigError, RunError, CheckpointError, EnvError, EnvFailed, ReplayDamaged, DatasetError)
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 10.0  # of this process; one case takes milliseconds, and what takes longer hangs
 GROWTH = 256 << 20  # bytes that one case, of some kilobytes, may take at any moment

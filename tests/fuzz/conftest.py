@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         )
     total = sum(count["cases"] for count in common.done.values())
     terminalreporter.write_line(f"fuzz: {total:,} cases in all")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """`make fuzz` fails where it ran too few cases; a part of it, chosen by hand, may be small."""
+    total = sum(count["cases"] for count in common.done.values())
+    if common.FULL and os.environ.get("FUZZ_LEAST") == "1" and total < common.LEAST_CASES:
+        print(f"\nfuzz: {total:,} cases are fewer than {common.LEAST_CASES:,}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(autouse=True, scope="package")

@@ -139,7 +139,7 @@ def empty(place: Path) -> Path:
 def test_damaged_files(small: bytes, empty: Path, named: bool) -> None:
     name = f"000001-{hashlib.sha256(small).hexdigest()[:16]}.pt"
 
-    @cases(100, 1200)
+    @cases(100, 600)
     @given(damaged(small))
     def fuzz(content: bytes) -> None:
         only(empty, content, None if named else name)
@@ -152,7 +152,7 @@ def test_damaged_pickles_in_whole_archives(small: bytes, empty: Path) -> None:
     records = records_of(small)
     name = next(name for name in records if name.endswith("data.pkl"))
 
-    @cases(150, 2000)
+    @cases(150, 1000)
     @given(st.one_of(damaged(records[name]), PICKLES))
     def fuzz(content: bytes) -> None:
         only(empty, archive({**records, name: content}))
@@ -161,7 +161,7 @@ def test_damaged_pickles_in_whole_archives(small: bytes, empty: Path) -> None:
     fuzz()
 
 
-@cases(100, 1000)
+@cases(100, 600)
 @given(PICKLES, st.booleans())
 def test_hostile_pickles_are_not_run(empty: Path, content: bytes, bare: bool) -> None:
     only(empty, content if bare else with_pickle(content))
@@ -171,7 +171,7 @@ def test_hostile_pickles_are_not_run(empty: Path, content: bytes, bare: bool) ->
 def test_damaged_records(small: bytes, empty: Path) -> None:
     records = records_of(small)
 
-    @cases(50, 500)
+    @cases(50, 300)
     @given(altered(records, st.binary(max_size=40)), st.booleans())
     def fuzz(changed: Any, packed: bool) -> None:
         if isinstance(changed, dict):
@@ -236,7 +236,7 @@ def _plain(tree: Any) -> bool:
 def test_agents_from_nonsense(dreamer_run: Path, place: Path) -> None:
     run = runs.copy(dreamer_run, place / "agent")
 
-    @cases(100, 1200)
+    @cases(40, 150)
     @given(changed(dreamer_run))
     @example({"format": FORMAT})
     def fuzz(state: Any) -> None:
@@ -251,7 +251,7 @@ def test_runs_that_go_on_from_nonsense(counting_run: Path, place: Path) -> None:
     run = place / "run"
     settings = runs.settings(run, CountingConfig())
 
-    @cases(80, 1200)
+    @cases(50, 300)
     @given(changed(counting_run))
     @example({"format": FORMAT})
     def fuzz(state: Any) -> None:

@@ -64,7 +64,7 @@ def test_any_config_of_a_run_folder(dreamer_run: Path, folder: Path) -> None:
     mine = config.build(config.read(dreamer_run / "config.yaml"), runs.DreamerRun)
     mine = replace(mine, run=str(folder))
 
-    @cases(150, 1500)
+    @cases(40, 150)
     @given(texts(whole))
     def fuzz(text: bytes) -> None:
         (folder / "config.yaml").write_bytes(text)
@@ -102,7 +102,7 @@ def test_any_summary(dreamer_run: Path, folder: Path) -> None:
     mine = config.build(config.read(folder / "config.yaml"), runs.DreamerRun)
     mine = replace(mine, run=str(folder))
 
-    @cases(60, 400)
+    @cases(15, 100)
     @given(jsons(SUMMARY))
     def fuzz(text: bytes) -> None:
         (folder / report.SUMMARY).write_bytes(text)
@@ -113,7 +113,7 @@ def test_any_summary(dreamer_run: Path, folder: Path) -> None:
     fuzz()
 
 
-@cases(100, 1000)
+@cases(60, 600)
 @given(jsons({"pid": 1, "host": "here", "since": "2001-01-01 00:00:00"}))
 @example(json.dumps({"pid": 1, "host": "\x1b[2J", "since": ""}).encode())
 def test_any_holder(place: Path, text: bytes) -> None:

@@ -125,6 +125,20 @@ def test_a_function_sees_what_an_action_led_from_and_to(actions: str) -> None:
         assert (info["episode"], info["step"], info["reward"]) == (0, t + 1, t + 1.0)
 
 
+def test_episodes_keep_their_numbers_when_a_run_goes_on() -> None:
+    settings = config(record=["count"], reward=f"{HERE}:witness")
+    first, second = (make_vector(settings, 1, seed=0) for _ in range(2))
+    first.reset()
+    for _ in range(7):  # four steps, a reset, two steps of the next episode
+        first.step([0])
+    then = first.snapshot()
+    second.restore(then)
+    SEEN.clear()
+    for envs in (first, second):
+        envs.step([0])
+    assert [(info["episode"], info["step"]) for *_, info in SEEN] == [(1, 3), (1, 3)]
+
+
 def test_a_vectorised_function_gives_the_same_rewards() -> None:
     rewards = []
     for name in ("witness", "together"):

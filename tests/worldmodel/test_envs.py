@@ -449,6 +449,9 @@ def test_unknown_names_are_errors(config: dict[str, Any], message: str) -> None:
     "settings",
     [
         {"image_size": [30, 32]},
+        {"image_size": [64, 65536]},
+        {"num_envs": 100_000},
+        {"action_repeat": 10**9},
         {"image_size": [16, 16]},
         {"image_size": [64]},
         {"action_repeat": 0},

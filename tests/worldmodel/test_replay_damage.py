@@ -116,6 +116,20 @@ def test_every_changed_byte_is_noticed(tmp_path: Path) -> None:
     assert contents(replay) == expected
 
 
+def test_every_changed_byte_of_the_index_is_noticed_without_a_checkpoint(tmp_path: Path) -> None:
+    saved(tmp_path)
+    expected, rng = contents(Replay.open(tmp_path)), np.random.default_rng(2)
+    path = tmp_path / "index.json"
+    data = path.read_bytes()
+    digits = [at for at in range(len(data)) if chr(data[at]).isdigit()]
+    for at in rng.choice(digits, 60, replace=False).tolist():
+        flip(path, at, 1)  # another digit
+        with pytest.raises(ReplayDamaged, match=r"index\.json is damaged"):
+            Replay.open(tmp_path)
+        path.write_bytes(data)
+    assert contents(Replay.open(tmp_path)) == expected
+
+
 def test_a_damaged_log_sends_back_to_the_checkpoint_before(tmp_path: Path) -> None:
     older = saved(tmp_path / "a")
     replay = make()

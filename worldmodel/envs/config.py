@@ -7,6 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+# Beyond these, a slip of the finger takes the machine down before anything else can say so.
+MOST_SIDE = 1024  # pixels of an image
+MOST_ENVS = 1024  # of one vector, each perhaps a process
+MOST_REPEATS = 1000  # environment steps for one action
+
 
 class EnvError(ValueError):
     """An environment, or a request for one, breaks a rule: what was wrong, what was given, what is
@@ -45,7 +50,7 @@ class EnvConfig:
 
     id: str = "???"  # Pendulum-v1 | walker_walk | pong | my_package.my_module:MyEnv
     suite: str = "gymnasium"  # gymnasium | dmc | atari | grid
-    # [height, width] of every image in pixels; multiples of 16, at least 32
+    # [height, width] of every image in pixels; multiples of 16, from 32 to 1024
     image_size: list[int] = field(default_factory=lambda: [64, 64])
     pixels: bool = True  # images: the observation's own or, where it has none, rendered frames
     state: bool = False  # keep vectors and discrete values beside rendered frames
@@ -74,10 +79,10 @@ class EnvConfig:
 
     def __post_init__(self) -> None:
         size = list(self.image_size)
-        if len(size) != 2 or any(n < 32 or n % 16 for n in size):
+        if len(size) != 2 or any(n < 32 or n % 16 or n > MOST_SIDE for n in size):
             raise EnvError(
-                f"image_size is {size}, but must be [height, width], each a multiple of 16 and at "
-                f"least 32. For example [64, 64]."
+                f"image_size is {size}, but must be [height, width], each a multiple of 16, at "
+                f"least 32 and at most {MOST_SIDE}. For example [64, 64]."
             )
         if self.vector not in ("sync", "async"):
             raise unknown("vector mode", self.vector, ("sync", "async"))
@@ -85,6 +90,9 @@ class EnvConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise EnvError(f"{name} is {value}, but must be at least 1.")
+        for name, most in (("action_repeat", MOST_REPEATS), ("num_envs", MOST_ENVS)):
+            if getattr(self, name) > most:
+                raise EnvError(f"{name} is {getattr(self, name)}, but must be at most {most:,}.")
         for name in ("timeout", "start_timeout", "max_failures"):
             if not getattr(self, name) > 0:
                 raise EnvError(f"{name} is {getattr(self, name)}, but must be above 0.")

@@ -125,7 +125,10 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, EnvError):
         return str(error)
     lines = "".join(traceback.format_exception(error)).strip().splitlines()
-    words = f"{type(error).__name__}: {error}".strip()
+    try:
+        words = f"{type(error).__name__}: {error}".strip()
+    except Exception:  # it is somebody else's class, and need not know how to say what it is
+        words = f"{type(error).__name__} (which fails to say what it is)"
     return "\n  ".join([words, *lines[1:][-TRACEBACK_LINES:]])
 
 

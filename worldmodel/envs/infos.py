@@ -7,19 +7,21 @@ from typing import Any
 
 import numpy as np
 
+DEEPEST = 8  # levels of dicts that are merged; one may hold itself
 
-def merged(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+
+def merged(infos: Sequence[Mapping[str, Any]], depth: int = 1) -> dict[str, Any]:
     """For each key an array [N, ...] of the values, and under `_key` a bool [N] of who has it.
 
     Numbers and arrays of one shape keep their type, with zeros where they are missing; anything
-    else becomes an object array, with None. Dicts are merged in turn.
+    else becomes an object array, with None. Dicts are merged in turn, to DEEPEST levels.
     """
     out: dict[str, Any] = {}
     for key in dict.fromkeys(key for info in infos for key in info):
         has = np.array([key in info for info in infos])
         values = [info[key] for info in infos if key in info]
-        if all(isinstance(value, dict) for value in values):
-            out[key] = merged([info.get(key, {}) for info in infos])
+        if depth < DEEPEST and all(isinstance(value, dict) for value in values):
+            out[key] = merged([info.get(key, {}) for info in infos], depth + 1)
         else:
             out[key] = _array(values, has)
         out[f"_{key}"] = has

@@ -68,6 +68,8 @@ class Episodes(gymnasium.Wrapper[Any, Any, Any, Any]):
     def begin(self, episode: int, options: Any = None) -> tuple[Any, dict[str, Any]]:
         """A full reset into the episode of that number."""
         self.episode = episode  # before the reset: one that fails must not come again
+        if isinstance(self.env, Rewarded):
+            self.env.episode = episode
         seed = episode_seed(self.base_seed, episode)
         # Some environments draw from their own spaces, which gymnasium's reset does not seed.
         for name in ("observation_space", "action_space"):

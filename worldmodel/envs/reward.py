@@ -127,6 +127,8 @@ class Rewarded(gymnasium.Wrapper[Any, Any, Any, Any]):
     """An environment whose reward is a function's; between `Observe` and `Episodes`.
 
     blind: ignored. The function needs the observation before the last, so every row is read.
+    episode: the number of the last full reset, which `Episodes` sets, so that it is the same where
+    an episode is told again.
     """
 
     env: Observe
@@ -136,11 +138,11 @@ class Rewarded(gymnasium.Wrapper[Any, Any, Any, Any]):
         self.blind = False
         self._function = function
         self._before: dict[str, np.ndarray] = {}
-        self._episode, self._step = -1, 0
+        self.episode, self._step = -1, 0  # the number is given by `Episodes`, which counts
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         self._before, info = self.env.reset(seed=seed, options=options)
-        self._episode, self._step = self._episode + 1, 0
+        self._step = 0
         return self._before, info
 
     def step(self, action: Any) -> Step:
@@ -151,7 +153,7 @@ class Rewarded(gymnasium.Wrapper[Any, Any, Any, Any]):
             "reward": reward,
             "is_last": terminated or truncated,
             "is_terminal": terminated,
-            "episode": self._episode,
+            "episode": self.episode,
             "step": self._step,
         }
         # A function that is given continuous actions sees them as the environment clips them.

@@ -45,6 +45,8 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
             terminated = _flag("terminated", terminated)
         if type(truncated) is not bool:
             truncated = _flag("truncated", truncated)
+        if not isinstance(info, dict):
+            raise EnvError(f"info must be a dict, but is a {type(info).__name__}.")
         return obs, reward, terminated, truncated, info
 
 

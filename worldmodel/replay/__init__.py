@@ -1,10 +1,18 @@
 """Recorded experience: one ring of rows per environment, drawn from as sequences."""
 
 from worldmodel.replay.buffer import Replay
-from worldmodel.replay.folder import clear
+from worldmodel.replay.folder import clear, holds_committed
 from worldmodel.replay.index import ReplayDamaged
 from worldmodel.replay.latents import LatentSpec
 from worldmodel.replay.rows import RowIndex
 from worldmodel.replay.settings import ReplayConfig
 
-__all__ = ["LatentSpec", "Replay", "ReplayConfig", "ReplayDamaged", "RowIndex", "clear"]
+__all__ = [
+    "LatentSpec",
+    "Replay",
+    "ReplayConfig",
+    "ReplayDamaged",
+    "RowIndex",
+    "clear",
+    "holds_committed",
+]

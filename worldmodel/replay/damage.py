@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from worldmodel.replay.delta import Changes
 from worldmodel.replay.index import BLOCK, blocks, file_name
-from worldmodel.replay.ring import DATA_DIRTY, Ring
-from worldmodel.replay.schema import LATENT, ROW
+from worldmodel.replay.latents import LatentSpec
+from worldmodel.replay.ring import DATA_DIRTY, FLAGS_DIRTY, Ring
+from worldmodel.replay.schema import FIRST, LAST, LATENT, ROW, TERMINAL
 
 
 def checksums(
@@ -57,6 +58,30 @@ def drop_damaged(ring: Ring, sums: Mapping[str, np.ndarray], folder: Path) -> No
                 _drop_blocks(ring, stream, field, np.array(wrong), folder)
 
 
+def drop_impossible(ring: Ring, latent: LatentSpec | None, folder: Path) -> None:
+    """Drop what no run can have written, though its checksums are right, and warn how much that
+    is: numbers that are not finite, flags that contradict each other, classes that do not exist."""
+    for stream in range(ring.streams):
+        held = np.arange(ring.oldest[stream], ring.count[stream])
+        slots, used = held % ring.rows, _used(ring)[stream]
+        arrays = {name: ring.arrays[name][stream][:used] for name in ring.fields}
+        flags = arrays["flags"]
+        bad = (flags & (LAST | TERMINAL) == TERMINAL) | (flags > FIRST | LAST | TERMINAL | LATENT)
+        for name, field in ring.fields.items():
+            if field.dtype == np.float32:
+                bad |= ~_each(arrays[name], np.isfinite)
+        _drop(ring, stream, held[bad[slots]], folder, "no run can have recorded them")
+        if latent is None:
+            continue
+        whole = _each(arrays["deter"], np.isfinite)
+        if latent.classes > 1:
+            whole &= _each(arrays["stoch"], lambda part: part < latent.classes)
+        else:
+            whole &= _each(arrays["stoch"], np.isfinite)
+        lost = np.flatnonzero(~whole & (flags & LATENT != 0))
+        _lose_latents(ring, stream, lost, folder, "no model can have written them")
+
+
 def drop_torn(ring: Ring, folder: Path) -> None:
     """Drop rows whose slots hold other rows than the counters say, and warn how many."""
     for stream in range(ring.streams):
@@ -74,13 +99,19 @@ def _drop_blocks(ring: Ring, stream: int, field: str, wrong: np.ndarray, folder:
     if field not in ("deter", "stoch"):
         _drop(ring, stream, bad, folder, f"{file_name(field, stream)} is damaged")
         return
-    flags = ring.arrays["flags"][stream]
-    lost = bad[flags[bad % ring.rows] & LATENT != 0] % ring.rows
-    flags[lost] &= 255 - LATENT
-    if len(lost):
+    lost = bad[ring.arrays["flags"][stream][bad % ring.rows] & LATENT != 0] % ring.rows
+    _lose_latents(ring, stream, lost, folder, f"{file_name(field, stream)} is damaged")
+
+
+def _lose_latents(ring: Ring, stream: int, slots: np.ndarray, folder: Path, reason: str) -> None:
+    """Forget the stored latents in these slots."""
+    if len(slots):
+        ring.arrays["flags"][stream][slots] &= 255 - LATENT
+        if not ring.frozen:
+            ring.dirty[stream, slots] |= FLAGS_DIRTY
         warnings.warn(
-            f"Replay at {folder}, stream {stream}: {len(lost):,} rows lost their stored latents; "
-            f"{file_name(field, stream)} is damaged.",
+            f"Replay at {folder}, stream {stream}: {len(slots):,} rows lost their stored latents; "
+            f"{reason}.",
             stacklevel=6,
         )
 
@@ -95,6 +126,15 @@ def _drop(ring: Ring, stream: int, bad: np.ndarray, folder: Path, reason: str) -
             f"rows of {held:,}; {reason}.",
             stacklevel=6,
         )
+
+
+def _each(array: np.ndarray, test: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Whether all numbers of a row pass a test, bool [rows]; in parts, to take little memory."""
+    passed = np.ones(len(array), bool)
+    for start in range(0, len(array), 64 * BLOCK):
+        part = array[start : start + 64 * BLOCK]
+        passed[start : start + len(part)] = test(part).reshape(len(part), -1).all(-1)
+    return passed
 
 
 def _used(ring: Ring) -> list[int]:

@@ -187,6 +187,7 @@ class Saver:
         if sums is None:  # version 1 has none
             sums = damage.checksums(ring, damage.everything(ring), None)
         damage.drop_damaged(ring, sums, place)
+        damage.drop_impossible(ring, index.latent, place)
         damage.drop_torn(ring, place)
         if mapped:
             ring.give_back()
@@ -249,6 +250,7 @@ def open_ring(place: Path) -> tuple[Index, Ring]:
             break
     assert index.sums is not None
     damage.drop_damaged(ring, index.sums, place)
+    damage.drop_impossible(ring, index.latent, place)
     damage.drop_torn(ring, place)
     for array in (array for arrays in ring.arrays.values() for array in arrays):
         array.flags.writeable = False

@@ -13,7 +13,8 @@ from worldmodel.replay.delta import DELTA, FOLDING, FRESH, Delta
 from worldmodel.replay.index import INDEX, Index, ReplayDamaged, file_name, read_index
 from worldmodel.replay.ring import Ring
 
-BASE_FILE = re.compile(r".+\.\d{4,}\.bin")
+# Names that `file_name` gives; somebody's own "weights.0001.bin" is none of them.
+BASE_FILE = re.compile(r"(obs\..+|action|reward|flags|deter|stoch|row)\.\d{4,}\.bin")
 LEFT_OVER = (FRESH, DELTA, FOLDING, "index.new")
 
 
@@ -156,12 +157,26 @@ def finish(place: Path, log: Delta, keep_files: bool) -> None:
 def remove_base(place: Path) -> None:
     """Remove the base files of whatever replay."""
     for path in sorted(place.glob("*.bin")):
-        if BASE_FILE.fullmatch(path.name):
+        if BASE_FILE.fullmatch(path.name) and (path.is_symlink() or not path.is_dir()):
             disk.remove(path)
 
 
+def holds_committed(place: Path) -> bool:
+    """Whether a folder holds a replay that some checkpoint rests on, or what looks like one."""
+    return any((place / name).exists() or (place / name).is_symlink() for name in (INDEX, FOLDING))
+
+
 def clear(place: str | Path) -> None:
-    """Remove a saved replay from a folder, and nothing that is not part of it."""
+    """Remove a saved replay from a folder, and nothing that is not part of it.
+
+    Raises ValueError where a folder bears the name of one of its files.
+    """
+    for name in (INDEX, *LEFT_OVER):
+        if (Path(place) / name).is_dir():
+            raise ValueError(
+                f"'{Path(place) / name}' is a folder, where a replay has a file. Choose another "
+                "directory, or move it."
+            )
     for name in (INDEX, *LEFT_OVER):
         disk.remove(Path(place) / name)
     remove_base(Path(place))

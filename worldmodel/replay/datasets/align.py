@@ -14,6 +14,7 @@ else was recorded (next observations, is_first, first actions of zero), or asked
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -112,7 +113,7 @@ class Aligner:
                     "way."
                 )
             self.way, self.why = way, why
-            action = raw.action.reshape(len(raw.action), -1)
+            action = flat(raw.action)
             whole = raw.action.dtype.kind in "iub"  # 0 is an action like any other there
             still = not action[:1].any() and (raw.reward is None or not raw.reward[:1].any())
             first_zero &= still and not whole
@@ -252,6 +253,11 @@ def split(raw: Raw, ids: np.ndarray | None = None) -> Iterator[Raw]:
         )
 
 
+def flat(array: np.ndarray) -> np.ndarray:
+    """[T, ...] -> [T, N], for T = 0 too."""
+    return array.reshape(len(array), math.prod(array.shape[1:]))
+
+
 def _rows(raw: Raw) -> int:
     lengths = {k: len(v) for k, v in raw.obs.items()}
     if len(set(lengths.values())) != 1:
@@ -274,7 +280,7 @@ def _check_next(raw: Raw) -> None:
                 f"observation is {shape}."
             )
         same = np.isclose(after[:-1], raw.obs[key][1:], rtol=1e-4, atol=1e-4)
-        wrong = np.flatnonzero(~same.reshape(len(same), -1).all(-1))
+        wrong = np.flatnonzero(~flat(same).all(-1))
         if len(wrong):
             raise DatasetError(
                 f"{raw.where}: the next observation '{key}' of step {int(wrong[0])} is not the "

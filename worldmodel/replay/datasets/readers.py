@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from worldmodel.replay.datasets.align import DatasetError
+from worldmodel.replay.datasets.align import DatasetError, flat
 from worldmodel.types import MASK_KEY, ActionSpec, ObsSpec
 
 SLACK = 1e-3  # of the range: how far float rounding may carry an action over its edge
@@ -51,16 +51,23 @@ class ActionReader:
                 f"{'whole' if self.whole else 'real'} numbers [T, {self.width[0]}]."
             )
         if len(action):
-            flat = action.reshape(len(action), -1).astype(np.float64)
-            self.low = np.minimum(self.low, flat.min(0))
-            self.high = np.maximum(self.high, flat.max(0))
+            numbers = flat(action).astype(np.float64)
+            self.low = np.minimum(self.low, numbers.min(0))
+            self.high = np.maximum(self.high, numbers.max(0))
 
     def settle(self) -> list[str]:
         """Decide how actions are read; returns what to tell. Raises DatasetError where they do
         not fit the space, or nobody knows their range."""
+        if not self.width:
+            raise DatasetError("The recording holds no episode with a step in it.")
         size = self.width[0]
         if isinstance(self.space, spaces.Box) or (self.space is None and not self.whole):
             return self._continuous(size)
+        if self.space is None and (self.low < 0).any():
+            raise DatasetError(
+                f"The recorded actions are whole numbers from {_short(self.low)}, but classes "
+                "count from 0. Name the environment of the recording (env=... env.id=...)."
+            )
         if self.space is None:
             self.space = spaces.MultiDiscrete(self.high.astype(np.int64) + 1)
         self.counts = _classes(self.space)
@@ -123,13 +130,13 @@ class ActionReader:
     def read(self, action: np.ndarray) -> np.ndarray:
         """Encoded actions float32 [T, A]."""
         assert self.spec is not None
-        flat = action.reshape(len(action), -1)
+        numbers = flat(action)
         if self.spec.kind == "continuous":
-            scaled = (flat.astype(np.float64) - self.middle) / self.half
+            scaled = (numbers.astype(np.float64) - self.middle) / self.half
             return np.clip(scaled, -1, 1).astype(np.float32)
         if self.hot:
-            return flat.astype(np.float32)
-        index = flat.astype(np.int64) - self.start
+            return numbers.astype(np.float32)
+        index = numbers.astype(np.int64) - self.start
         return self.spec.encode(index[:, 0] if len(self.counts) == 1 else index)
 
 
@@ -151,17 +158,21 @@ def read_obs(where: str, key: str, value: np.ndarray, spec: ObsSpec) -> np.ndarr
         raise DatasetError(f"{where}: '{key}' is not finite at row {t}.")
     if spec.kind == "image":
         return _image(where, key, value, spec.shape)
-    flat = value.reshape(len(value), -1)
-    if spec.kind == "discrete" and flat.shape[1] == len(spec.sizes) and value.dtype.kind in "iub":
+    numbers = flat(value)
+    if (
+        spec.kind == "discrete"
+        and numbers.shape[1] == len(spec.sizes)
+        and value.dtype.kind in "iub"
+    ):
         return ActionSpec("discrete", spec.sizes).encode(
-            flat[:, 0] if len(spec.sizes) == 1 else flat
+            numbers[:, 0] if len(spec.sizes) == 1 else numbers
         )
-    if flat.shape[1:] != spec.shape:
+    if numbers.shape[1:] != spec.shape:
         raise DatasetError(
-            f"{where}: '{key}' has {flat.shape[1]} numbers, but {list(spec.shape)} are needed "
+            f"{where}: '{key}' has {numbers.shape[1]} numbers, but {list(spec.shape)} are needed "
             f"({'the mask of actions' if key == MASK_KEY else spec.kind})."
         )
-    return flat.astype(np.float32)
+    return numbers.astype(np.float32)
 
 
 def _image(where: str, key: str, value: np.ndarray, shape: Sequence[int]) -> np.ndarray:

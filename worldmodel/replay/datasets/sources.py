@@ -7,8 +7,6 @@ done, is_first, is_last, is_terminal; in groups ("obs/image", "next/observations
 
 from __future__ import annotations
 
-import re
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +16,7 @@ import numpy as np
 
 from worldmodel.replay.buffer import Replay
 from worldmodel.replay.datasets.align import DatasetError, Episode, Raw, split
+from worldmodel.replay.datasets.arrays import Unreadable, h5_episodes, read_npz
 from worldmodel.types import EnvSpec
 
 ROLES = {
@@ -124,54 +123,25 @@ def _files(paths: list[Path]) -> Source:
 
 def _arrays(path: Path) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """The arrays of each episode of a file, by name; a group that has actions is an episode."""
-    if path.suffix == ".npz":
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                yield str(path), {name: file[name] for name in file.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise DatasetError(f"'{path}' cannot be read: {error}") from error
-        return
     try:
-        import h5py
+        if path.suffix == ".npz":
+            yield str(path), read_npz(path)
+            return
+        for name, arrays in h5_episodes(path, ROLES["action"]):
+            yield str(path) if name == "/" else f"{path}:{name}", arrays
     except ImportError as error:
         raise DatasetError(
             'HDF5 files need the package h5py: pip install "worldmodel[offline]".'
         ) from error
-    try:
-        with h5py.File(path, "r") as file:
-            for group in _episode_groups(file):
-                found: dict[str, np.ndarray] = {}
-                group.visititems(
-                    lambda name, item, found=found: (
-                        found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None
-                    )
-                )
-                where = str(path) if group.name == "/" else f"{path}:{group.name}"
-                yield where, {k: np.asarray(v) for k, v in found.items()}
-    except OSError as error:
-        raise DatasetError(f"'{path}' cannot be read: {error}") from error
-
-
-def _episode_groups(group: Any) -> Iterator[Any]:
-    """The groups below (or this one) that hold actions of their own, in natural order."""
-    if any(name.lower() in ROLES["action"] for name in group):
-        yield group
-        return
-    for name in sorted(group, key=lambda n: [int(p) if p.isdigit() else p for p in _pieces(n)]):
-        if hasattr(group[name], "keys"):
-            yield from _episode_groups(group[name])
-
-
-def _pieces(name: str) -> list[str]:
-    """ "episode_12" -> ["episode_", "12", ""], so that 2 comes before 12."""
-
-    return re.split(r"(\d+)", name)
+    except Unreadable as error:
+        raise DatasetError(f"'{path}' cannot be read: {error}.") from error
 
 
 def _parted(where: str, arrays: Mapping[str, np.ndarray], ignored: set[str]) -> Iterator[Raw]:
     """The episodes of one set of arrays: stacked [N, T, ...], one after another, or just one."""
     raw, ids = named(where, arrays, ignored)
     if raw.reward is not None and raw.reward.ndim == 2 and raw.reward.shape[1] > 1:
+        _check_stacked(raw)
         for i in range(len(raw.action)):
             flags = (raw.is_first, raw.terminal, raw.cut, raw.done)
             yield Raw(
@@ -184,6 +154,43 @@ def _parted(where: str, arrays: Mapping[str, np.ndarray], ignored: set[str]) -> 
             )
         return
     yield from split(raw, ids)
+
+
+def _check_stacked(raw: Raw) -> None:
+    """Raises DatasetError unless every array is [N, T, ...] of the same N."""
+    parts = {**raw.obs, **{f"next {k}": v for k, v in raw.next_obs.items()}, "action": raw.action}
+    for name in ("reward", "is_first", "terminal", "cut", "done"):
+        value = getattr(raw, name)
+        if value is not None:
+            parts[name] = value
+    wrong = {k: list(v.shape) for k, v in parts.items() if v.ndim < 2 or len(v) != len(raw.action)}
+    if wrong:
+        raise DatasetError(
+            f"{raw.where} has rewards [N, T] of {len(raw.action)} episodes, so that all its arrays "
+            f"must be [N, T, ...]; others are {wrong}."
+        )
+
+
+def _check_shapes(raw: Raw, ids: np.ndarray | None) -> None:
+    """Raises DatasetError where arrays hold nothing, or flags and rewards more than one number a
+    row (or, stacked, a row of an episode)."""
+    for name, value in {**raw.obs, **raw.next_obs, "action": raw.action}.items():
+        if 0 in value.shape[1:]:
+            raise DatasetError(
+                f"{raw.where}: '{name}' is {list(value.shape)}, so it holds nothing."
+            )
+    stacked = raw.reward is not None and raw.reward.ndim == 2
+    for name in ("reward", "is_first", "terminal", "cut", "done"):
+        value = getattr(raw, name)
+        if value is not None and value.ndim != 1 + stacked:
+            raise DatasetError(
+                f"{raw.where}: '{name}' is {list(value.shape)}; one entry for each row is needed."
+            )
+    if ids is not None and (ids.ndim != 1 or len(ids) != len(raw.action)):
+        raise DatasetError(
+            f"{raw.where}: the numbers of episodes are {list(ids.shape)}; one for each of "
+            f"{len(raw.action)} actions is needed."
+        )
 
 
 def named(
@@ -220,7 +227,12 @@ def named(
     reward = roles.get("reward")
     if reward is not None and reward.ndim == 2 and reward.shape[1] == 1:
         reward = reward[:, 0]
-    return Raw(where, obs, roles["action"], reward, after, **flags), roles.get("ids")
+    ids = roles.get("ids")
+    if ids is not None and ids.ndim == 2 and ids.shape[1] == 1:
+        ids = ids[:, 0]
+    raw = Raw(where, obs, roles["action"], reward, after, **flags)
+    _check_shapes(raw, ids)
+    return raw, ids
 
 
 def _flag(where: str, name: str, value: np.ndarray) -> np.ndarray:
