@@ -34,7 +34,8 @@ class AgentEngine:
     ) -> tuple[np.ndarray, Any, Score | None]:
         """One action, and the score of what led to it."""
         seen = {key: value for key, value in obs.items() if key != "time_stamp"}
-        state = told(state, np.where(is_first[:, None], 0, sent).astype(np.float32))
+        sent = np.where(is_first[:, None], 0, sent).astype(np.float32)
+        state = told(state, sent)
         action, state, extras = self.agent.act({**seen, "is_first": is_first}, state, self.mode)
         if self.detector is None:
             return action, state, None

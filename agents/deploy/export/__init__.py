@@ -1,0 +1,1 @@
+"""An agent as graphs that run without our training code."""

@@ -1,0 +1,144 @@
+"""From modules to graphs: torch.export, ONNX, smaller numbers, and how fast each of them is."""
+
+from __future__ import annotations
+
+import io
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from worldmodel.config import RunError
+
+MOST_ROBOTS = 4096  # rows of a batch that a graph takes
+EXTRA = 'pip install -c constraints.txt "worldmodel[export]"'
+
+
+def needs(package: str) -> Any:
+    """Import a package of the `export` extra; RunError where it is missing."""
+    import importlib
+
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise RunError(f"{package} is not installed ({error}). Do: {EXTRA}") from error
+
+
+def flat(tree: Any, name: str = "") -> dict[str, Any]:
+    """Nested dicts of tensors by dotted names, in order."""
+    if not isinstance(tree, Mapping):
+        return {name: tree}
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        out |= flat(value, f"{name}.{key}" if name else key)
+    return out
+
+
+def traced(module: nn.Module, args: tuple[Any, ...]) -> Any:
+    """The graph of a module for any number of robots; args: an example with two."""
+    batch = torch.export.Dim("batch", min=1, max=MOST_ROBOTS)
+
+    def axes(tree: Any) -> Any:
+        if isinstance(tree, Mapping):
+            return {key: axes(value) for key, value in tree.items()}
+        return {0: batch}
+
+    with torch.no_grad(), quiet():
+        return torch.export.export(
+            module.eval(), args, dynamic_shapes=tuple(axes(arg) for arg in args)
+        )
+
+
+def to_onnx(program: Any, inputs: list[str], outputs: list[str]) -> bytes:
+    """The graph as ONNX. RunError where the extra is missing."""
+    needs("onnx")
+    needs("onnxscript")
+    with torch.no_grad(), quiet():
+        made = torch.onnx.export(
+            program, dynamo=True, input_names=inputs, output_names=outputs, verbose=False
+        )
+    assert made is not None
+    data: bytes = made.model_proto.SerializeToString()
+    return data
+
+
+def to_pt2(program: Any) -> bytes:
+    """The graph as torch.export writes it."""
+    with quiet():
+        file = io.BytesIO()
+        torch.export.save(program, file)
+    return file.getvalue()
+
+
+def to_int8(graph: bytes, scratch: Path) -> bytes:
+    """ONNX with 8-bit weights in its matrix products; activations are scaled as they come."""
+    onnx = needs("onnx")
+    quantization = needs("onnxruntime.quantization")
+    before, after = scratch / "float32.onnx", scratch / "int8.onnx"
+    model = onnx.load_from_string(graph)
+    # The exporter notes the shapes of weights before it turns them; the quantiser would stumble.
+    del model.graph.value_info[:]
+    before.write_bytes(model.SerializeToString())
+    with quiet():
+        quantization.quantize_dynamic(before, after, weight_type=quantization.QuantType.QInt8)
+    return after.read_bytes()
+
+
+def to_half(graph: bytes) -> bytes:
+    """ONNX with 16-bit floats inside; inputs and outputs stay as they are."""
+    onnx = needs("onnx")
+    float16 = needs("onnxruntime.transformers.float16")
+    with quiet():
+        made = float16.convert_float_to_float16(
+            onnx.load_from_string(graph), keep_io_types=True, disable_shape_infer=True
+        )
+    data: bytes = made.SerializeToString()
+    return data
+
+
+def session(graph: bytes, threads: int = 1) -> Any:
+    """An ONNX Runtime session on the CPU that never spins while it waits."""
+    runtime = needs("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    return runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def milliseconds(call: Callable[[], Any], times: int = 200) -> float:
+    """The median CPU time of a call in this thread, warm; what else the machine does is not in
+    it."""
+    for _ in range(times // 10):
+        call()
+    taken = np.empty(times)
+    for i in range(times):
+        start = time.thread_time()
+        call()
+        taken[i] = time.thread_time() - start
+    return float(1e3 * np.median(taken))
+
+
+def arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Tensors as arrays."""
+    return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the exporters' warnings about packages that nobody asked for."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,123 @@
+"""What an export folder holds, and whether it still does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from worldmodel.config import RunError
+
+MANIFEST, SUMS, FORMAT = "manifest.json", "SHA256SUMS", 1
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+MOST_MANIFEST, MOST_FILE = 1 << 20, 1 << 32  # bytes
+
+
+def seal(folder: Path) -> str:
+    """Write the checksums of every file, the manifest's included; returns the folder's own, which
+    names its whole content."""
+    names = sorted(path.name for path in folder.iterdir() if path.name != SUMS)
+    lines = [f"{_digest((folder / name).read_bytes())}  {name}\n" for name in names]
+    (folder / SUMS).write_text("".join(lines))
+    return _digest("".join(lines).encode())
+
+
+class Export:
+    """An export folder whose every file was checked: nothing missing, nothing changed, no name
+    that leads outside.
+
+    expected: what `seal` returned, where one knows it; without it a folder that somebody changed
+    together with its checksums is not recognised.
+
+    Raises RunError for a folder that is none, was changed, or is of a newer format.
+    """
+
+    def __init__(self, folder: str | Path, expected: str | None = None) -> None:
+        self.folder = Path(folder)
+        sums = self._read(SUMS, MOST_MANIFEST)
+        self.digest = _digest(sums)
+        if expected is not None and self.digest != expected:
+            raise self._error(f"its checksum is {self.digest[:16]}..., not {expected[:16]}...")
+        self.sums = self._sums(sums)
+        self.manifest = self._manifest()
+        for name in self.sums:
+            self.file(name)
+
+    def file(self, name: str) -> bytes:
+        """The bytes of a file, checked as they are read."""
+        if name not in self.sums:
+            raise self._error(f"its checksums do not name {name!r:.100}")
+        data = self._read(name, MOST_FILE)
+        if _digest(data) != self.sums[name]:
+            raise self._error(f"'{name}' was changed: its checksum is another")
+        return data
+
+    def _read(self, name: str, most: int) -> bytes:
+        path = self.folder / name
+        if path.is_symlink():
+            raise self._error(f"'{name}' is a link")
+        try:
+            if path.stat().st_size > most:
+                raise self._error(f"'{name}' is larger than {most:,} bytes")
+            return path.read_bytes()
+        except OSError as error:
+            raise self._error(f"'{name}' cannot be read ({error.strerror})") from error
+
+    def _sums(self, data: bytes) -> dict[str, str]:
+        sums = {}
+        for line in data.decode("utf-8", "replace").splitlines():
+            digest, _, name = line.partition("  ")
+            if not re.fullmatch(r"[0-9a-f]{64}", digest) or not NAME.fullmatch(name):
+                raise self._error(f"{SUMS} holds a line that is no checksum: {line!r:.100}")
+            sums[name] = digest
+        return sums
+
+    def _manifest(self) -> dict[str, Any]:
+        try:
+            manifest = json.loads(self.file(MANIFEST))
+        except (ValueError, RecursionError) as error:
+            raise self._error(f"{MANIFEST} is no JSON") from error
+        found = manifest.get("format") if isinstance(manifest, Mapping) else None
+        if found != FORMAT:
+            raise self._error(f"its format is {found!r:.40}; this version reads {FORMAT}")
+        problem = wrong_in(manifest, self.sums)
+        if problem:
+            raise self._error(f"{MANIFEST}: {problem}")
+        return dict(manifest)
+
+    def _error(self, what: str) -> RunError:
+        return RunError(
+            f"'{self.folder}' is not an export as it was written: {what}. Export the run again: "
+            f"scripts/export.py run=RUN to={self.folder}"
+        )
+
+
+def wrong_in(manifest: Mapping[str, Any], files: Mapping[str, str]) -> str:
+    """What is wrong with a manifest, or "". Only what is used to find files and to size arrays is
+    looked at; graphs check their own inputs."""
+    try:
+        for name, graph in manifest["graphs"].items():
+            if graph["file"] not in files:
+                return f"the graph {name!r:.40} is in {graph['file']!r:.60}, which is no file here"
+        for name, tensor in [*manifest["inputs"].items(), *manifest["outputs"].items()]:
+            shape = tensor["shape"]
+            if shape[0] != "B" or not all(type(n) is int and 0 < n <= 1 << 20 for n in shape[1:]):
+                return f"{name!r:.40} has the shape {shape!r:.60}"
+            if tensor["type"] not in ("float32", "float64", "uint8", "bool", "int64"):
+                return f"{name!r:.40} has the type {tensor['type']!r:.40}"
+        if manifest["detector"] is not None:
+            threshold = manifest["detector"]["threshold"]
+            if type(threshold) is not float or not 0 < threshold < float("inf"):
+                return f"the threshold is {threshold!r:.40}"
+        if manifest["default"] not in manifest["graphs"]:
+            return f"there is no graph {manifest['default']!r:.40}"
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        return f"{type(error).__name__} {error}"[:200]
+    return ""
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

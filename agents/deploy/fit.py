@@ -1,0 +1,261 @@
+"""A detector for a trained run: what it recorded, fresh episodes of its policy, and thresholds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from omegaconf import MISSING
+
+import agents
+from agents.base import Policy, check_mode, random_actions
+from agents.run.collect import told_action
+from worldmodel import accelerate, config, seeding
+from worldmodel.config import ConfigError, RunError
+from worldmodel.envs import make_env
+from worldmodel.ood import store
+from worldmodel.ood.api import Track
+from worldmodel.ood.conformal import episodes_needed, rank
+from worldmodel.ood.detector import CombinedDetector
+from worldmodel.ood.settings import DetectorConfig
+from worldmodel.replay import RowIndex
+from worldmodel.rssm.model import WorldModel
+from worldmodel.types import LatentState
+
+TUNING = 0.2  # the share of the fresh episodes that sets the units; the rest sets the thresholds
+LEAST_TUNING = 10  # episodes
+TOGETHER = 10  # environments that play at the same time
+
+Env = gymnasium.Env[Any, Any]
+Said = Callable[[str], None]
+
+
+@dataclass
+class FitConfig:
+    """run: a trained run's folder. false_alarm_rate: of the episodes in which nothing is strange,
+    the share that may raise an alarm. episodes: played now with the run's policy, 0: as many as
+    the rate needs; a fifth of them tunes. recorded: episodes of the replay to
+    learn from, the newest; 0: all. mode: how the policy acts, "mode" or "sample". detector: what
+    it is made of."""
+
+    run: str = MISSING
+    false_alarm_rate: float = 0.01
+    episodes: int = 0
+    recorded: int = 0
+    mode: str = "mode"
+    seed: int = 0
+    device: str = "cpu"
+    threads: int = 1
+    detector: DetectorConfig = field(default_factory=DetectorConfig)
+
+    def __post_init__(self) -> None:
+        config.check_ranges(self, {
+            "episodes": (0, 10_000_000), "recorded": (0, 10_000_000), "seed": (0, 2**32 - 1),
+        })  # fmt: skip
+        check_mode(self.mode)
+        self.needed  # noqa: B018 - ConfigError for an impossible rate
+
+    @property
+    def needed(self) -> int:
+        """The fewest episodes that can set the threshold."""
+        return episodes_needed(self.false_alarm_rate, self.detector.confidence)
+
+    @property
+    def shares(self) -> tuple[int, int]:
+        """How many fresh episodes tune, and how many set the thresholds."""
+        if not self.episodes:
+            tuning = max(LEAST_TUNING, round(self.needed * TUNING / (1 - TUNING)))
+            return tuning, self.needed
+        tuning = max(2, round(TUNING * self.episodes))
+        rank(self.episodes - tuning, self.false_alarm_rate, self.detector.confidence)
+        return tuning, self.episodes - tuning
+
+
+def fit_run(settings: FitConfig, say: Said) -> CombinedDetector:
+    """A detector fitted on a run and calibrated on fresh episodes of its policy; not yet stored.
+
+    Raises ConfigError where the run has no replay, or an empty one, or where episodes are too few
+    for the rate; it says how many are needed.
+    """
+    tuning, calibrating = settings.shares
+    policy = agents.load(settings.run, settings.device)
+    model = world_model(policy)
+    detector = CombinedDetector(policy.spec, settings.detector, model, policy.device, say)
+    known = recorded_tracks(settings.run, policy, settings.recorded)
+    say(f"{len(known)} recorded episodes to learn from; playing {tuning + calibrating} fresh ones")
+    start = time.monotonic()
+    seed = seeding.spawn(settings.seed, "detector")
+    fresh = play(policy, tuning + calibrating, seed, settings.mode)
+    say(f"played in {time.monotonic() - start:.0f} s")
+    detector.fit(known, fresh[:tuning])
+    detector.calibrate(fresh[tuning:], settings.false_alarm_rate)
+    return detector
+
+
+def world_model(policy: Policy) -> WorldModel | None:
+    """The learned world of a policy, where it is one whose surprise can be measured."""
+    return policy.model if isinstance(policy.model, WorldModel) else None
+
+
+def recorded_tracks(run: str | Path, policy: Policy, newest: int = 0) -> list[Track]:
+    """Episodes of a run's replay, with the states that its agent's model passes through now."""
+    replay = agents.load_replay(run)
+    places = [place for place in replay.episodes() if place[2] - place[1] > 1]
+    if not places:
+        raise ConfigError(
+            f"The replay of '{run}' is empty, so there is nothing known to learn. Train the run "
+            "first, or name one whose replay was kept."
+        )
+    model = world_model(policy)
+    tracks = []
+    for number, (stream, start, stop) in enumerate(places[-newest:]):
+        index = RowIndex(np.array([stream]), np.array([start]), stop - start)
+        batch = replay.gather(index).to(policy.device)
+        state = None
+        if model is not None:
+            with torch.no_grad(), seeding.Stream(number, policy.device):
+                first = model.initial(1)
+                states = model.observe(first, batch.obs, batch.action, batch.is_first)
+            state = states.map(lambda x: x[0].cpu())
+        obs = {key: value[0].cpu().numpy() for key, value in batch.obs.items()}
+        tracks.append(Track(obs, batch.action[0].cpu().numpy(), state))
+    return tracks
+
+
+def play(
+    policy: Policy,
+    episodes: int,
+    seed: int,
+    mode: str = "mode",
+    wrap: Callable[[Env, int], Env] = lambda env, seed: env,
+    jolts: int = 0,
+) -> list[Track]:
+    """Whole episodes of a policy in its own environment, with the states of its agent.
+
+    wrap: what to put around each environment, given a seed for it. jolts: so many ticks at the
+    start of each episode take random actions. Draws no global random numbers. Raises RunError where
+    the environment fails.
+    """
+    count = min(TOGETHER, episodes)
+    seeds = [seeding.spawn(seed, f"environment {index}") for index in range(count)]
+    envs = [wrap(make_env(policy.env, s), seeding.spawn(s, "around it")) for s in seeds]
+    # Each environment plays its own share: else short episodes would crowd out long ones.
+    shares = [episodes // count + (index < episodes % count) for index in range(count)]
+    player = _Player(policy, envs, mode, jolts, np.random.default_rng(seed))
+    try:
+        with seeding.Stream(seeding.spawn(seed, "agent"), policy.device):
+            while any(len(done) < n for done, n in zip(player.done, shares, strict=True)):
+                player.tick()
+    except ValueError as error:
+        raise RunError(f"The environment failed: {error}") from error
+    finally:
+        for env in envs:
+            env.close()
+    return [track for done, n in zip(player.done, shares, strict=True) for track in done[:n]]
+
+
+class _Player:
+    """Environments that step together; an ended one is reset at once."""
+
+    def __init__(
+        self, policy: Policy, envs: list[Env], mode: str, jolts: int, rng: np.random.Generator
+    ) -> None:
+        self.policy, self.envs, self.mode = policy, envs, mode
+        self.jolts, self._rng = jolts, rng
+        self.done: list[list[Track]] = [[] for _ in envs]
+        self._rows: list[list[tuple[Any, ...]]] = [[] for _ in envs]
+        self._obs: list[Mapping[str, np.ndarray]] = [env.reset()[0] for env in envs]
+        self._action = np.zeros((len(envs), policy.spec.action.size), np.float32)
+        self._first = np.ones(len(envs), bool)
+        self._over = np.zeros(len(envs), bool)
+        self._state: Any = None
+
+    def tick(self) -> None:
+        """Act on all observations at hand, keep them, and take the actions."""
+        spec = self.policy.spec
+        obs = {key: np.stack([one[key] for one in self._obs]) for key in spec.seen}
+        action, self._state, extras = self.policy.agent.act(
+            {**obs, "is_first": self._first}, self._state, self.mode
+        )
+        early = np.array([len(rows) < self.jolts for rows in self._rows])
+        if early.any():
+            chosen = random_actions(spec, obs, len(self.envs), self._rng)
+            action = np.where(early[:, None], chosen, action)
+            self._state = told_action(self._state, action)
+        if spec.action.kind == "continuous":
+            action = np.clip(action, -1.0, 1.0)
+        latent = extras.get("latent")
+        native = spec.action.decode(action)
+        for i, env in enumerate(self.envs):
+            state = None if latent is None else latent.map(lambda x, i=i: x[i].cpu())
+            row = ({key: value[i] for key, value in obs.items()}, self._action[i].copy(), state)
+            self._rows[i].append(row)
+            if self._over[i]:
+                self.done[i].append(_track(self._rows[i]))
+                self._rows[i] = []
+                self._obs[i], self._action[i], self._over[i] = env.reset()[0], 0, False
+                self._first[i] = True
+                continue
+            self._obs[i], _, terminated, truncated, _ = env.step(native[i])
+            self._action[i], self._first[i] = action[i], False
+            self._over[i] = terminated or truncated
+
+
+def _track(rows: list[tuple[Any, ...]]) -> Track:
+    obs = {key: np.stack([row[0][key] for row in rows]) for key in rows[0][0]}
+    state = None
+    if rows[0][2] is not None:
+        deter, stoch = zip(*(row[2] for row in rows), strict=True)
+        state = LatentState(torch.stack(deter), torch.stack(stoch))
+    return Track(obs, np.stack([row[1] for row in rows]), state)
+
+
+def load_detector(run: str | Path, policy: Policy) -> CombinedDetector:
+    """The detector of a run, for its policy as loaded; errors as `worldmodel.ood.store.load`."""
+    return store.load(run, policy.spec, world_model(policy), policy.device)
+
+
+def table(detector: CombinedDetector, tuning_maxima: np.ndarray | None = None) -> str:
+    """The columns of a calibrated detector, a line each."""
+    scorer = detector.scorer
+    rows = [
+        (name, f"{float(limit):.2f}", "yes" if chosen else "")
+        for name, limit, chosen in zip(scorer.names, scorer.limit, scorer.chosen, strict=True)
+    ]
+    head = ("part", "threshold", "decides")
+    width = max(len(row[0]) for row in [head, *rows])
+    lines = [f"{name:<{width}}  {limit:>9}  {used}".rstrip() for name, limit, used in [head, *rows]]
+    about = detector.calibration
+    lines.append(
+        f"all together: {float(scorer.final):.2f}, in units of the worst tick of an ordinary "
+        f"episode; {about['episodes']} held-out episodes, at most {about['false_alarm_rate']:g} "
+        f"false alarms per episode"
+        + (f" with {about['confidence']:.0%} confidence" if about["confidence"] else "")
+    )
+    return "\n".join(lines)
+
+
+def fit_detector(settings: FitConfig, say: Said) -> Path:
+    """Fit, calibrate and store the detector of a run; returns its folder."""
+    accelerate.set_threads(settings.threads)
+    detector = fit_run(settings, say)
+    folder = store.save(settings.run, detector, also={"mode": settings.mode})
+    say(table(detector))
+    say(f"detector: {folder}")
+    return folder
+
+
+def fit_detector_command(say: Said, arguments: list[str]) -> int:
+    """`scripts/fit_detector.py`; the process's exit code."""
+
+    def work() -> int:
+        fit_detector(config.from_cli(FitConfig, arguments), say)
+        return 0
+
+    return config.guarded(work, say)
