@@ -117,7 +117,9 @@ def changed(settings: TrainConfig, overrides: Sequence[str]) -> TrainConfig:
             raise config.ConfigError(f"Unknown key '{key}'.{hint}")
     saved = OmegaConf.create(OmegaConf.to_container(OmegaConf.structured(settings)))
     try:
-        merged = OmegaConf.merge(saved, OmegaConf.from_dotlist(list(overrides)))
+        merged = OmegaConf.merge(saved, config.parse(overrides, known))
+    except config.ConfigError:
+        raise
     except config.UNREADABLE as error:
         raise config.ConfigError(f"Cannot read '{' '.join(overrides)}': {error}") from error
     assert isinstance(merged, DictConfig)

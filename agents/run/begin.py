@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from agents.base import Agent
 from agents.run.settings import TrainConfig
@@ -69,6 +72,19 @@ def make_replay(settings: TrainConfig, spec: EnvSpec, latent: LatentSpec | None,
         seeding.spawn(settings.seed, "replay"),
         place,
     )
+
+
+def load_replay(
+    replay: Replay, place: Path, state: Mapping[str, Any], say: Callable[[str], None]
+) -> None:
+    """Bring the replay to a checkpoint's state; says what of it was lost. Raises ReplayDamaged."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            replay.load(place, state)
+        finally:
+            for one in caught:
+                say(f"warning: {one.message}")
 
 
 def fill(replay: Replay, dataset: Dataset, agent: Agent) -> None:

@@ -329,7 +329,7 @@ class Trainer:
         for saved in checkpoint.candidates(self.folder, self.say):
             check_saved(saved, self.folder)
             try:
-                self.replay.load(self.place, saved["replay"])
+                begin.load_replay(self.replay, self.place, saved["replay"], self.say)
             except ReplayDamaged as error:
                 self.say(f"{error} Trying the checkpoint before.")
                 continue

@@ -96,8 +96,8 @@ def test_a_damaged_newest_checkpoint_costs_one_interval(tmp_path: Path) -> None:
     newest.write_bytes(newest.read_bytes()[:-5])
     step = torch.load(before, weights_only=True)["counters"]["agent_steps"]
     said: list[str] = []
-    with pytest.warns(UserWarning, match="newer than the checkpoint"):
-        trainer = Trainer(replace(config, steps=150), said.append)
+    trainer = Trainer(replace(config, steps=150), said.append)
+    assert any("newer than the checkpoint" in text for text in said)
     assert trainer.counters.agent_steps == step
     assert any("is damaged" in text and before.name in text for text in said)
     trainer.run()

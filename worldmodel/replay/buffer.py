@@ -295,8 +295,8 @@ class Replay:
 
     def disk_bytes(self, steps: int | None = None) -> int:
         """The most bytes that the folder of this replay can hold, after `steps` rows over all
-        streams together, or when full: base files and one log, which may be as large, and their
-        index. Storage=disk takes the whole base files from the start."""
+        streams together, or when full: base files and two logs, each of which may be as large,
+        and their index. Storage=disk takes the whole base files from the start."""
         return self._saver.disk_bytes(steps)
 
     def _restore(self, index: Index) -> None:

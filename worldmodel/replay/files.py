@@ -161,7 +161,7 @@ class Saver:
         return asked or plan.index
 
     def disk_bytes(self, steps: int | None) -> int:
-        """The most bytes of base files, one log and the index after so many rows."""
+        """The most bytes of base files, logs and the index after so many rows."""
         ring = self._ring
         full = ring.streams * ring.rows
         rows = full if steps is None else min(full, steps + ring.streams)
@@ -169,9 +169,10 @@ class Saver:
         names = [file_name(f, n) for f in ring.fields for n in range(ring.streams)]
         words = sum(2 * len(name) + 32 for name in names) + 100 * ring.streams + (1 << 14)
         sums = 8 * len(ring.fields) * (blocks(rows) + ring.streams)
-        # The index lies in the log and, while it is replaced, twice beside it; runs of slots are
-        # at most 2 bytes a row.
-        return (base + rows) * ring.row_bytes + 3 * (words + sums) + 2 * rows
+        # Two logs lie there while a save replaces one that nothing committed. The index lies in
+        # each and, while it is replaced, twice beside them; runs of slots are at most 2 bytes a
+        # row.
+        return (base + 2 * rows) * ring.row_bytes + 4 * (words + sums) + 4 * rows
 
     def _fill(self, place: Path, plan: Plan) -> None:
         """The ring as the base files have it, less what is damaged."""
