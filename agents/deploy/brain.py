@@ -21,18 +21,17 @@ from worldmodel.ood.api import Score
 class Request(NamedTuple):
     """One tick of B robots. obs: checked, [B, ...] by key, without doubtful values. sent: [B, A]
     encoded, the actions sent at the tick before. valid: [B], whose observation can be believed.
-    is_first: [B], whose episode begins. stamp: [B] seconds, or None. reward: [B], NaN where it is
-    unknown. until: seconds of the clock at which the next tick is expected."""
+    is_first: [B], whose episode begins. reward: [B], NaN where it is unknown. until: seconds of
+    the clock at which the next tick is expected. fresh: forget everything first."""
 
     tick: int
     obs: Any
     sent: np.ndarray
     valid: np.ndarray
     is_first: np.ndarray
-    stamp: np.ndarray | None
     reward: np.ndarray
     until: float
-    fresh: bool = False  # forget everything first
+    fresh: bool = False
 
 
 class Thought(NamedTuple):
@@ -56,8 +55,7 @@ class Engine(Protocol):
     def step(
         self, obs: Mapping[str, np.ndarray], state: Any, is_first: np.ndarray, sent: np.ndarray
     ) -> tuple[np.ndarray, Any, Score | None]:
-        """Encoded actions [B, A], the next state, and the score of obs, if there is a detector.
-        `obs` may hold a time_stamp [B]."""
+        """Encoded actions [B, A], the next state, and the score of obs, if there is a detector."""
         ...
 
     def blend(self, old: Any, new: Any, keep: np.ndarray) -> Any:
@@ -108,10 +106,7 @@ class Brain:
             self._forget()
         gap = request.tick - self._seen - 1
         is_first = request.is_first | (gap > self._max_gap)
-        obs = dict(request.obs)
-        if request.stamp is not None:
-            obs["time_stamp"] = request.stamp
-        action, state, score = self._engine.step(obs, self._state, is_first, request.sent)
+        action, state, score = self._engine.step(request.obs, self._state, is_first, request.sent)
         # An error of one step is known where the robot saw this tick and the one before.
         known = request.valid & (gap == 0) & ~is_first
         self._before, self._request = (self._state, known), request

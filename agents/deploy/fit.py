@@ -19,10 +19,14 @@ from agents.run.collect import told_action
 from worldmodel import accelerate, config, seeding
 from worldmodel.config import ConfigError, RunError
 from worldmodel.envs import make_env
+from worldmodel.envs.pictures import Scene, with_object
+from worldmodel.envs.shifts import SHIFTS
 from worldmodel.ood import store
 from worldmodel.ood.api import Track
 from worldmodel.ood.conformal import episodes_needed, rank
 from worldmodel.ood.detector import CombinedDetector
+from worldmodel.ood.heat import draw_heat_maps
+from worldmodel.ood.patches import WorstPatch
 from worldmodel.ood.settings import DetectorConfig
 from worldmodel.replay import RowIndex
 from worldmodel.rssm.model import WorldModel
@@ -221,7 +225,7 @@ def load_detector(run: str | Path, policy: Policy) -> CombinedDetector:
     return store.load(run, policy.spec, world_model(policy), policy.device)
 
 
-def table(detector: CombinedDetector, tuning_maxima: np.ndarray | None = None) -> str:
+def table(detector: CombinedDetector) -> str:
     """The columns of a calibrated detector, a line each."""
     scorer = detector.scorer
     rows = [
@@ -245,10 +249,32 @@ def fit_detector(settings: FitConfig, say: Said) -> Path:
     """Fit, calibrate and store the detector of a run; returns its folder."""
     accelerate.set_threads(settings.threads)
     detector = fit_run(settings, say)
-    folder = store.save(settings.run, detector, also={"mode": settings.mode})
+    folder = store.save(
+        settings.run, detector, pictures(detector, settings), {"mode": settings.mode}
+    )
     say(table(detector))
     say(f"detector: {folder}")
     return folder
+
+
+def pictures(detector: CombinedDetector, settings: FitConfig) -> Callable[[Path], None]:
+    """Draws, into a folder, where a known picture is strange, and the same one with an object."""
+
+    def draw(folder: Path) -> None:
+        scorer = detector.scorer
+        if not any(isinstance(part, WorstPatch) for part in scorer.parts):
+            return
+        policy = agents.load(settings.run, settings.device)
+        last = recorded_tracks(settings.run, policy, newest=1)[0]
+        rng = np.random.default_rng(settings.seed)
+        known = {key: value[len(last) // 2] for key, value in last.obs.items()}
+        changed = dict(known)
+        for key in scorer.looker.keys:
+            scene = Scene((0.2, 0.8), np.array([0.9, 0.1, 0.9]), known[key], rng)
+            changed[key] = with_object(known[key], SHIFTS["object"].strength("middle"), scene)
+        draw_heat_maps(folder / "heat.png", detector, [("known", known), ("object", changed)])
+
+    return draw
 
 
 def fit_detector_command(say: Said, arguments: list[str]) -> int:

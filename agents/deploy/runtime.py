@@ -110,7 +110,7 @@ class Runtime:
     def _try(self, checked: Checked, tick: int) -> None:
         """One tick that nobody acts on."""
         begins = np.full(self.robots, tick == -self.config.warmup)
-        request = self._request(tick, checked, begins, None, self._nothing, self.clock.now())
+        request = self._request(tick, checked, begins, self._nothing, self.clock.now())
         self._worker.submit(tick, request)
         answer = self._worker.wait(tick, self.clock.now() + FIRST_ANSWER_S)
         if answer is None:
@@ -181,7 +181,7 @@ class Runtime:
         detail = ""
         if checked.valid.any():
             pending = self._first_since >= 0
-            request = self._request(self._tick, checked, pending, stamp, rewards, start)
+            request = self._request(self._tick, checked, pending, rewards, start)
             self._worker.submit(self._tick, request)
             answer = self._worker.wait(self._tick, start + self.config.hard_ms / 1e3)
             thought, fault, detail = self._read(answer)
@@ -203,17 +203,13 @@ class Runtime:
         tick: int,
         checked: Checked,
         begins: np.ndarray,
-        stamp: Any,
         reward: np.ndarray,
         start: float,
     ) -> Request:
         until = start + self.config.period_ms / 1e3
-        taken = None
-        if stamp is not None:
-            taken = np.nan_to_num(floats(stamp, np.full(self.robots, start)), nan=start)
         fresh = self._fresh_since >= 0
         return Request(
-            tick, checked.obs, self._sent.copy(), checked.valid, begins.copy(), taken, reward,
+            tick, checked.obs, self._sent.copy(), checked.valid, begins.copy(), reward,
             until, fresh,
         )  # fmt: skip
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from agents.deploy.engine import scored
 from agents.deploy.export.graphs import session
 from agents.deploy.export.manifest import Export
 from worldmodel.checkpoint import CheckpointError, spec_from_dict
 from worldmodel.config import ConfigError, RunError, unknown
-from worldmodel.ood.api import STAMP_KEY, Score
+from worldmodel.ood.api import Score
 from worldmodel.types import EnvSpec
 
 KINDS = {"onnx": "onnx", "pt2": "torch"}
@@ -53,6 +54,10 @@ class ExportEngine:
         self._detector = manifest["detector"]
         self._rng = np.random.default_rng(seed)
 
+    def ignore_scores(self) -> None:
+        """Run without the detector, though one was exported."""
+        self._detector = None
+
     def _opened(self, name: str) -> Any:
         """A function from named arrays to a list of arrays."""
         data = self.export.file(self.manifest["graphs"][name]["file"])
@@ -86,8 +91,6 @@ class ExportEngine:
         for key, value in obs.items():
             if f"obs.{key}" in self._inputs:
                 feed[f"obs.{key}"] = value
-        if f"obs.{STAMP_KEY}" in self._inputs and STAMP_KEY not in obs:
-            feed[f"obs.{STAMP_KEY}"] = np.full(len(is_first), np.nan)
         if "noise" in self._inputs:
             feed["noise"] = self._noise(len(is_first))
         found = dict(zip(self._outputs, self._call(feed), strict=True))
@@ -102,10 +105,7 @@ class ExportEngine:
         if self._detector is None:
             return None
         value, parts = found["score.value"], found["score.parts"]
-        threshold = float(self._detector["threshold"])
-        named = {name: parts[:, k] for k, name in enumerate(self._detector["names"])}
-        # Not `value > threshold`: that would let a NaN pass.
-        return Score(value, threshold, ~(value <= threshold), named)
+        return scored(value, parts, self._detector["names"], self._detector["threshold"])
 
     def _noise(self, batch_size: int) -> np.ndarray:
         shape = (batch_size, *self._inputs["noise"]["shape"][1:])

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from agents.base import Policy
-from agents.deploy.engine import AgentEngine
+from agents.deploy.engine import AgentEngine, Mind
 from agents.deploy.export.engine import ExportEngine
-from agents.deploy.export.step import drawn, example_obs
+from agents.deploy.export.step import MEMORY, drawn, example_obs
 from worldmodel.envs import EnvError, make_env
 from worldmodel.replay import Replay
 from worldmodel.types import LatentState
@@ -42,11 +42,10 @@ def parity(
     size), so these say how far two programs drift apart, not whether one is wrong.
     """
     ours = AgentEngine(policy.agent, detector)
-    if detector is not None:
-        detector.reset()
     model: Any = policy.model
     drawing = engine.manifest["latent"] == "sample"
-    state, free, blank = engine.initial(1), ours.initial(1), ours.initial(1)
+    other_agent = AgentEngine(policy.agent)
+    state, free, blank = engine.initial(1), other_agent.initial(1), ours.initial(1)
     sent = alone = np.zeros((1, policy.spec.action.size), np.float32)
     worst = {"action": 0.0, "deter": 0.0, "ties": 0.0}
     drift = []
@@ -57,28 +56,35 @@ def parity(
         with _reproducible(model.core, drawing, tick):
             a, mine, score = ours.step(seen, _as_theirs(blank, state), is_first, sent)
         with _reproducible(model.core, drawing, tick):
-            c, free, _ = AgentEngine(policy.agent).step(seen, free, is_first, alone)
+            c, free, _ = other_agent.step(seen, free, is_first, alone)
         with _given(engine, noise):
             b, state, other = engine.step(seen, state, is_first, sent)
         a, c = (np.clip(x, -1, 1) if engine.continuous else x for x in (a, c))
         sent, alone = b, c
         drift.append(float(np.abs(b - c).max()))
-        if _tied(model, seen, mine.latent, state["state.stoch"], noise):
+        if _tied(model, seen, mine.policy.latent, state["state.stoch"], noise):
             worst["ties"] += 1
             continue
         _widen(worst, "action", a, b)
-        _widen(worst, "deter", mine.latent.deter.numpy(), state["state.deter"])
+        _widen(worst, "deter", mine.policy.latent.deter.numpy(), state["state.deter"])
         if score is not None and other is not None:
             _widen(worst, "score", score.value / score.threshold, other.value / other.threshold)
     return worst | {"free_median": float(np.median(drift)), "free_max": float(np.max(drift))}
 
 
-def _as_theirs(blank: Any, state: dict[str, np.ndarray]) -> Any:
+def _as_theirs(blank: Mind, state: dict[str, np.ndarray]) -> Mind:
     """The export's memory as the agent's own state."""
     latent = LatentState(
         *(torch.from_numpy(state[f"state.{n}"].copy()) for n in ("deter", "stoch"))
     )
-    return blank._replace(latent=latent, action=torch.from_numpy(state["state.action"].copy()))
+    action = torch.from_numpy(state["state.action"].copy())
+    start = f"state.{MEMORY}"
+    memory = {
+        name.removeprefix(start): torch.from_numpy(value.copy())
+        for name, value in state.items()
+        if name.startswith(start)
+    }
+    return Mind(blank.policy._replace(latent=latent, action=action), memory)
 
 
 def observations(

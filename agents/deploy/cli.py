@@ -1,0 +1,206 @@
+"""The commands behind scripts/deploy.py and scripts/export.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+
+import agents
+from agents.deploy import sources
+from agents.deploy.export.write import ExportOptions, export_agent
+from agents.deploy.settings import DeployConfig
+from agents.deploy.trial import Trial, World, alone, fallback_alone, guarded
+from agents.run.cli import see_working_folder
+from worldmodel import accelerate, config
+from worldmodel.config import ConfigError
+from worldmodel.envs import EnvError
+from worldmodel.envs.shifts import LEVELS, shift_named
+from worldmodel.log import write_json
+from worldmodel.ood import store
+
+
+@dataclass
+class DeployCommand:
+    """run: a run folder, or an export folder. env: another environment than the run's, by id.
+    shift: what changes, by name (worldmodel/envs/shifts.py); empty: nothing. strength: mild,
+    middle, strong, or a number in the shift's unit. onset: tick of every episode at which it
+    begins. episodes, seed: of each way to play them. guard: with the detector. pace: keep to the
+    period, as a robot does; false: one tick after the other. graph: of an export. to: folder for
+    log, summary and requests to train; empty: <run>/deployment. deploy: everything about the loop
+    itself.
+    """
+
+    run: str = MISSING
+    env: str = ""
+    shift: str = ""
+    strength: str = "middle"
+    onset: int = 20
+    episodes: int = 5
+    seed: int = 0
+    guard: bool = True
+    pace: bool = True
+    graph: str | None = None
+    to: str = ""
+    deploy: DeployConfig = field(default_factory=DeployConfig)
+
+    def __post_init__(self) -> None:
+        if self.run != MISSING:
+            config.check_ranges(self, {"episodes": (1, 1e6), "onset": (0, 1e9)})
+
+    @property
+    def world(self) -> World:
+        """The environment, and what happens to it."""
+        env = sources.env_of(self.run)
+        if self.env:
+            env = replace(env, id=self.env)
+        if not self.shift:
+            return World(env)
+        shift = shift_named(self.shift)
+        if self.strength in LEVELS:
+            return World(env, self.shift, shift.strength(self.strength), self.onset)
+        try:
+            return World(env, self.shift, float(self.strength), self.onset)
+        except ValueError:
+            raise ConfigError(
+                f"strength is '{self.strength}'; allowed: {', '.join(LEVELS)}, or a number "
+                f"({shift.unit})."
+            ) from None
+
+    @property
+    def folder(self) -> Path:
+        """Where log, summary and requests go; never into an export, which is sealed."""
+        beside = f"{self.run.rstrip('/')}-deployment"
+        own = beside if sources.is_export(self.run) else str(Path(self.run) / "deployment")
+        return Path(self.to or own)
+
+
+def deploy_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
+    """Play episodes with a deployed agent, and print what came of them; an exit code."""
+    see_working_folder()
+
+    def start() -> int:
+        try:
+            return _deploy(config.from_cli(DeployCommand, list(arguments)), say)
+        except EnvError as error:
+            raise ConfigError(str(error)) from error
+
+    return config.guarded(start, say)
+
+
+def _deploy(asked: DeployCommand, say: Callable[[str], None]) -> int:
+    accelerate.set_threads(1)
+    world, folder = asked.world, asked.folder
+    settings = replace(
+        asked.deploy,
+        log=asked.deploy.log or str(folder / "deploy.jsonl"),
+        retrain=replace(
+            asked.deploy.retrain, folder=asked.deploy.retrain.folder or str(folder / "retrain")
+        ),
+    )
+    if asked.guard and not _has_detector(asked.run):
+        say(
+            f"'{asked.run}' has no detector, so nothing is ever unknown. Fit one: "
+            f"scripts/fit_detector.py run={asked.run}"
+        )
+    runtime = sources.open_runtime(
+        asked.run, settings, guard=asked.guard, graph=asked.graph,
+        on_retrain=lambda request: say(f"please train: {request.kind} error {request.error:.3f} "
+                                       f"over {request.window} ticks; {request.folder}"),
+    )  # fmt: skip
+    with runtime:
+        runtime.start()
+        trial = guarded(runtime, world, asked.episodes, asked.seed, asked.pace)
+        table = runtime.tally.table()
+    summary = runtime.summary()
+    engine, spec = sources.Source(asked.run, guard=False, graph=asked.graph).engine()
+    others = {
+        "policy alone": alone(engine, spec, world, asked.episodes, asked.seed),
+        "fallback alone": fallback_alone(
+            settings.fallback, spec, world, asked.episodes, asked.seed
+        ),
+    }
+    for line in _report(asked, world, trial, others, summary, table):
+        say(line)
+    trials = {"guarded": trial, **others}
+    told = {name: asdict(one) | {"mean": one.mean} for name, one in trials.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {"world": asdict(world), "deploy": config.keys_of(settings)}
+    write_json(folder / "summary.json", {**summary, **about, "trials": told})
+    say(f"log, summary and requests to train: {folder}")
+    return 0
+
+
+def _report(
+    asked: DeployCommand,
+    world: World,
+    trial: Trial,
+    others: dict[str, Trial],
+    summary: dict[str, Any],
+    table: str,
+) -> list[str]:
+    """What a person wants to know."""
+    shift = f", {world.name} {world.strength:g} from tick {world.onset}" if world.name else ""
+    lines = [f"{world.env.id}, {asked.episodes} episodes{shift}", table]
+    rows = [(name, f"{one.mean:.1f}") for name, one in {"guarded": trial, **others}.items()]
+    if world.name:
+        found = sorted(trial.detected)
+        middle = f"; median delay {found[len(found) // 2]} ticks, longest {found[-1]}"
+        rows.append(("shifts noticed", f"{len(found)} of {len(trial.delays)}"
+                     + (middle if found else "")))  # fmt: skip
+        rows.append(("alarms before", f"{trial.alarms} of {asked.episodes} episodes"))
+    else:
+        rows.append(("false alarms", f"{trial.alarms} of {asked.episodes} episodes"))
+    rows.append(("requests to train", f"{summary['retrain_requests']}"))
+    names = {name: f"return, {name}" if name in {"guarded", *others} else name for name, _ in rows}
+    width = max(map(len, names.values()))
+    return [*lines, *(f"  {names[name]:<{width}}  {text}" for name, text in rows)]
+
+
+def _has_detector(run: str) -> bool:
+    if sources.is_export(run):
+        return sources.ExportEngine(run).manifest["detector"] is not None
+    return store.exists(run)
+
+
+@dataclass
+class ExportCommand(ExportOptions):
+    """run: a run folder. to: the export's folder; empty: <run>/export. detector: auto (with the
+    run's, where there is one), or no. The rest as in ExportOptions."""
+
+    run: str = MISSING
+    to: str = ""
+    detector: str = "auto"
+
+
+def export_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
+    """Export a run's agent; an exit code."""
+    see_working_folder()
+    return config.guarded(lambda: _export(list(arguments), say), say)
+
+
+def _export(words: list[str], say: Callable[[str], None]) -> int:
+    asked = config.from_cli(ExportCommand, words)
+    if asked.detector not in ("auto", "no"):
+        raise ConfigError(config.unknown("detector", asked.detector, ("auto", "no")))
+    accelerate.set_threads(1)
+    policy = sources.load_policy(asked.run)
+    detector = sources.load_detector(asked.run, policy) if asked.detector == "auto" else None
+    say("with the run's detector" if detector is not None else "without a detector")
+    try:
+        replay = agents.load_replay(asked.run)
+    except ConfigError:
+        replay = None  # the environment is played instead
+    about = {
+        "run": Path(asked.run).resolve().name,
+        "reward_range": sources.reward_range(asked.run),
+        "calibration": None if detector is None else detector.calibration,
+    }
+    folder = Path(asked.to or Path(asked.run) / "export")
+    made = export_agent(policy, folder, asked, detector, replay, about, say)
+    say(f"{folder}: graphs {', '.join(made.manifest['graphs'])}; sha256 {made.digest}")
+    say(f"without our code: python {folder}/run_export.py")
+    return 0

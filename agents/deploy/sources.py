@@ -1,0 +1,160 @@
+"""From a run folder or an export folder to a runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+
+import agents
+from agents.deploy.brain import Brain, Engine
+from agents.deploy.clock import Clock, SystemClock
+from agents.deploy.engine import AgentEngine
+from agents.deploy.export.engine import ExportEngine
+from agents.deploy.export.manifest import MANIFEST
+from agents.deploy.process import ProcessWorker
+from agents.deploy.retrain import RetrainRequest
+from agents.deploy.runtime import Runtime
+from agents.deploy.settings import DeployConfig
+from agents.deploy.worker import Answer, ThreadWorker, Worker
+from worldmodel import config
+from worldmodel.checkpoint import CheckpointError
+from worldmodel.config import RunError
+from worldmodel.envs import EnvConfig
+from worldmodel.ood import store
+from worldmodel.types import EnvSpec
+
+
+def is_export(path: str | Path) -> bool:
+    """Whether a folder was written by scripts/export.py."""
+    return (Path(path) / MANIFEST).is_file()
+
+
+def load_policy(run: str | Path) -> agents.Policy:
+    """The trained agent of a run, on the CPU. Raises ConfigError and RunError."""
+    try:
+        return agents.load(run, "cpu")
+    except CheckpointError as error:
+        raise RunError(str(error)) from error
+
+
+def load_detector(run: str | Path, policy: agents.Policy) -> Any:
+    """The detector of a run, or None where none was fitted. Raises RunError for a changed one."""
+    return store.load(run, policy.spec, policy.model) if store.exists(run) else None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an agent comes from; small enough to be sent to another process, which then loads it.
+
+    path: a run or an export. robots: B. guard: with the detector, where there is one. graph: of an
+    export. max_gap, errors: as `Brain` takes them.
+    """
+
+    path: str
+    robots: int = 1
+    guard: bool = True
+    graph: str | None = None
+    max_gap: int = 10
+    errors: bool = True
+
+    def engine(self) -> tuple[Engine, EnvSpec]:
+        """The engine, loaded. Raises ConfigError and RunError."""
+        if is_export(self.path):
+            exported = ExportEngine(self.path, self.graph)
+            if not self.guard:
+                exported.ignore_scores()
+            return exported, exported.spec
+        policy = load_policy(self.path)
+        detector = load_detector(self.path, policy) if self.guard else None
+        return AgentEngine(policy.agent, detector), policy.spec
+
+    def __call__(self) -> Brain:
+        """The job of a worker."""
+        return self.brain(*self.engine(), SystemClock())
+
+    def brain(self, engine: Engine, spec: EnvSpec, clock: Clock) -> Brain:
+        """The job of a worker, with an engine that is loaded already."""
+        kinds = {key: one.kind for key, one in spec.obs.items()}
+        return Brain(engine, self.robots, self.max_gap, kinds, self.errors, clock.now)
+
+
+def open_runtime(
+    path: str | Path,
+    settings: DeployConfig | None = None,
+    robots: int = 1,
+    guard: bool = True,
+    graph: str | None = None,
+    clock: Clock | None = None,
+    on_retrain: Callable[[RetrainRequest], None] = lambda request: None,
+) -> Runtime:
+    """A runtime for the agent in a run folder or an export folder; call its `start` next.
+
+    guard: with the detector that was fitted for the run, where there is one. The range of rewards,
+    where the settings leave it open, is that of the recorded ones. Raises ConfigError and RunError
+    for whatever can be wrong with either.
+    """
+    settings = settings or DeployConfig()
+    if settings.retrain.reward_range is None:
+        ranged = replace(settings.retrain, reward_range=reward_range(path))
+        settings = replace(settings, retrain=ranged)
+    time = clock or SystemClock()
+    wanted = settings.retrain.image is not None or settings.retrain.reward_range is not None
+    source = Source(str(path), robots, guard, graph, settings.max_gap, wanted)
+    if settings.isolation == "process":
+        spec = spec_of(path)
+        blank = {
+            key: np.zeros((robots, *one.shape), np.uint8 if one.kind == "image" else "f4")
+            for key, one in spec.seen.items()
+        }
+
+        def worker(seen: Callable[[Answer], None]) -> Worker:
+            patience = settings.restart_ms / 1e3
+            try:
+                return ProcessWorker(source, blank, time, patience, seen)
+            except RuntimeError as error:
+                raise RunError(str(error)) from error
+
+    else:
+        engine, spec = source.engine()
+
+        def worker(seen: Callable[[Answer], None]) -> Worker:
+            return ThreadWorker(source.brain(engine, spec, time), time, seen)
+
+    return Runtime(spec, worker, settings, robots, time, on_retrain, str(path))
+
+
+def spec_of(path: str | Path) -> EnvSpec:
+    """What one robot observes and does."""
+    return ExportEngine(path).spec if is_export(path) else load_policy(path).spec
+
+
+def env_of(path: str | Path) -> EnvConfig:
+    """The environment that the agent was trained in."""
+    if not is_export(path):
+        return load_policy(path).env
+    saved = ExportEngine(path).manifest["env"]
+    return config.build(OmegaConf.create(saved), EnvConfig)
+
+
+def reward_range(path: str | Path) -> float | None:
+    """From the 1st to the 99th percentile of the recorded rewards; None where that is not known."""
+    if is_export(path):
+        known = ExportEngine(path).manifest["about"].get("reward_range")
+        return float(known) if isinstance(known, int | float) and known > 0 else None
+    try:
+        replay = agents.load_replay(path)
+    except config.ConfigError:
+        return None
+    rewards = []
+    for stream, start, stop in replay.episodes():
+        rewards.append(replay.rows(stream, start, stop)["reward"][1:])
+    found = np.concatenate(rewards) if rewards else np.zeros(0)
+    if not len(found):
+        return None
+    low, high = np.percentile(found, [1, 99])
+    return float(high - low) or None

@@ -1,0 +1,155 @@
+"""A deployed agent in its environment, with and without its guard, and when the world shifts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from agents.deploy import decision as words
+from agents.deploy.brain import Engine
+from agents.deploy.fallback import make, rest_action
+from agents.deploy.quiet import Rest, calm, no_garbage_pauses
+from agents.deploy.runtime import Runtime
+from agents.deploy.settings import FallbackConfig
+from worldmodel.envs import EnvConfig, make_env
+from worldmodel.envs.shifts import Shifted
+from worldmodel.types import EnvSpec
+
+
+@dataclass(frozen=True)
+class World:
+    """An environment, and what happens to it: the shift `name` ("" for none) from tick `onset` of
+    every episode, at a strength in its own unit (None: the middle one)."""
+
+    env: EnvConfig
+    name: str = ""
+    strength: float | None = None
+    onset: int = 20
+
+    def make(self, seed: int) -> Any:
+        """The environment. Raises EnvError for what cannot be."""
+        env = make_env(self.env, seed)
+        if not self.name:
+            return env
+        return Shifted(env, self.name, self.strength, self.onset, seed=seed)
+
+
+@dataclass
+class Trial:
+    """Returns of the episodes; delays: ticks from the shift's onset to the first unknown
+    observation (None: never). alarms: episodes with an alarm before the onset, or, without a
+    shift, at all."""
+
+    returns: list[float] = field(default_factory=list)
+    delays: list[int | None] = field(default_factory=list)
+    alarms: int = 0
+    ticks: int = 0
+
+    @property
+    def mean(self) -> float:
+        """Mean return."""
+        return float(np.mean(self.returns))
+
+    @property
+    def detected(self) -> list[int]:
+        """Delays of the episodes whose shift was noticed."""
+        return [delay for delay in self.delays if delay is not None]
+
+
+def guarded(runtime: Runtime, world: World, episodes: int, seed: int, pace: bool) -> Trial:
+    """Whole episodes under a runtime that was started; pace: at its period, else back to back."""
+    trial, rest = Trial(), Rest()
+    clock, period = runtime.clock, runtime.config.period_ms / 1e3
+    env = world.make(seed)
+    calm()
+    try:
+        with no_garbage_pauses():
+            for _ in range(episodes):
+                obs, reward, first, last, terminal = env.reset()[0], None, True, False, False
+                total, noticed, early, tick = 0.0, None, False, 0
+                due = clock.now()
+                while True:
+                    one = runtime.act(
+                        obs, reward=reward, is_first=first, is_last=last, is_terminal=terminal
+                    )
+                    if one.reason == words.UNKNOWN:
+                        if world.name and tick >= world.onset:
+                            noticed = tick - world.onset if noticed is None else noticed
+                        else:
+                            early = True
+                    if last:
+                        break
+                    obs, reward, terminal, truncated, _ = env.step(one.action)
+                    total += reward
+                    first, last, tick = False, terminal or truncated, tick + 1
+                    due = max(due + period, clock.now())
+                    rest(due - clock.now(), clock.now)
+                    if pace:
+                        clock.sleep(due - clock.now())
+                trial.returns.append(total)
+                trial.delays += [noticed] if world.name else []
+                trial.alarms += early
+                trial.ticks += tick
+    finally:
+        env.close()
+    return trial
+
+
+def alone(engine: Engine, spec: EnvSpec, world: World, episodes: int, seed: int) -> Trial:
+    """The same episodes by the policy, with nobody watching it."""
+    state: Any = None
+    sent = np.zeros((1, spec.action.size), np.float32)
+
+    def act(obs: dict[str, np.ndarray], first: bool) -> np.ndarray:
+        nonlocal state, sent
+        state = engine.initial(1) if first else state
+        batch = {key: np.asarray(obs[key])[None] for key in spec.seen}
+        sent, state, _ = engine.step(batch, state, np.array([first]), sent)
+        if spec.action.kind == "continuous":
+            sent = np.clip(sent, -1, 1)
+        return np.asarray(spec.action.decode(sent)[0])
+
+    return _played(act, world, episodes, seed)
+
+
+def fallback_alone(
+    config: FallbackConfig, spec: EnvSpec, world: World, episodes: int, seed: int
+) -> Trial:
+    """The same episodes by the fallback, from the first tick on."""
+    safe, rest = make(config, spec.action), rest_action(config, spec.action)
+    tick = 0
+
+    def act(obs: dict[str, np.ndarray], first: bool) -> np.ndarray:
+        nonlocal tick
+        if first:
+            tick = 0
+            safe.start(rest)
+        info = {"robot": 0, "tick": tick, "reason": words.UNKNOWN, "detail": ""}
+        tick += 1
+        return np.asarray(spec.action.decode(safe(obs, info)))
+
+    return _played(act, world, episodes, seed)
+
+
+def _played(
+    act: Callable[[dict[str, np.ndarray], bool], np.ndarray], world: World, episodes: int, seed: int
+) -> Trial:
+    trial = Trial()
+    env = world.make(seed)
+    try:
+        for _ in range(episodes):
+            trial.returns.append(sum(_rewards(env, act)))
+    finally:
+        env.close()
+    return trial
+
+
+def _rewards(env: Any, act: Callable[[dict[str, np.ndarray], bool], np.ndarray]) -> Iterator[float]:
+    obs, first, ended = env.reset()[0], True, False
+    while not ended:
+        obs, reward, terminated, truncated, _ = env.step(act(obs, first))
+        first, ended = False, terminated or truncated
+        yield float(reward)
