@@ -148,9 +148,10 @@ def _report(
     rows = [(name, f"{one.mean:.1f}") for name, one in {"guarded": trial, **others}.items()]
     if world.name:
         found = sorted(trial.detected)
-        middle = f"; median delay {found[len(found) // 2]} ticks, longest {found[-1]}"
-        rows.append(("shifts noticed", f"{len(found)} of {len(trial.delays)}"
-                     + (middle if found else "")))  # fmt: skip
+        delays = (
+            f"; median delay {found[len(found) // 2]} ticks, longest {found[-1]}" if found else ""
+        )
+        rows.append(("shifts noticed", f"{len(found)} of {len(trial.delays)}{delays}"))
         rows.append(("alarms before", f"{trial.alarms} of {asked.episodes} episodes"))
     else:
         rows.append(("false alarms", f"{trial.alarms} of {asked.episodes} episodes"))

@@ -32,7 +32,7 @@ from worldmodel.replay import RowIndex
 from worldmodel.rssm.model import WorldModel
 from worldmodel.types import LatentState
 
-TUNING = 0.2  # the share of the fresh episodes that sets the units; the rest sets the thresholds
+TUNING = 1 / 3  # the share of the fresh episodes that sets the units; the rest sets the thresholds
 LEAST_TUNING = 10  # episodes
 TOGETHER = 10  # environments that play at the same time
 
@@ -44,7 +44,7 @@ Said = Callable[[str], None]
 class FitConfig:
     """run: a trained run's folder. false_alarm_rate: of the episodes in which nothing is strange,
     the share that may raise an alarm. episodes: played now with the run's policy, 0: as many as
-    the rate needs; a fifth of them tunes. recorded: episodes of the replay to
+    the rate needs, and half of that to tune. recorded: episodes of the replay to
     learn from, the newest; 0: all. mode: how the policy acts, "mode" or "sample". detector: what
     it is made of."""
 

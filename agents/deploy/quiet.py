@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -47,21 +47,19 @@ class Rest:
         self._every = every
         self._longest = [0.001, 0.002, 0.01]
         self._cycles = 0
-        self._due = -1
+        self._due: set[int] = set()
 
-    def __call__(self, left: float, now: object) -> None:
+    def __call__(self, left: float, now: Callable[[], float]) -> None:
         """left: seconds until the next cycle. now: the clock's `now`."""
         self._cycles += 1
-        for generation, every in enumerate(self._every):
-            if self._cycles % every == 0:
-                self._due = max(self._due, generation)
-        if self._due < 0 or gc.isenabled():
+        self._due |= {g for g, every in enumerate(self._every) if self._cycles % every == 0}
+        if gc.isenabled():  # nobody asked for quiet
             return
-        for generation in range(self._due, -1, -1):
+        for generation in sorted(self._due, reverse=True):
             if left > 2 * self._longest[generation]:
-                start = now()  # type: ignore[operator]
+                start = now()
                 gc.collect(generation)
-                took = now() - start  # type: ignore[operator]
+                took = now() - start
                 self._longest[generation] = max(0.9 * self._longest[generation], took)
-                self._due = -1
+                self._due -= set(range(generation + 1))  # a collection takes the younger along
                 return

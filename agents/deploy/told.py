@@ -42,7 +42,7 @@ def flags(value: Any, robots: int) -> np.ndarray:
         return np.zeros(robots, bool)
     try:
         return np.array(np.broadcast_to(np.asarray(value, bool), (robots,)))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return np.ones(robots, bool)
 
 
@@ -54,6 +54,6 @@ def floats(
         return default
     try:
         given = np.broadcast_to(np.asarray(value, default.dtype), default.shape)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return default
     return given.copy() if usable is None else np.where(usable(given), given, default)

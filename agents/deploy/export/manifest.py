@@ -19,7 +19,7 @@ MOST_MANIFEST, MOST_FILE = 1 << 20, 1 << 32  # bytes
 def seal(folder: Path) -> str:
     """Write the checksums of every file, the manifest's included; returns the folder's own, which
     names its whole content."""
-    names = sorted(path.name for path in folder.iterdir() if path.name != SUMS)
+    names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name != SUMS)
     lines = [f"{_digest((folder / name).read_bytes())}  {name}\n" for name in names]
     (folder / SUMS).write_text("".join(lines))
     return _digest("".join(lines).encode())
