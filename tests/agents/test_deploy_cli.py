@@ -1,0 +1,178 @@
+"""The commands, the user's robot and the measurement, on a tiny run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agents.deploy import DeployConfig, FallbackConfig, RetrainConfig
+from agents.deploy.cli import deploy_command, export_command
+from agents.deploy.loop import Sensed, run_loop
+from agents.deploy.sources import open_runtime, reward_range, spec_of
+from agents.studies.bench_deploy import Settings, measure
+from tests.agents.deploy_doubles import Bench, observation
+from tests.agents.rewards_run import LENGTH, make_run
+from worldmodel.config import RunError
+
+# Deadlines that a machine which is busy with other things keeps too.
+PATIENT = ["deploy.period_ms=20000", "deploy.soft_ms=9000", "deploy.hard_ms=9000", "pace=false"]
+SLOW = DeployConfig(period_ms=20_000, soft_ms=9000, hard_ms=9000, warmup=2)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("deploy") / "run")
+
+
+def told(command: Any, *words: str) -> tuple[int, str]:
+    lines: list[str] = []
+    code = command(lines.append, list(words))
+    return code, "\n".join(lines)
+
+
+def test_deploy_plays_tells_and_logs(run: Path, tmp_path: Path) -> None:
+    to = tmp_path / "out"
+    code, said = told(deploy_command, f"run={run}", f"to={to}", "episodes=2", "shift=blur",
+                      "onset=3", "deploy.warmup=2", *PATIENT)  # fmt: skip
+    assert code == 0, said
+    assert "has no detector" in said
+    for words in ("blur 0.03125 from tick 3", "shifts noticed", "0 of 2", "latency, ms",
+                  "return, guarded", "return, policy alone", "return, fallback alone"):  # fmt: skip
+        assert words in said
+    summary = json.loads((to / "summary.json").read_text())
+    assert summary["ticks"] == 2 * (LENGTH + 1)  # an action for each row, the last one's included
+    assert summary["trials"]["guarded"]["returns"] == [LENGTH * (LENGTH + 1) / 2] * 2
+    assert summary["trials"]["guarded"]["delays"] == [None, None]
+    lines = [json.loads(line) for line in (to / "deploy.jsonl").read_text().splitlines()]
+    assert [line["event"] for line in lines] == ["start", "end"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["shift=blurr"], "Did you mean 'blur'"),
+        (["shift=blur", "strength=much"], "mild, middle, strong"),
+        (["env=NoSuchEnv-v0"], "NoSuchEnv"),
+        (["deploy.fallback.name=hld"], "Did you mean 'hold'"),
+        (["deploy.hard_ms=50"], "less than period_ms"),
+        (["episodes=0"], "episodes is 0"),
+        (["deploy.fallbak=1"], "Unknown key"),
+    ],
+)
+def test_wrong_words_are_one_clear_error(run: Path, words: list[str], message: str) -> None:
+    code, said = told(deploy_command, f"run={run}", "deploy.warmup=1", *words)
+    assert code == 2, said
+    assert message in said
+
+
+def test_commands_without_a_run(tmp_path: Path) -> None:
+    for command in (deploy_command, export_command):
+        code, said = told(command, f"run={tmp_path}")
+        assert (code, said.startswith("error: ")) == (2, True)
+        assert "not a run folder" in said
+        assert told(command)[0] == 2
+    code, said = told(export_command, "run=x", "smaller=[int9]")
+    assert code == 2
+    assert "int8" in said
+
+
+def test_a_changed_detector_is_an_error_before_the_loop(run: Path) -> None:
+    folder = run / "detector"
+    folder.mkdir()
+    try:
+        (folder / "detector.json").write_text('{"format": 1}')
+        code, said = told(deploy_command, f"run={run}")
+        assert code == 1
+        assert "changed or is damaged" in said
+    finally:
+        (folder / "detector.json").unlink()
+        folder.rmdir()
+
+
+def test_a_real_agent_asks_for_training_and_its_data_is_whole(run: Path, tmp_path: Path) -> None:
+    retrain = RetrainConfig(image=1e-6, window=5, keep=20, folder=str(tmp_path))
+    seen: list[Any] = []
+    settings = replace(SLOW, retrain=retrain)
+    runtime = open_runtime(run, settings, on_retrain=seen.append)
+    spec = spec_of(run)
+    with runtime.start():
+        for count in range(12):
+            obs = {k: np.full(o.shape, count, np.uint8) for k, o in spec.seen.items()}
+            one = runtime.act(obs, reward=0.5, is_first=count == 0)
+            assert one.trusted, one
+    assert [request.kind for request in seen] == ["image"]
+    assert (tmp_path / "000000" / "replay").is_dir()
+    assert f"from_run={run}" in seen[0].command
+    assert 0 < seen[0].error < 1
+
+
+def test_the_range_of_rewards_is_the_recorded_one(run: Path) -> None:
+    assert reward_range(run) == pytest.approx(LENGTH - 1, abs=0.2)  # 1 ... LENGTH
+
+
+def test_the_example_robot_runs_and_sees_the_dark(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(__file__).parents[2] / "docs" / "examples" / "my_robot.py"
+    spec = importlib.util.spec_from_file_location("my_robot", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.DARK_FROM = 5
+    summary = module.main(str(run), ticks=12, period_ms=400.0)
+    assert summary["ticks"] == 12
+    assert set(summary["sources"]) <= {"policy", "fallback"}
+    assert summary["log_lost"] == 0
+    assert "latency, ms" in capsys.readouterr().out
+
+
+class Flaky:
+    """A robot whose camera and motors fail now and then."""
+
+    def __init__(self, bench: Bench, dead: bool = False) -> None:
+        self.bench, self.dead, self.cycle = bench, dead, -1
+        self.sources: list[str] = []
+
+    def sense(self) -> Sensed:
+        self.cycle += 1
+        if self.cycle == 2:
+            raise OSError("the cable")
+        return Sensed({key: value[0] for key, value in observation().items()})
+
+    def send(self, decision: Any) -> None:
+        self.sources.append(decision.source)
+        if self.dead or self.cycle == 3:
+            raise OSError("the motor")
+        if self.cycle == 4:
+            self.bench.clock.sleep(0.035)
+
+
+def test_the_loop_survives_its_robot() -> None:
+    bench = Bench(recover_ticks=1, fallback=FallbackConfig("zero"))
+    robot = Flaky(bench)
+    begun = bench.clock.now()
+    report = run_loop(bench.runtime, robot, 8)
+    assert robot.sources == ["policy"] * 2 + ["fallback"] + ["policy"] * 5
+    assert report == (8, 1, 1)
+    # Late once, it goes on at its period, and does not hurry after what it missed.
+    assert bench.clock.now() - begun == pytest.approx(0.07 + 0.035, abs=1e-6)
+    with pytest.raises(RunError, match="100 actions in a row"):
+        run_loop(bench.runtime, Flaky(bench, dead=True))
+
+
+def test_the_bench_measures_tick_idle_and_stall(run: Path) -> None:
+    settings = Settings(str(run), ticks=30, period_ms=0.0, stall_ms=30.0, stall_every=4)
+    found = {figure["measure"]: figure for figure in measure(settings)}
+    assert set(found) == {"tick", "idle", "stall", "step with detector, CPU time",
+                          "step, CPU time"}  # fmt: skip
+    assert found["tick"]["ticks"] == found["idle"]["ticks"] == 30
+    assert 0 < found["tick"]["p50"] <= found["tick"]["p99_9"] <= found["tick"]["max"]
+    assert found["stall"]["stalls"] >= 1
+    assert found["stall"]["answered_by_fallback"] >= 1
