@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from agents.deploy.engine import scored
-from agents.deploy.export.graphs import session
+from agents.deploy.export.graphs import only_weights, session
 from agents.deploy.export.manifest import Export
 from worldmodel.checkpoint import CheckpointError, spec_from_dict
-from worldmodel.config import ConfigError, RunError, unknown
+from worldmodel.config import ConfigError, RunError, first_line, unknown
 from worldmodel.ood.api import Score
 from worldmodel.types import EnvSpec
 
@@ -23,9 +23,10 @@ KINDS = {"onnx": "onnx", "pt2": "torch"}
 class ExportEngine:
     """An exported agent, by ONNX Runtime or by torch, on one CPU thread.
 
-    graph: one of the manifest's; None: its default. expected: the folder's digest, where known.
-    seed: of the noise, where latents are drawn. Raises RunError for a folder that was changed, and
-    ConfigError for a graph that is not there.
+    graph: one of the manifest's; None: its default. expected: the folder's digest, where known;
+    torch's own graphs are opened only with it. seed: of the noise, where latents are drawn. Raises
+    RunError for a folder that was changed and for graphs that do not work, and ConfigError for a
+    graph that is not there.
     """
 
     def __init__(
@@ -48,26 +49,78 @@ class ExportEngine:
         self.graph = name
         self._inputs: dict[str, Any] = manifest["inputs"]
         self._outputs = list(manifest["outputs"])
-        self._call = self._opened(name)
-        foretell = manifest.get("foretell")
-        self._foretell = None if foretell is None else session(self.export.file(foretell["file"]))
         self._detector = manifest["detector"]
+        self._rng = np.random.default_rng(0)
+        try:
+            self._call = self._opened(name, expected is not None)
+            foretell = manifest.get("foretell")
+            self._foretell = foretell and session(self.export.file(foretell["file"]))
+            self._rehearse()
+        except (ConfigError, RunError):
+            raise
+        except Exception as error:  # of ONNX Runtime or torch, in whatever class they like
+            raise self.export.error(
+                f"graph '{name}' cannot be run ({type(error).__name__}: {first_line(error)})"
+            ) from error
         self._rng = np.random.default_rng(seed)
+
+    def _rehearse(self) -> None:
+        """One step on zeros: what does not fit together fails here, and not in a loop."""
+        obs = {
+            name.removeprefix("obs."): np.zeros((1, *tensor["shape"][1:]), tensor["type"])
+            for name, tensor in self._inputs.items()
+            if name.startswith("obs.")
+        }
+        state, sent = self.initial(1), np.zeros((1, self.spec.action.size), np.float32)
+        action, after, score = self.step(obs, state, np.ones(1, bool), sent)
+        if action.shape != sent.shape or after.keys() != state.keys():
+            raise ValueError("its outputs are not the next step's inputs")
+        if (self._detector is None) != (score is None):
+            raise ValueError("its scores are missing")
+        self.predict(after, sent)
 
     def ignore_scores(self) -> None:
         """Run without the detector, though one was exported."""
         self._detector = None
 
-    def _opened(self, name: str) -> Any:
+    def _opened(self, name: str, trusted: bool) -> Any:
         """A function from named arrays to a list of arrays."""
+        kind = self.manifest["graphs"][name].get("kind")
+        if kind not in KINDS:
+            raise ConfigError(unknown("kind of graph", str(kind), KINDS))
+        if kind == "pt2" and not trusted:
+            raise RunError(
+                f"The graph '{name}' is torch's own, and torch may run code that such a file "
+                "holds. Only one that you wrote yourself is opened: give the digest that "
+                "scripts/export.py printed (expected=...), or take another graph."
+            )
         data = self.export.file(self.manifest["graphs"][name]["file"])
-        kind = self.manifest["graphs"][name]["kind"]
-        if kind == "onnx":
-            run = session(data)
-            return lambda feed: run.run(self._outputs, feed)
-        if kind == "pt2":
-            return _TorchGraph(data)
-        raise ConfigError(unknown("kind of graph", str(kind), KINDS))
+        return self._understood(name, lambda: _TorchGraph(data)) if kind == "pt2" else (
+            self._onnx(name, data)
+        )  # fmt: skip
+
+    def _onnx(self, name: str, data: bytes) -> Any:
+        run = self._understood(name, lambda: session(data))
+        given = {one.name for one in run.get_inputs()}
+        made = {one.name for one in run.get_outputs()}
+        if given != self._inputs.keys() or not made >= set(self._outputs):
+            raise RunError(
+                f"The graph '{name}' has other inputs or outputs than its manifest says."
+            )
+        return lambda feed: run.run(self._outputs, feed)
+
+    def _understood(self, name: str, call: Callable[[], Any]) -> Any:
+        """What a library makes of a file or of arrays; its errors are ours."""
+        try:
+            return call()
+        except (RunError, ConfigError):
+            raise
+        except Exception as error:
+            text = str(error).splitlines()
+            raise RunError(
+                f"The graph '{name}' of '{self.export.folder}' does not work: "
+                f"{type(error).__name__}: {text[0][:200] if text else ''}. Export the run again."
+            ) from error
 
     def initial(self, batch_size: int) -> dict[str, np.ndarray]:
         """The state before the first observation: by its inputs' names, as the manifest says."""
@@ -93,7 +146,8 @@ class ExportEngine:
                 feed[f"obs.{key}"] = value
         if "noise" in self._inputs:
             feed["noise"] = self._noise(len(is_first))
-        found = dict(zip(self._outputs, self._call(feed), strict=True))
+        answer = self._understood(self.graph, lambda: self._call(feed))
+        found = dict(zip(self._outputs, answer, strict=True))
         after = {
             "state." + name.removeprefix("next."): value
             for name, value in found.items()
@@ -139,7 +193,8 @@ class _TorchGraph:
         import torch
 
         self._torch = torch
-        self._module = torch.export.load(io.BytesIO(data)).module()
+        with only_weights():
+            self._module = torch.export.load(io.BytesIO(data)).module()
 
     def __call__(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         torch = self._torch

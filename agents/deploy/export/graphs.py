@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -101,6 +102,23 @@ def to_half(graph: bytes) -> bytes:
         )
     data: bytes = made.SerializeToString()
     return data
+
+
+@contextmanager
+def only_weights() -> Iterator[None]:
+    """Nothing that torch reads in the block is unpickled beyond tensors. torch.export.load falls
+    back to pickles, which may run anything, for parts that hold more."""
+    names = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+    before = {name: os.environ.pop(name, None) for name in names}
+    os.environ[names[0]] = "1"
+    try:
+        with quiet():
+            yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def session(graph: bytes, threads: int = 1) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,10 @@ from worldmodel.config import RunError
 
 MANIFEST, SUMS, FORMAT = "manifest.json", "SHA256SUMS", 1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+TYPES = ("float32", "float64", "uint8", "bool", "int64")
+MOST_NUMBERS = 1 << 24  # of one array of one robot
 MOST_MANIFEST, MOST_FILE = 1 << 20, 1 << 32  # bytes
+MOST_NUMBERS = 1 << 24  # of one robot's input or output
 
 
 def seal(folder: Path) -> str:
@@ -40,7 +44,7 @@ class Export:
         sums = self._read(SUMS, MOST_MANIFEST)
         self.digest = _digest(sums)
         if expected is not None and self.digest != expected:
-            raise self._error(f"its checksum is {self.digest[:16]}..., not {expected[:16]}...")
+            raise self.error(f"its checksum is {self.digest[:16]}..., not {expected[:16]}...")
         self.sums = self._sums(sums)
         self.manifest = self._manifest()
         for name in self.sums:
@@ -49,29 +53,29 @@ class Export:
     def file(self, name: str) -> bytes:
         """The bytes of a file, checked as they are read."""
         if name not in self.sums:
-            raise self._error(f"its checksums do not name {name!r:.100}")
+            raise self.error(f"its checksums do not name {name!r:.100}")
         data = self._read(name, MOST_FILE)
         if _digest(data) != self.sums[name]:
-            raise self._error(f"'{name}' was changed: its checksum is another")
+            raise self.error(f"'{name}' was changed: its checksum is another")
         return data
 
     def _read(self, name: str, most: int) -> bytes:
         path = self.folder / name
         if path.is_symlink():
-            raise self._error(f"'{name}' is a link")
+            raise self.error(f"'{name}' is a link")
         try:
             if path.stat().st_size > most:
-                raise self._error(f"'{name}' is larger than {most:,} bytes")
+                raise self.error(f"'{name}' is larger than {most:,} bytes")
             return path.read_bytes()
         except OSError as error:
-            raise self._error(f"'{name}' cannot be read ({error.strerror})") from error
+            raise self.error(f"'{name}' cannot be read ({error.strerror})") from error
 
     def _sums(self, data: bytes) -> dict[str, str]:
         sums = {}
         for line in data.decode("utf-8", "replace").splitlines():
             digest, _, name = line.partition("  ")
             if not re.fullmatch(r"[0-9a-f]{64}", digest) or not NAME.fullmatch(name):
-                raise self._error(f"{SUMS} holds a line that is no checksum: {line!r:.100}")
+                raise self.error(f"{SUMS} holds a line that is no checksum: {line!r:.100}")
             sums[name] = digest
         return sums
 
@@ -79,16 +83,17 @@ class Export:
         try:
             manifest = json.loads(self.file(MANIFEST))
         except (ValueError, RecursionError) as error:
-            raise self._error(f"{MANIFEST} is no JSON") from error
+            raise self.error(f"{MANIFEST} is no JSON") from error
         found = manifest.get("format") if isinstance(manifest, Mapping) else None
         if found != FORMAT:
-            raise self._error(f"its format is {found!r:.40}; this version reads {FORMAT}")
+            raise self.error(f"its format is {found!r:.40}; this version reads {FORMAT}")
         problem = wrong_in(manifest, self.sums)
         if problem:
-            raise self._error(f"{MANIFEST}: {problem}")
+            raise self.error(f"{MANIFEST}: {problem}")
         return dict(manifest)
 
-    def _error(self, what: str) -> RunError:
+    def error(self, what: str) -> RunError:
+        """What is wrong with this folder, and what to do."""
         return RunError(
             f"'{self.folder}' is not an export as it was written: {what}. Export the run again: "
             f"scripts/export.py run=RUN to={self.folder}"
@@ -96,26 +101,67 @@ class Export:
 
 
 def wrong_in(manifest: Mapping[str, Any], files: Mapping[str, str]) -> str:
-    """What is wrong with a manifest, or "". Only what is used to find files and to size arrays is
-    looked at; graphs check their own inputs."""
+    """What is wrong with a manifest, or "": whatever is used later is looked at here."""
     try:
-        for name, graph in manifest["graphs"].items():
+        for name in ("about", "env", "graphs", "initial", "inputs", "outputs"):
+            if not isinstance(manifest[name], Mapping):
+                return f"'{name}' is {manifest[name]!r:.40}"
+        foretell = manifest["foretell"]
+        graphs = {**manifest["graphs"], **({} if foretell is None else {"foretell": foretell})}
+        for name, graph in graphs.items():
             if graph["file"] not in files:
                 return f"the graph {name!r:.40} is in {graph['file']!r:.60}, which is no file here"
-        for name, tensor in [*manifest["inputs"].items(), *manifest["outputs"].items()]:
-            shape = tensor["shape"]
-            if shape[0] != "B" or not all(type(n) is int and 0 < n <= 1 << 20 for n in shape[1:]):
-                return f"{name!r:.40} has the shape {shape!r:.60}"
-            if tensor["type"] not in ("float32", "float64", "uint8", "bool", "int64"):
-                return f"{name!r:.40} has the type {tensor['type']!r:.40}"
-        if manifest["detector"] is not None:
-            threshold = manifest["detector"]["threshold"]
-            if type(threshold) is not float or not 0 < threshold < float("inf"):
-                return f"the threshold is {threshold!r:.40}"
         if manifest["default"] not in manifest["graphs"]:
             return f"there is no graph {manifest['default']!r:.40}"
+        for name, tensor in [*manifest["inputs"].items(), *manifest["outputs"].items()]:
+            if not _is_shape(tensor["shape"]):
+                return f"{name!r:.40} has the shape {tensor['shape']!r:.60}"
+            if tensor["type"] not in TYPES:
+                return f"{name!r:.40} has the type {tensor['type']!r:.40}"
+        for name, value in manifest["initial"].items():
+            if type(value) is not float or not math.isfinite(value):
+                return f"the first {name!r:.40} is {value!r:.40}"
+        if manifest["latent"] not in ("mode", "sample"):
+            return f"the latents are {manifest['latent']!r:.40}"
+        if manifest["noise"] not in (None, "normal", "exponential"):
+            return f"the noise is {manifest['noise']!r:.40}"
+        return _wrong_names(manifest) or _wrong_detector(manifest)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         return f"{type(error).__name__} {error}"[:200]
+
+
+def _is_shape(shape: Any) -> bool:
+    """["B", sizes ...] of an array that a robot could have."""
+    sizes = shape[1:]
+    whole = all(type(n) is int and 0 < n <= MOST_NUMBERS for n in sizes)
+    return shape[0] == "B" and len(sizes) <= 8 and whole and math.prod(sizes) <= MOST_NUMBERS
+
+
+def _wrong_names(manifest: Mapping[str, Any]) -> str:
+    """Whether inputs and outputs are those of a step."""
+    inputs, outputs = manifest["inputs"], manifest["outputs"]
+    state = {n.removeprefix("state.") for n in inputs if n.startswith("state.")}
+    after = {n.removeprefix("next.") for n in outputs if n.startswith("next.")}
+    needed = {"is_first", "state.action", "state.deter", "state.stoch"} - inputs.keys()
+    if needed or "action" not in outputs or state != after:
+        return "its inputs and outputs are not those of a step"
+    return ""
+
+
+def _wrong_detector(manifest: Mapping[str, Any]) -> str:
+    detector = manifest["detector"]
+    if detector is None:
+        return ""
+    threshold, names = detector["threshold"], detector["names"]
+    if type(threshold) is not float or not 0 < threshold < math.inf:
+        return f"the threshold is {threshold!r:.40}"
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return "the names of the detector's parts are no list of names"
+    outputs = manifest["outputs"]
+    if outputs["score.value"]["shape"] != ["B"] or (
+        outputs["score.parts"]["shape"] != ["B", len(names)]
+    ):
+        return "the score has not the shape that the detector's parts ask for"
     return ""
 
 

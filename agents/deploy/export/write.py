@@ -82,8 +82,8 @@ def export_agent(
         manifest = _manifest(policy, step, options, detector, about or {})
         _write_graphs(step, policy, fresh, options, manifest, say)
         shutil.copyfile(RUNNER, fresh / "run_export.py")
-        _seal(fresh, manifest)
-        _check(policy, detector, replay, fresh, options, manifest, say)
+        digest = _seal(fresh, manifest)
+        _check(policy, detector, replay, fresh, digest, options, manifest, say)
         _seal(fresh, manifest)
         Export(fresh)
         shutil.rmtree(folder, ignore_errors=True)
@@ -215,9 +215,9 @@ def _compiled(
         target.unlink(missing_ok=True)
 
 
-def _seal(folder: Path, manifest: Mapping[str, Any]) -> None:
+def _seal(folder: Path, manifest: Mapping[str, Any]) -> str:
     write_json(folder / MANIFEST, manifest)
-    seal(folder)
+    return seal(folder)
 
 
 def _check(
@@ -225,6 +225,7 @@ def _check(
     detector: Any,
     replay: Replay | None,
     folder: Path,
+    digest: str,
     options: ExportOptions,
     manifest: dict[str, Any],
     say: Callable[[str], None],
@@ -233,7 +234,7 @@ def _check(
     left_out = []
     seen, first, source = observations(policy, replay, options.steps)
     for name in list(manifest["graphs"]):
-        engine = ExportEngine(folder, name)
+        engine = ExportEngine(folder, name, digest)
         worst = parity(policy, engine, detector, seen, first)
         took = _milliseconds(engine, seen[0])
         manifest["parity"][name] = {"steps": len(seen), "of": source, "ms": round(took, 4), **worst}
