@@ -29,7 +29,8 @@ class DeployCommand:
     shift: what changes, by name (worldmodel/envs/shifts.py); empty: nothing. strength: mild,
     middle, strong, or a number in the shift's unit. onset: tick of every episode at which it
     begins. episodes, seed: of each way to play them. guard: with the detector. pace: keep to the
-    period, as a robot does; false: one tick after the other. graph: of an export. to: folder for
+    period, as a robot does; false: one tick after the other. graph, expected: of an
+    export, and its digest. to: folder for
     log, summary and requests to train; empty: <run>/deployment. deploy: everything about the loop
     itself.
     """
@@ -44,6 +45,7 @@ class DeployCommand:
     guard: bool = True
     pace: bool = True
     graph: str | None = None
+    expected: str | None = None
     to: str = ""
     deploy: DeployConfig = field(default_factory=DeployConfig)
 
@@ -107,7 +109,7 @@ def _deploy(asked: DeployCommand, say: Callable[[str], None]) -> int:
             f"scripts/fit_detector.py run={asked.run}"
         )
     runtime = sources.open_runtime(
-        asked.run, settings, guard=asked.guard, graph=asked.graph,
+        asked.run, settings, guard=asked.guard, graph=asked.graph, expected=asked.expected,
         on_retrain=lambda request: say(f"please train: {request.kind} error {request.error:.3f} "
                                        f"over {request.window} ticks; {request.folder}"),
     )  # fmt: skip
@@ -116,7 +118,8 @@ def _deploy(asked: DeployCommand, say: Callable[[str], None]) -> int:
         trial = guarded(runtime, world, asked.episodes, asked.seed, asked.pace)
         table = runtime.tally.table()
     summary = runtime.summary()
-    engine, spec = sources.Source(asked.run, guard=False, graph=asked.graph).engine()
+    source = sources.Source(asked.run, guard=False, graph=asked.graph, expected=asked.expected)
+    engine, spec = source.engine()
     others = {
         "policy alone": alone(engine, spec, world, asked.episodes, asked.seed),
         "fallback alone": fallback_alone(

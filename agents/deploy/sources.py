@@ -51,8 +51,8 @@ def load_detector(run: str | Path, policy: agents.Policy) -> Any:
 class Source:
     """Where an agent comes from; small enough to be sent to another process, which then loads it.
 
-    path: a run or an export. robots: B. guard: with the detector, where there is one. graph: of an
-    export. max_gap, errors: as `Brain` takes them.
+    path: a run or an export. robots: B. guard: with the detector, where there is one. graph,
+    expected: of an export, as `ExportEngine` takes them. max_gap, errors: as `Brain` takes them.
     """
 
     path: str
@@ -61,11 +61,12 @@ class Source:
     graph: str | None = None
     max_gap: int = 10
     errors: bool = True
+    expected: str | None = None
 
     def engine(self) -> tuple[Engine, EnvSpec]:
         """The engine, loaded. Raises ConfigError and RunError."""
         if is_export(self.path):
-            exported = ExportEngine(self.path, self.graph)
+            exported = ExportEngine(self.path, self.graph, self.expected)
             if not self.guard:
                 exported.ignore_scores()
             return exported, exported.spec
@@ -89,6 +90,7 @@ def open_runtime(
     robots: int = 1,
     guard: bool = True,
     graph: str | None = None,
+    expected: str | None = None,
     clock: Clock | None = None,
     on_retrain: Callable[[RetrainRequest], None] = lambda request: None,
 ) -> Runtime:
@@ -104,7 +106,7 @@ def open_runtime(
         settings = replace(settings, retrain=ranged)
     time = clock or SystemClock()
     wanted = settings.retrain.image is not None or settings.retrain.reward_range is not None
-    source = Source(str(path), robots, guard, graph, settings.max_gap, wanted)
+    source = Source(str(path), robots, guard, graph, settings.max_gap, wanted, expected)
     if settings.isolation == "process":
         spec = spec_of(path)
         blank = {

@@ -141,7 +141,7 @@ def test_the_action_that_was_sent_changes_what_comes_next(exported: tuple[Policy
     a, b = frames(2)
     acts = []
     for sent in (np.full((1, 2), -1, np.float32), np.full((1, 2), 1, np.float32)):
-        for engine in (ExportEngine(folder), ExportEngine(folder, "torch")):
+        for engine in (ExportEngine(folder), ExportEngine(folder, "torch", Export(folder).digest)):
             obs = {"image": a}
             _, state, _ = engine.step(obs, engine.initial(1), np.ones(1, bool), 0 * sent)
             acts.append(engine.step({"image": b}, state, np.zeros(1, bool), sent)[0])
@@ -255,7 +255,9 @@ def changed(copy: Path, **values: Any) -> Path:
         ({"inputs": {"state.deter": {"shape": ["B", 1 << 40], "type": "float32"}}}, "shape"),
         ({"inputs": {"state.deter": {"shape": ["B", 2], "type": "object"}}}, "type"),
         ({"detector": {"threshold": float("nan"), "names": []}}, "threshold"),
-        ({"inputs": None}, "AttributeError"),
+        ({"inputs": None}, "'inputs' is None"),
+        ({"initial": {"state.deter": "x"}}, "the first 'state.deter'"),
+        ({"outputs": {}}, "not those of a step"),
         ({"default": "nothing"}, "no graph"),
     ],
 )
@@ -293,6 +295,19 @@ def test_an_uncalibrated_detector_is_an_error() -> None:
     detector.calibration = {}
     with pytest.raises(RunError, match="not calibrated"):
         AgentEngine(policy(BOX).agent, detector)  # type: ignore[arg-type]
+
+
+def test_a_graph_of_torch_is_opened_only_where_its_writer_is_known(copy: Path) -> None:
+    with pytest.raises(RunError, match=r"may run code.*expected="):
+        ExportEngine(copy, "torch")
+    ExportEngine(copy, "torch", Export(copy).digest)
+
+
+def test_a_graph_that_is_none_is_one_clear_error(copy: Path) -> None:
+    (copy / "step_float32.onnx").write_bytes(b"no graph at all")
+    seal(copy)
+    with pytest.raises(RunError, match=r"'float32' .* does not work"):
+        ExportEngine(copy)
 
 
 @pytest.mark.slow
