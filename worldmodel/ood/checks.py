@@ -61,6 +61,8 @@ def checked_tracks(spec: EnvSpec, tracks: Sequence[Track], states: bool) -> None
             )
         if track.state is not None:
             lengths |= {len(track.state.deter), len(track.state.stoch)}
+            if not all(bool(torch.isfinite(x).all()) for x in track.state):
+                raise ValueError(f"Episode {number} holds a latent state that is not finite.")
         if len(lengths) > 1:
             raise ValueError(f"Episode {number} has parts of unequal length: {sorted(lengths)}.")
         if not np.isfinite(track.action).all():

@@ -26,7 +26,6 @@ from worldmodel.types import EnvSpec
 
 HELD_OUT = 4  # of the known episodes, every fourth tunes where no others are given
 SELDOM = 0.99  # the share of ordinary ticks below the level of 1, before the symlog
-WORST = 3.0  # standard deviations above the mean of the episodes' maxima: about 1 in 100 is more
 LEAST, LEAST_SLOW = float(np.log(2)), 0.05  # of a unit: the level of one seldom tick, or of a few
 MODEL = "looker.model."  # how the names of the agent's own weights begin
 
@@ -56,7 +55,9 @@ class CombinedDetector:
         names = [part.name for part in parts]
         slow = {name: rate for name, rate in config.slow.items() if name in names}
         every = [*names, *(name + SLOW for name in slow)]
-        self.scorer = Scorer(Looker(keys, vae, model), parts, config.combined or every, slow)
+        foretells = any("foretold" in part.needs for part in parts)
+        looker = Looker(keys, vae, model, foretells)
+        self.scorer = Scorer(looker, parts, config.combined or every, slow)
         self.scorer.eval().to(self.device)
         for own in (vae, self.scorer.parts):  # the world model stays as it is
             if own is not None:
@@ -110,7 +111,9 @@ class CombinedDetector:
         scorer.seldom.copy_(torch.as_tensor(usual + spread))
         scorer.unit.fill_(1.0)
         maxima = self.maxima(tuning)
-        worst = maxima.mean(0) + WORST * maxima.std(0)
+        # The largest, and no estimate from their spread: where tails are heavy, that is far too
+        # small, and then one part alone decides where the common threshold must lie.
+        worst = maxima.max(0)
         least = [LEAST_SLOW if name.endswith(SLOW) else LEAST for name in scorer.names]
         scorer.unit.copy_(torch.as_tensor(np.maximum(worst, least)))
 
@@ -143,6 +146,7 @@ class CombinedDetector:
         """The largest tick of each episode, by column, in units: [episodes, K]."""
         return np.stack([t.max(0) for t in trace(self.scorer, tracks, self.scorer.strange)])
 
+    @torch.inference_mode()  # as the memory itself
     def reset(self, is_first: np.ndarray | None = None) -> None:
         """Forget the rows of the batch [B] where it is True; all of them for None."""
         if is_first is None:
@@ -196,9 +200,7 @@ class CombinedDetector:
     def _raw(
         self, obs: Any, state: Any, action: Any, is_first: Tensor, memory: Memory
     ) -> tuple[Tensor, Memory]:
-        """As `Scorer.strange`, but the raw scores of the parts."""
-        if bool(is_first.all()):
-            memory = {key: torch.zeros_like(value) for key, value in memory.items()}
+        """As `Scorer.strange` within one episode, but the raw scores of the parts."""
         return self.scorer.raw(self.scorer.looker(obs, state, action), memory)
 
     def state_dict(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ class Frozen(Part):
 
     name = "frozen"
     needs: ClassVar = ("image",)
-    grain: ClassVar = 1.0
+    grain: ClassVar = 2.0  # one or two repetitions happen
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
         """shape: (C, H, W)."""

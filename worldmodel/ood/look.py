@@ -39,11 +39,19 @@ class Looker(nn.Module):
     """Autoencoder and world model at work, without anything random.
 
     keys: of the images that the autoencoder codes, in order. vae, model: either may be None.
+    foretells: whether somebody wants `Look.foretold`; the world model's decoder costs as much as
+    all the rest.
     """
 
-    def __init__(self, keys: list[str], vae: VAE | None, model: WorldModel | None) -> None:
+    def __init__(
+        self,
+        keys: list[str],
+        vae: VAE | None,
+        model: WorldModel | None,
+        foretells: bool = True,
+    ) -> None:
         super().__init__()
-        self.keys, self.vae, self.model = keys, vae, model
+        self.keys, self.vae, self.model, self.foretells = keys, vae, model, foretells
 
     def pictures(self, obs: Mapping[str, Tensor]) -> Tensor:
         """[B, C, H, W] in [0, 1] of uint8 images [B, H, W, C]."""
@@ -73,7 +81,7 @@ class Looker(nn.Module):
         logits = core.post_out(core.post_in(torch.cat([state.deter, seen], -1)))
         posterior = logits.unflatten(-1, (core.groups, -1))
         foretold = None
-        if look.image is not None:
+        if look.image is not None and self.foretells:
             expected = LatentState(state.deter, expected_stoch(core, prior))
             pictures = self.model.decoder.decode_images(expected)
             shown = torch.cat([pictures[key] for key in self.keys], -1).permute(0, 3, 1, 2)

@@ -130,7 +130,9 @@ class Scorer(nn.Module):
             own = {k.removeprefix(prefix): v for k, v in memory.items() if k.startswith(prefix)}
             score, own = part(look, own)
             after |= {prefix + key: value for key, value in own.items()}
-            scores.append(score.float())
+            score = score.float()
+            # NaN is left for what is missing: what came out as none is as strange as can be.
+            scores.append(torch.where(torch.isfinite(score), score, torch.inf))
         return torch.stack(scores, -1), after
 
     def _parts(self) -> list[Part]:
