@@ -20,6 +20,7 @@ from worldmodel import config
 
 # name -> module; a module is imported only when its name is asked for.
 MEASURES: dict[str, str] = {
+    "deploy": "agents.studies.bench_deploy",
     "dyna": "agents.studies.bench_dyna",
     "faults": "agents.studies.bench_faults",
     "memory": "agents.studies.bench_memory",

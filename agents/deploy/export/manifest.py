@@ -17,7 +17,6 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 TYPES = ("float32", "float64", "uint8", "bool", "int64")
 MOST_NUMBERS = 1 << 24  # of one array of one robot
 MOST_MANIFEST, MOST_FILE = 1 << 20, 1 << 32  # bytes
-MOST_NUMBERS = 1 << 24  # of one robot's input or output
 
 
 def seal(folder: Path) -> str:
