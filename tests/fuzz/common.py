@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ FULL = os.environ.get("FUZZ") == "full"
 LEAST_CASES = 10_000  # of a full run over all kinds
 OURS = (ConfigError, RunError, CheckpointError, EnvError, EnvFailed, ReplayDamaged, DatasetError)
 ROOT = Path(__file__).resolve().parents[2]
+# What code hidden in an input would leave behind; another process has another.
+MARKER = Path(tempfile.gettempdir()) / f"worldmodel-fuzz-was-here-{os.getpid()}"
 SECONDS = 10.0  # of this process; one case takes milliseconds, and what takes longer hangs
 GROWTH = 256 << 20  # bytes that one case, of some kilobytes, may take at any moment
 ROOM = 3 << 30  # bytes that the tests of this folder may take together

@@ -21,11 +21,9 @@ import agents
 from agents.run.train import build
 from tests.agents.counting_agent import CountingConfig
 from tests.fuzz import runs
-from tests.fuzz.common import SCALARS, TENSORS, altered, cases, damaged, ours
+from tests.fuzz.common import MARKER, SCALARS, TENSORS, altered, cases, damaged, ours
 from worldmodel import checkpoint
 from worldmodel.checkpoint import FOLDER, FORMAT
-
-MARKER = Path("/tmp/worldmodel-fuzz-was-here")
 
 
 def only(run: Path, content: bytes, name: str | None = None) -> None:

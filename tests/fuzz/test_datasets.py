@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from agents.rewards.experience import Experience
 from agents.rewards.preferences import COLUMNS, read_pairs
 from agents.rewards.sources import labels_of, parse
-from tests.fuzz.common import ARRAYS, WORDS, altered, cases, damaged, ours
-from tests.fuzz.test_checkpoints import CALLS, MARKER
+from tests.fuzz.common import ARRAYS, MARKER, WORDS, altered, cases, damaged, ours
+from tests.fuzz.test_checkpoints import CALLS
 from tests.replay_rows import add, make
 from worldmodel.replay import Replay, ReplayConfig
 from worldmodel.replay.datasets import ALIGNMENTS, ENDINGS, Convention, Dataset, DatasetError

@@ -19,10 +19,20 @@ from hypothesis import strategies as st
 from agents.deploy import FallbackConfig
 from agents.deploy.export.manifest import MANIFEST, SUMS, Export, seal
 from tests.agents.deploy_doubles import Bench, observation
-from tests.fuzz.common import ARRAYS, JSON, SCALARS, WORDS, altered, cases, damaged, deep, ours
+from tests.fuzz.common import (
+    ARRAYS,
+    JSON,
+    MARKER,
+    SCALARS,
+    WORDS,
+    altered,
+    cases,
+    damaged,
+    deep,
+    ours,
+)
 from worldmodel.config import RunError
 
-MARKER = Path("/tmp/worldmodel-fuzz-was-here")
 ROBOTS = 3
 
 

@@ -17,10 +17,9 @@ from agents.run import report
 from agents.run.lock import HOLDER, RunLock
 from agents.run.settings import check_folder
 from tests.fuzz import runs
-from tests.fuzz.common import JSON, SCALARS, WORDS, altered, cases, damaged, ours
+from tests.fuzz.common import JSON, MARKER, SCALARS, WORDS, altered, cases, damaged, ours
 from worldmodel import config
 
-MARKER = "/tmp/worldmodel-fuzz-was-here"
 HOSTILE = [
     "", "a", "- a", "null", "3", "{", "\x00", "\ufeff", "agent:", "agent: 3", "agent: {}",
     "agent: {name: dreamer}", "agent: {name: ???}", "agent: {name: '${env.id}'}\nenv: {id: x}",
@@ -77,7 +76,7 @@ def test_any_config_of_a_run_folder(dreamer_run: Path, folder: Path) -> None:
     for text in HOSTILE:
         fuzz = example(text.encode())(fuzz)
     fuzz()
-    assert not Path(MARKER).exists()
+    assert not MARKER.exists()
 
 
 SUMMARY = {
