@@ -24,6 +24,7 @@ MEASURES: dict[str, str] = {
     "dyna": "agents.studies.bench_dyna",
     "faults": "agents.studies.bench_faults",
     "memory": "agents.studies.bench_memory",
+    "ood": "agents.studies.bench_ood",
     "play": "agents.studies.bench_play",
     "reuse": "agents.studies.bench_reuse",
 }
