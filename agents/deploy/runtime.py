@@ -74,7 +74,8 @@ class Runtime:
         self._on_retrain = on_retrain
         self._tick = 0
         self._started = False
-        # Since when the policy must be told that an episode begins, and that all is forgotten.
+        # Whose new episode the policy does not know of yet, and since which tick it was told.
+        self._first = np.zeros(robots, bool)
         self._first_since = np.full(robots, -1, np.int64)
         self._fresh_since = -1
         self._worker = worker(self._seen)
@@ -102,7 +103,7 @@ class Runtime:
         for count in range(self.config.warmup):
             self._try(checked, -self.config.warmup + count)
         self._fresh_since = 0
-        self._first_since[:] = 0
+        self._first[:] = True
         self._started = True
         self._note({"event": "start", "robots": self.robots, "period_ms": self.config.period_ms})
         return self
@@ -175,13 +176,16 @@ class Runtime:
         if sent is not None:
             self._sent = floats(sent, self._sent.copy(), np.isfinite)
         begins = flags(is_first, self.robots)
-        self._first_since[begins & (self._first_since < 0)] = self._tick
+        self._first |= begins
+        self._first_since[begins] = -1
         rewards = floats(reward, self._nothing.copy())
         thought, fault = None, words.INPUT
         detail = ""
         if checked.valid.any():
-            pending = self._first_since >= 0
-            request = self._request(self._tick, checked, pending, rewards, start)
+            # A refused row is told again: its memory stands still meanwhile.
+            self._first_since[~checked.valid] = -1
+            self._first_since[self._first & checked.valid & (self._first_since < 0)] = self._tick
+            request = self._request(self._tick, checked, self._first, rewards, start)
             self._worker.submit(self._tick, request)
             answer = self._worker.wait(self._tick, start + self.config.hard_ms / 1e3)
             thought, fault, detail = self._read(answer)
@@ -240,7 +244,8 @@ class Runtime:
 
     def _acknowledge(self, ticket: int) -> None:
         """The policy knows what it was told up to this tick."""
-        self._first_since[(self._first_since >= 0) & (self._first_since <= ticket)] = -1
+        known = (self._first_since >= 0) & (self._first_since <= ticket)
+        self._first[known], self._first_since[known] = False, -1
         if 0 <= self._fresh_since <= ticket:
             self._fresh_since = -1
 

@@ -99,6 +99,15 @@ def test_an_episode_that_began_during_a_stall_is_not_lost() -> None:
     assert actions[3:6] == [None, None, pytest.approx(0.01)]
 
 
+def test_an_episode_that_began_with_a_refused_observation_is_not_lost() -> None:
+    bench = Bench(recover_ticks=1)
+    bench.one()
+    bench.one()
+    assert bench.tick([None], is_first=True)[0].reason == "input"
+    assert float(bench.one().action[0]) == pytest.approx(0.01)
+    assert float(bench.one().action[0]) == pytest.approx(0.02)
+
+
 def test_late_may_mean_the_previous_action_but_not_for_ever() -> None:
     bench = Bench(on_late="previous", max_repeats=2, recover_ticks=2)
     bench.worker.delays[2] = 0.049  # done at 69 ms; tick 6 waits until 68
