@@ -132,9 +132,7 @@ def test_images_of_two_sizes_are_an_error() -> None:
 
 
 def test_an_unknown_convolution_is_an_error() -> None:
-    with pytest.raises(
-        ValueError, match=r"'fft'. Known: pool, strided, patch."
-    ):
+    with pytest.raises(ValueError, match=r"'fft'. Known: pool, strided, patch."):
         WorldModel(SPECS["image"], tiny(convolution="fft"))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +95,10 @@ class ExportEngine:
                 "scripts/export.py printed (expected=...), or take another graph."
             )
         data = self.export.file(self.manifest["graphs"][name]["file"])
-        return self._understood(name, lambda: _TorchGraph(data)) if kind == "pt2" else (
-            self._onnx(name, data)
-        )  # fmt: skip
+        return _TorchGraph(data) if kind == "pt2" else self._onnx(name, data)
 
     def _onnx(self, name: str, data: bytes) -> Any:
-        run = self._understood(name, lambda: session(data))
+        run = session(data)
         given = {one.name for one in run.get_inputs()}
         made = {one.name for one in run.get_outputs()}
         if given != self._inputs.keys() or not made >= set(self._outputs):
@@ -108,19 +106,6 @@ class ExportEngine:
                 f"The graph '{name}' has other inputs or outputs than its manifest says."
             )
         return lambda feed: run.run(self._outputs, feed)
-
-    def _understood(self, name: str, call: Callable[[], Any]) -> Any:
-        """What a library makes of a file or of arrays; its errors are ours."""
-        try:
-            return call()
-        except (RunError, ConfigError):
-            raise
-        except Exception as error:
-            text = str(error).splitlines()
-            raise RunError(
-                f"The graph '{name}' of '{self.export.folder}' does not work: "
-                f"{type(error).__name__}: {text[0][:200] if text else ''}. Export the run again."
-            ) from error
 
     def initial(self, batch_size: int) -> dict[str, np.ndarray]:
         """The state before the first observation: by its inputs' names, as the manifest says."""
@@ -146,7 +131,7 @@ class ExportEngine:
                 feed[f"obs.{key}"] = value
         if "noise" in self._inputs:
             feed["noise"] = self._noise(len(is_first))
-        answer = self._understood(self.graph, lambda: self._call(feed))
+        answer = self._call(feed)
         found = dict(zip(self._outputs, answer, strict=True))
         after = {
             "state." + name.removeprefix("next."): value
