@@ -99,6 +99,10 @@ def built(saved: DictConfig) -> TrainConfig:
     """Settings out of their saved form, the agent's own class included."""
     plain: Any = OmegaConf.to_container(saved)
     agent = plain.pop("agent")
+    if not isinstance(agent, dict) or not isinstance(agent.get("name"), str):
+        raise config.ConfigError(
+            f"agent is {agent!r:.80}; its settings are agent.name=... and others."
+        )
     schema = agents.agent_class(agent["name"]).Config  # type: ignore[attr-defined]
     made = config.build(OmegaConf.create(plain), TrainConfig)
     return replace(made, agent=config.build(OmegaConf.create(agent), schema))

@@ -115,6 +115,7 @@ def build(config: DictConfig, schema: type[T]) -> T:
                 f"Give them, for example {missing[0]}=..."
             )
         built = OmegaConf.to_object(merged)
+        known = keys_of(built)  # finds wrong types behind interpolations
     except OmegaConfBaseException as error:
         raise explain(error, keys_of(schema)) from error
     except ConfigError:
@@ -122,7 +123,6 @@ def build(config: DictConfig, schema: type[T]) -> T:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     assert isinstance(built, schema)
-    known = keys_of(built)
     for key in keys_of(config):  # `+key=value` passes Hydra and OmegaConf unchecked
         if key not in known:
             raise _unknown_key(key, known)

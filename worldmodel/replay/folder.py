@@ -172,11 +172,7 @@ def clear(place: str | Path) -> None:
     Raises ValueError where a folder bears the name of one of its files.
     """
     for name in (INDEX, *LEFT_OVER):
-        if (Path(place) / name).is_dir():
-            raise ValueError(
-                f"'{Path(place) / name}' is a folder, where a replay has a file. Choose another "
-                "directory, or move it."
-            )
+        check_no_folder(Path(place) / name)
     for name in (INDEX, *LEFT_OVER):
         disk.remove(Path(place) / name)
     remove_base(Path(place))
@@ -186,7 +182,17 @@ def tidy(place: Path) -> None:
     """Remove what is not needed beside the base files and their index."""
     for name in LEFT_OVER:
         if (place / name).exists():
+            check_no_folder(place / name)
             disk.remove(place / name)
+
+
+def check_no_folder(path: Path) -> None:
+    """ReplayDamaged where a folder stands in the place of a file."""
+    if path.is_dir():
+        raise ReplayDamaged(
+            f"'{path}' is a folder, where a replay has a file. Choose another directory, or move "
+            "it away."
+        )
 
 
 def read_base(place: Path, ring: Ring, filled: list[int]) -> None:
