@@ -40,7 +40,7 @@ def archive(records: dict[str, bytes], packed: bool = False) -> bytes:
     kind = zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED
     with zipfile.ZipFile(out, "w", kind) as file:
         for name, content in records.items():
-            if name:  # zipfile writes no entry without a name
+            if name.split("\0")[0]:  # zipfile writes no entry without a name
                 file.writestr(name, content)
     return out.getvalue()
 

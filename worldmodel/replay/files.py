@@ -298,7 +298,9 @@ def _mappable(place: Path, index: Index, length: int) -> bool:
 def _asked(state: Mapping[str, Any]) -> Index:
     try:
         return Index.from_state(state)
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+    except (  # a RuntimeError is torch's, where a tensor stands for a number
+        ValueError, TypeError, KeyError, AttributeError, OverflowError, RuntimeError,
+    ) as error:  # fmt: skip
         raise ReplayDamaged(f"The checkpoint's state of the replay is damaged: {error}.") from error
 
 

@@ -136,8 +136,9 @@ class Index:
     @classmethod
     def from_state(cls, value: Any) -> Index:
         """What `state` gave; raises ValueError where anything of it is not as it must be."""
-        if _get(value, "version") != VERSION:
-            raise ValueError(f"its version is {value['version']!r:.20}, not {VERSION}")
+        version = _get(value, "version")
+        if type(version) is not int or version != VERSION:
+            raise ValueError(f"its version is {version!r:.20}, not {VERSION}")
         signature = _get(value, "signature")
         tokens = _get(value, "series"), _get(value, "token")
         if not all(isinstance(t, str) and len(t) == 16 for t in tokens):
