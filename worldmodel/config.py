@@ -120,7 +120,7 @@ def build(config: DictConfig, schema: type[T]) -> T:
         raise explain(error, keys_of(schema)) from error
     except ConfigError:
         raise
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ConfigError(str(error)) from error
     assert isinstance(built, schema)
     for key in keys_of(config):  # `+key=value` passes Hydra and OmegaConf unchecked

@@ -204,7 +204,7 @@ def observations(draw: st.DrawFn) -> Any:
             case "drop":
                 obs.pop(key, None)
             case "nan" if isinstance(obs.get(key), np.ndarray) and obs[key].dtype.kind == "f":
-                obs[key].flat[draw(st.integers(0, max(0, obs[key].size - 1)))] = np.nan
+                obs[key].flat[: draw(st.integers(0, 9))] = np.nan
             case "type" if isinstance(obs.get(key), np.ndarray) and obs[key].dtype.kind in "fu":
                 obs[key] = obs[key].astype(draw(st.sampled_from(["i8", "f8", "U3", "O", "?"])))
             case "shape" if isinstance(obs.get(key), np.ndarray) and obs[key].ndim:

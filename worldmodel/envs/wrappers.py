@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import gymnasium
@@ -11,6 +10,7 @@ import numpy as np
 from .config import EnvError
 
 Step = tuple[Any, float, bool, bool, dict[str, Any]]
+LARGEST_REWARD = 1e35  # a thousand of them, the most that an action repeat adds up, fit in float32
 
 
 class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -37,9 +37,10 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
         obs, reward, terminated, truncated, info = result
         if type(reward) is not float:
             reward = _number(reward)
-        if not math.isfinite(reward):
+        if not abs(reward) <= LARGEST_REWARD:  # a NaN fails too
             raise EnvError(
-                f"The reward is {reward}, but must be finite. The action was {action!r}."
+                f"The reward is {reward}, but must be finite and no larger than "
+                f"{LARGEST_REWARD:g}. The action was {action!r}."
             )
         if type(terminated) is not bool:
             terminated = _flag("terminated", terminated)
