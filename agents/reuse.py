@@ -37,9 +37,13 @@ class DreamConfig:
     (agent.horizon=15, eval_every=500, ...); what it counts in steps is counted in updates."""
 
     run: str = MISSING  # the run whose model and replay are used; it is not changed
-    control: dict[str, float] = field(default_factory=lambda: {"reward": 1.0})  # heads, weighted
+    control: dict[str, float] = field(default_factory=dict)  # heads, weighted; none: reward alone
     to: str = ""  # run folder of the new actor; empty: <run>-<names of the heads>
     updates: int = 0  # gradient steps; 0: as many as the old run was to have
+
+    def __post_init__(self) -> None:
+        # No default of the field: what is given would be added to it.
+        self.control = self.control or {"reward": 1.0}
 
 
 def dreams_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:

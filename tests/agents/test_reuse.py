@@ -15,7 +15,7 @@ from agents import reuse
 from agents.run.train import train
 from agents.studies.bench_faults import Settings, small_run
 from tests.agents.test_run_train import SILENT, summary_of
-from worldmodel import checkpoint
+from worldmodel import checkpoint, config
 
 FUNCTION = """
 def still(observation, action, next_observation, info):
@@ -134,3 +134,13 @@ def test_what_cannot_be_ends_before_training(
     assert said[0].startswith("error: ")
     assert expected in said[0]
     assert not checkpoint.exists(tmp_path)
+
+
+def test_control_is_what_is_given_and_the_reward_where_nothing_is() -> None:
+    def asked(*words: str) -> dict[str, float]:
+        return config.from_cli(reuse.DreamConfig, ["run=x", *words]).control
+
+    assert asked() == {"reward": 1.0}
+    assert asked("control={spin: 1.0}") == {"spin": 1.0}
+    assert asked("control={spin: 1.0, effort: -0.1}") == {"spin": 1.0, "effort": -0.1}
+    assert asked("control.spin=2") == {"spin": 2.0}
