@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 import re
 import shutil
@@ -27,6 +26,7 @@ from torch import Tensor
 from worldmodel import checkpoint, config
 from worldmodel.config import ConfigError, RunError
 from worldmodel.rssm import Head, HeadConfig
+from worldmodel.whole import replaced
 
 FOLDER = "heads"
 ABOUT, WEIGHTS = "head.json", "weights.pt"
@@ -100,10 +100,8 @@ def write(run: str | Path, stored: Stored, head: Head, files: Path | None = None
     """Store a head, all or nothing, in place of one of the same name; `files` is a folder whose
     contents go beside it."""
     folder = Path(run) / FOLDER
-    fresh, final = folder / f".{stored.name}.new", folder / stored.name
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    try:
+    final = folder / stored.name
+    with replaced(final) as fresh:
         if files is not None:
             shutil.copytree(files, fresh, dirs_exist_ok=True)
         torch.save({k: v.cpu().clone() for k, v in head.state_dict().items()}, fresh / WEIGHTS)
@@ -111,15 +109,6 @@ def write(run: str | Path, stored: Stored, head: Head, files: Path | None = None
             **{**_plain(stored), "sha256": _digest(fresh / WEIGHTS)}, folder=final
         )  # fmt: skip
         (fresh / ABOUT).write_text(json.dumps(_plain(whole), indent=2) + "\n")
-        old = folder / f".{stored.name}.old"
-        shutil.rmtree(old, ignore_errors=True)
-        if final.exists():
-            os.replace(final, old)
-        os.replace(fresh, final)
-        shutil.rmtree(old, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
     return whole
 
 

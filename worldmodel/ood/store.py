@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +26,7 @@ from worldmodel.ood.detector import CombinedDetector
 from worldmodel.ood.settings import DetectorConfig
 from worldmodel.rssm.model import WorldModel
 from worldmodel.types import EnvSpec
+from worldmodel.whole import replaced
 
 FOLDER, ABOUT, WEIGHTS = "detector", "detector.json", "weights.pt"
 FORMAT = 1
@@ -45,10 +44,7 @@ def save(
     Returns the folder.
     """
     final = Path(run) / FOLDER
-    fresh, old = (final.with_name(f".{FOLDER}.{word}") for word in ("new", "old"))
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    try:
+    with replaced(final) as fresh:
         state = detector.state_dict()
         torch.save(state["tensors"], fresh / WEIGHTS)
         about = {
@@ -65,14 +61,6 @@ def save(
         about["seal"] = _seal(about)
         (fresh / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
         files(fresh)
-        shutil.rmtree(old, ignore_errors=True)
-        if final.exists():
-            os.replace(final, old)
-        os.replace(fresh, final)
-        shutil.rmtree(old, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
     return final
 
 

@@ -22,6 +22,7 @@ from worldmodel.checkpoint import spec_to_dict
 from worldmodel.config import ConfigError, RunError, unknown
 from worldmodel.log import write_json
 from worldmodel.replay import Replay
+from worldmodel.whole import replaced
 
 RUNNER = Path(__file__).with_name("standalone.py")
 CANDIDATES = ("half", "int8")
@@ -73,10 +74,7 @@ def export_agent(
     folder = Path(folder)
     _check_place(folder)
     check_exportable(policy.agent)
-    fresh = folder.with_name(folder.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    try:
+    with replaced(folder) as fresh:
         scorer = None if detector is None else detector.scorer
         step = Step(policy.agent, policy.spec, options.latent, scorer).eval()
         manifest = _manifest(policy, step, options, detector, about or {})
@@ -86,10 +84,6 @@ def export_agent(
         _check(policy, detector, replay, fresh, digest, options, manifest, say)
         _seal(fresh, manifest)
         Export(fresh)
-        shutil.rmtree(folder, ignore_errors=True)
-        fresh.rename(folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
     return Export(folder)
 
 
