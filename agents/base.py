@@ -32,7 +32,10 @@ class Agent(Protocol):
     state_dict holds everything that decides what the agent does next, its own random generators
     included, as numbers, strings, lists, dicts and tensors.
 
-    An agent may also have `slow_down(factor)`, which lowers its learning rate for good.
+    An agent may also have `slow_down(factor)`, which lowers its learning rate for good, and
+    `join(ranks)`, without which it learns in one process alone: every later update is then one of
+    all ranks together, after which all hold the same weights and statistics. `batch_size` of its
+    Config is set to this rank's part of the batch.
 
     An agent that decides from the states of its model may also offer these two, for whoever looks
     at its dreams; both take a `LatentState` [B, ...] on the agent's device:

@@ -31,6 +31,7 @@ from worldmodel.accelerate import PRECISIONS, autocast
 from worldmodel.config import ConfigError, check_ranges, unknown
 from worldmodel.nets import EMACopy, count_parameters
 from worldmodel.optim import LaProp, OptimConfig, check_memory
+from worldmodel.ranks import Ranks
 from worldmodel.replay import LatentSpec, Replay
 from worldmodel.replay.ring import available_memory
 from worldmodel.rssm import Head, HeadConfig, ModelConfig, ModelOutput, WorldModel, filter_replay
@@ -335,6 +336,12 @@ class Dreamer(nn.Module):
         slow = self.slow_critic(feat.detach()).mean
         loss = -critic_log_prob(critic, target, slow, c.slow_scale)
         return ((~batch.is_last[:, :-1]).float() * loss).mean()
+
+    def join(self, ranks: Ranks) -> None:
+        """Make every later update one of all ranks together, each with its part of the batch."""
+        for part in (self.optim, *self.modules()):  # gradient, return range, mean image
+            if hasattr(part, "ranks"):
+                part.ranks = ranks
 
     def slow_down(self, factor: float) -> None:
         """Lower the learning rate of all later updates."""

@@ -5,12 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from worldmodel.ranks import Ranks
+
 
 class ReturnScale(nn.Module):
     """Running range between two percentiles of returns: S = max(limit, high - low).
 
     Both ends follow an exponential average from 0, without debiasing (DreamerV3, eq. 10).
+    ranks: of those that train together; the percentiles are those of all their returns.
     """
+
+    ranks: Ranks | None = None
 
     low: Tensor
     high: Tensor
@@ -28,7 +33,10 @@ class ReturnScale(nn.Module):
     @torch.no_grad()
     def update(self, returns: Tensor) -> Tensor:
         """Take in a batch of returns of any shape; give the scale, a scalar tensor."""
-        low, high = torch.quantile(returns.flatten().float(), self.quantiles)
+        returns = returns.flatten().float()
+        if self.ranks is not None:
+            returns = self.ranks.all_gather(returns)
+        low, high = torch.quantile(returns, self.quantiles)
         self.low.lerp_(low, self.rate)
         self.high.lerp_(high, self.rate)
         return self.scale

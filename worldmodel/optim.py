@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.config import ConfigError, check_ranges
+from worldmodel.ranks import Ranks
 
 
 @dataclass
@@ -64,7 +65,11 @@ class LaProp:
 
     Weights, gradients and both moments each live in one flat buffer; the module's tensors are
     views into it, so that a step is a handful of operations however many tensors there are.
+
+    ranks: of those that train together; the gradient is then the mean of theirs.
     """
+
+    ranks: Ranks | None = None
 
     def __init__(self, modules: Iterable[tuple[str, nn.Module]], config: OptimConfig) -> None:
         self.config = config
@@ -114,6 +119,10 @@ class LaProp:
         """
         self.grad.zero_()
         loss.backward()
+        if self.ranks is not None:
+            # A loss that is not finite here makes the gradient so on every rank: all skip together.
+            self.grad[:1].add_(0.0 * loss.detach())
+            self.ranks.all_reduce_mean(self.grad)
         norms = torch.stack(torch._foreach_norm(self.grads))
         total = torch.linalg.vector_norm(norms)
         if not bool(torch.isfinite(total + loss.detach())):

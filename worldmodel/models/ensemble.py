@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.nets import BlockLinear, init_weight
+from worldmodel.ranks import Ranks
 
 
 @dataclass
@@ -63,10 +64,12 @@ class Ensemble(nn.Module):
 
     typical: a running mean of the disagreement on recorded steps; it is the unit of
     `disagreement`, so that 1 means "as unsure as where we have been", however far learning is.
+    ranks: of those that train together; the mean is that of all their steps.
     """
 
     typical: Tensor
     count: Tensor
+    ranks: Ranks | None = None
 
     def __init__(self, feat: int, action: int, stoch: int, config: EnsembleConfig) -> None:
         super().__init__()
@@ -117,8 +120,12 @@ class Ensemble(nn.Module):
         so that the start is forgotten."""
         if spread.numel() == 0:
             return
-        mean = (inside * spread).sum() / inside.sum().clamp_min(1.0)
-        some = inside.any()
+        sums = torch.stack([(inside * spread).sum(), inside.sum()])
+        if self.ranks is not None:
+            self.ranks.all_reduce_mean(sums)
+            sums = sums * self.ranks.size
+        mean = sums[0] / sums[1].clamp_min(1.0)
+        some = sums[1] > 0
         self.count.add_(some)
         rate = (1.0 / self.count.clamp_min(1)).clamp_min(self.config.rate)
         self.typical.lerp_(mean.clamp_min(1e-12), torch.where(some, rate, 0.0))

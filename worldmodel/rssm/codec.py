@@ -20,6 +20,7 @@ from worldmodel.nets import (
     Unpatch,
     UpConv2d,
 )
+from worldmodel.ranks import Ranks
 from worldmodel.types import MASK_KEY, EnvSpec, LatentState
 
 CONVOLUTIONS = ("pool", "strided", "patch")
@@ -71,10 +72,12 @@ class ImageCentre(nn.Module):
     logit, so that a static background is known from the start and only what moves is learned.
     From scratch the model otherwise spends its first updates on the background alone, learns to
     ignore its latents meanwhile, and takes long to discover them again (docs/RESULTS.md).
+    ranks: of those that train together; the mean is that of all their images.
     """
 
     mean: Tensor
     count: Tensor
+    ranks: Ranks | None = None
 
     def __init__(self, shape: tuple[int, int, int], batches: int = 100) -> None:
         super().__init__()
@@ -87,7 +90,10 @@ class ImageCentre(nn.Module):
         """Take in uint8 images [..., H, W, C]; a no-op after the first `batches` calls."""
         self.count.add_(1)
         rate = torch.where(self.count <= self.batches, 1.0 / self.count, 0.0)
-        self.mean.lerp_(images.float().flatten(0, -4).mean(0) / 255.0, rate)
+        mean = images.float().flatten(0, -4).mean(0) / 255.0
+        if self.ranks is not None:
+            self.ranks.all_reduce_mean(mean)
+        self.mean.lerp_(mean, rate)
 
     @property
     def logit(self) -> Tensor:
