@@ -34,9 +34,9 @@ class InputCheck:
         self._newest = np.full(robots, -np.inf)
 
     def __call__(self, obs: Any, stamp: Any = None, now: float = 0.0) -> Checked:
-        """obs: [B, ...] by key, or a sequence of B observations (None where one failed); copied,
-        because a camera may write on while the policy reads. stamp: when each was taken, [B] or
-        one for all, in seconds of the clock that tells `now`."""
+        """obs: [B, ...] by key, or a sequence of B observations (None, or the error, where one
+        failed); copied, because a camera may write on while the policy reads. stamp: when each
+        was taken, [B] or one for all, in seconds of the clock that tells `now`."""
         out = {
             key: np.zeros((self.robots, *spec.shape), np.uint8 if spec.kind == "image" else "f4")
             for key, spec in self.spec.items()
@@ -56,6 +56,8 @@ class InputCheck:
         return Checked(out, faults)
 
     def _copy(self, obs: Any, out: dict[str, np.ndarray], robot: int, whole: bool) -> str:
+        if isinstance(obs, Exception):
+            return f"observation: {type(obs).__name__}: {obs}"[:300]
         if not isinstance(obs, Mapping):
             return f"observation: {type(obs).__name__}"
         for key, spec in self.spec.items():

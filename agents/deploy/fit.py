@@ -237,8 +237,8 @@ def table(detector: CombinedDetector) -> str:
     lines = [f"{name:<{width}}  {limit:>9}  {used}".rstrip() for name, limit, used in [head, *rows]]
     about = detector.calibration
     lines.append(
-        f"all together: {float(scorer.final):.2f}, in units of the worst tick of an ordinary "
-        f"episode; {about['episodes']} held-out episodes, at most {about['false_alarm_rate']:g} "
+        f"all together: {float(scorer.final):.2f} times as far as an ordinary episode goes beyond "
+        f"another; {about['episodes']} held-out episodes, at most {about['false_alarm_rate']:g} "
         f"false alarms per episode"
         + (f" with {about['confidence']:.0%} confidence" if about["confidence"] else "")
     )

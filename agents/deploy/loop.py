@@ -91,6 +91,6 @@ def _tick(runtime: Runtime, robot: Robot) -> Decision:
             "is_last": sensed.is_last, "is_terminal": sensed.is_terminal,
         }  # fmt: skip
         obs: Any = sensed.obs
-    except Exception:
-        obs, told = None, {}
+    except Exception as error:
+        obs, told = error, {}
     return runtime.tick([obs], **told)[0]

@@ -23,6 +23,7 @@ MEASURES: dict[str, str] = {
     "deploy": "agents.studies.bench_deploy",
     "dyna": "agents.studies.bench_dyna",
     "faults": "agents.studies.bench_faults",
+    "guard": "agents.studies.bench_guard",
     "memory": "agents.studies.bench_memory",
     "ood": "agents.studies.bench_ood",
     "play": "agents.studies.bench_play",

@@ -174,9 +174,9 @@ class Study:
         """[T, 1 + K] of each episode, in units of each column's own threshold."""
         scorer = self.detector.scorer
         out = []
-        for strange in trace(scorer, tracks, scorer.strange):
-            value = scorer.value(torch.from_numpy(strange)).numpy()[:, None]
-            out.append(np.concatenate([value, strange / scorer.limit.numpy()], 1))
+        for levels in trace(scorer, tracks, scorer.levels):
+            value = scorer.value(torch.from_numpy(levels)).numpy()[:, None]
+            out.append(np.concatenate([value, levels / scorer.limit.numpy()], 1))
         return out
 
     @cached_property

@@ -28,7 +28,7 @@ class MyRobot:
     def __init__(self, env: EnvConfig) -> None:
         self.env = make_env(env, seed=0)  # yours: open the camera and the motors
         self.frame, _ = self.env.reset()
-        self.taken, self.reward, self.first = time.monotonic(), 0.0, True
+        self.reward, self.first = 0.0, True
         self.cycle = 0
 
     def sense(self) -> Sensed:
@@ -36,7 +36,8 @@ class MyRobot:
         obs = dict(self.frame)
         if self.cycle >= DARK_FROM:
             obs = {k: np.zeros_like(v) if v.dtype == np.uint8 else v for k, v in obs.items()}
-        return Sensed(obs, self.taken, self.reward, is_first=self.first)
+        taken = time.monotonic()  # yours: the camera's own time stamp, on the same clock
+        return Sensed(obs, taken, self.reward, is_first=self.first)
 
     def send(self, decision: Decision) -> None:
         """Move. `decision.source` says whether the policy or the fallback chose."""
@@ -45,7 +46,7 @@ class MyRobot:
         self.first = terminated or truncated
         if self.first:
             self.frame, _ = self.env.reset()
-        self.taken, self.reward = time.monotonic(), 0.0 if self.first else float(reward)
+        self.reward = 0.0 if self.first else float(reward)
 
 
 def safe(obs: dict[str, np.ndarray], info: dict[str, object]) -> np.ndarray:
@@ -64,7 +65,8 @@ def main(run: str, ticks: int = 300, period_ms: float = 20.0) -> dict[str, objec
     )
     robot = MyRobot(env_of(run))
     with open_runtime(run, settings) as runtime:
-        runtime.start([robot.sense().obs], stamp=robot.taken)  # every error comes here, at rest
+        first = robot.sense()
+        runtime.start([first.obs], stamp=first.stamp)  # every error comes here, at rest
         run_loop(runtime, robot, ticks)
         print(runtime.tally.table())
         return runtime.summary()

@@ -139,6 +139,7 @@ class Flaky:
     def __init__(self, bench: Bench, dead: bool = False) -> None:
         self.bench, self.dead, self.cycle = bench, dead, -1
         self.sources: list[str] = []
+        self.details: list[str] = []
 
     def sense(self) -> Sensed:
         self.cycle += 1
@@ -148,6 +149,7 @@ class Flaky:
 
     def send(self, decision: Any) -> None:
         self.sources.append(decision.source)
+        self.details.append(decision.detail)
         if self.dead or self.cycle == 3:
             raise OSError("the motor")
         if self.cycle == 4:
@@ -160,6 +162,7 @@ def test_the_loop_survives_its_robot() -> None:
     begun = bench.clock.now()
     report = run_loop(bench.runtime, robot, 8)
     assert robot.sources == ["policy"] * 2 + ["fallback"] + ["policy"] * 5
+    assert robot.details[2] == "observation: OSError: the cable"
     assert report == (8, 1, 1)
     # Late once, it goes on at its period, and does not hurry after what it missed.
     assert bench.clock.now() - begun == pytest.approx(0.07 + 0.035, abs=1e-6)

@@ -71,9 +71,9 @@ def test_ordinary_episodes_seldom_alarm(detector: CombinedDetector) -> None:
 
 def test_tick_by_tick_is_what_was_calibrated(detector: CombinedDetector) -> None:
     some = tracks(3, 11, MODEL)
-    at_once = trace(detector.scorer, some, detector.scorer.strange)
-    for track, strange in zip(some, at_once, strict=True):
-        value = detector.scorer.value(torch.from_numpy(strange)).numpy()
+    at_once = trace(detector.scorer, some, detector.scorer.levels)
+    for track, levels in zip(some, at_once, strict=True):
+        value = detector.scorer.value(torch.from_numpy(levels)).numpy()
         np.testing.assert_allclose(values(live(detector, track)), value, rtol=1e-4, atol=1e-5)
 
 
@@ -125,7 +125,8 @@ def test_the_value_is_the_largest_part_that_decides() -> None:
     detector.fit(tracks(8, 1))
     detector.calibrate(tracks(9, 3), 0.1)
     score = detector.score({"image": np.zeros((1, 32, 32, 3), np.uint8)})
-    assert score.value[0] == pytest.approx(score.parts["patch"][0])
+    # The same but for where 0 lies: at an ordinary tick, or at the median of the part.
+    assert score.value[0] == pytest.approx(score.parts["patch"][0], abs=1e-2)
     assert set(score.parts) == {"reconstruction", "patch"}
 
 

@@ -26,7 +26,8 @@ from worldmodel.types import EnvSpec
 
 HELD_OUT = 4  # of the known episodes, every fourth tunes where no others are given
 SELDOM = 0.99  # the share of ordinary ticks below the level of 1, before the symlog
-LEAST, LEAST_SLOW = float(np.log(2)), 0.05  # of a unit: the level of one seldom tick, or of a few
+LEAST, LEAST_SLOW = 0.1, 0.02  # of a unit, in levels: 0.69 is that of one seldom tick
+NEAR = 2.0  # excesses: no threshold lies nearer to what an ordinary episode reaches
 MODEL = "looker.model."  # how the names of the agent's own weights begin
 
 
@@ -109,13 +110,16 @@ class CombinedDetector:
         spread = np.maximum(seldom - usual, np.asarray(grain))
         scorer.usual.copy_(torch.as_tensor(usual))
         scorer.seldom.copy_(torch.as_tensor(usual + spread))
-        scorer.unit.fill_(1.0)
         maxima = self.maxima(tuning)
-        # The largest, and no estimate from their spread: where tails are heavy, that is far too
-        # small, and then one part alone decides where the common threshold must lie.
-        worst = maxima.max(0)
+        worst = np.median(maxima, 0)
+        # The mean excess, and no quantile far out: so few episodes tell little about the tail.
+        above = np.clip(maxima - worst, 0, None)
+        mean = above.sum(0) / np.maximum((above > 0).sum(0), 1)
         least = [LEAST_SLOW if name.endswith(SLOW) else LEAST for name in scorer.names]
-        scorer.unit.copy_(torch.as_tensor(np.maximum(worst, least)))
+        scorer.worst.copy_(torch.as_tensor(worst))
+        scorer.unit.copy_(torch.as_tensor(np.maximum(mean, least)))
+        levels = torch.from_numpy(np.concatenate(trace(scorer, tuning, scorer.levels)))
+        scorer.rest.fill_(float(scorer.excess(levels.to(self.device)).median()))
 
     def calibrate(self, episodes: Sequence[Track], false_alarm_rate: float) -> None:
         """Set all thresholds on episodes that `fit` did not see; see `Detector.calibrate`.
@@ -127,14 +131,12 @@ class CombinedDetector:
         confidence = self.config.confidence
         threshold(np.zeros(len(episodes)), false_alarm_rate, confidence)  # before any work
         checked_tracks(self.spec, episodes, self.scorer.looker.model is not None)
-        self.scorer.final.fill_(1.0)
-        traces = trace(self.scorer, episodes, self.scorer.strange)
-        maxima = np.stack([columns.max(0) for columns in traces])
+        scorer, maxima = self.scorer, self.maxima(episodes)
         limits = [threshold(m, false_alarm_rate, confidence) for m in maxima.T]
-        values = self.scorer.value(torch.from_numpy(maxima)).cpu().numpy()
-        # No threshold lies below half of what already counts as the worst of an ordinary episode.
-        self.scorer.limit.copy_(torch.tensor(limits).clamp_min(0.5))
-        self.scorer.final.fill_(max(0.5, threshold(values, false_alarm_rate, confidence)))
+        excess = scorer.excess(torch.from_numpy(maxima).to(self.device)).cpu().numpy()
+        limit = torch.tensor(limits, device=self.device)
+        scorer.limit.copy_(torch.maximum(limit, scorer.worst + NEAR * scorer.unit))
+        scorer.final.fill_(max(NEAR, threshold(excess, false_alarm_rate, confidence)))
         self.calibration = {
             "false_alarm_rate": float(false_alarm_rate),
             "confidence": float(confidence),
@@ -143,8 +145,8 @@ class CombinedDetector:
         self.reset()
 
     def maxima(self, tracks: Sequence[Track]) -> np.ndarray:
-        """The largest tick of each episode, by column, in units: [episodes, K]."""
-        return np.stack([t.max(0) for t in trace(self.scorer, tracks, self.scorer.strange)])
+        """The largest level of each episode, by column: [episodes, K]."""
+        return np.stack([t.max(0) for t in trace(self.scorer, tracks, self.scorer.levels)])
 
     @torch.inference_mode()  # as the memory itself
     def reset(self, is_first: np.ndarray | None = None) -> None:
@@ -200,7 +202,7 @@ class CombinedDetector:
     def _raw(
         self, obs: Any, state: Any, action: Any, is_first: Tensor, memory: Memory
     ) -> tuple[Tensor, Memory]:
-        """As `Scorer.strange` within one episode, but the raw scores of the parts."""
+        """As `Scorer.levels` within one episode, but the raw scores of the parts."""
         return self.scorer.raw(self.scorer.looker(obs, state, action), memory)
 
     def state_dict(self) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def heat_map(detector: CombinedDetector, obs: Mapping[str, Any]) -> np.ndarray:
     scorer = detector.scorer
     look = scorer.looker(checked(detector.spec, obs, detector.device), None, None)
     places = part.places(look).unsqueeze(1)
-    level = scorer.limit[index] * scorer.unit[index]
+    level = scorer.limit[index]
     limit = scorer.usual[index] + (scorer.seldom[index] - scorer.usual[index]) * symexp(level)
     assert look.image is not None
     size = look.image.shape[-2:]

@@ -3,8 +3,12 @@
 obs, state, action -> Look -> raw score of each part
     -> level:   symlog of (raw - usual) / (seldom - usual), 0 on ordinary days
     -> slow:    a running mean of the level, for parts whose small signs add up
-    -> strange: level or slow, in units of what held-out episodes reach at their worst
-    -> value:   the largest of the combined ones, in units of the threshold
+    -> excess:  level or slow, above what an ordinary episode reaches, in units of how far ordinary
+                episodes go beyond that
+    -> value:   the largest excess of the combined ones, 0 at an ordinary tick, 1 at the threshold
+
+The largest of many is only as good as its units. Counted in such excesses, a small sign that an
+ordinary episode never shows outweighs a large one that many of them show.
 """
 
 from __future__ import annotations
@@ -30,14 +34,18 @@ class Scorer(nn.Module):
     combined: names of the columns whose maximum is the value. slow: names of parts that have a
     running mean too, and its rate.
 
-    Buffers of fitting, [P] for parts and [K] for columns: usual, seldom (raw), unit (what
-    held-out episodes reach at their worst), limit (each column's own threshold, in units).
+    Buffers of fitting, [P] for parts and [K] for columns: usual, seldom (raw scores); worst, the
+    level that an ordinary episode reaches at its worst tick, and unit, how far others go beyond it;
+    limit, each column's own threshold (a level); rest and final, the largest excess at an ordinary
+    tick and at the threshold.
     """
 
     usual: Tensor
     seldom: Tensor
+    worst: Tensor
     unit: Tensor
     limit: Tensor
+    rest: Tensor
     final: Tensor
     chosen: Tensor
     rates: Tensor
@@ -57,8 +65,10 @@ class Scorer(nn.Module):
         self.names: tuple[str, ...] = (*base, *(base[i] + SLOW for i in self.slow))
         self.register_buffer("usual", torch.zeros(len(base)))
         self.register_buffer("seldom", torch.ones(len(base)))
+        self.register_buffer("worst", torch.zeros(len(self.names)))
         self.register_buffer("unit", torch.ones(len(self.names)))
         self.register_buffer("limit", torch.ones(len(self.names)))
+        self.register_buffer("rest", torch.zeros(()))
         self.register_buffer("final", torch.ones(()))
         chosen = torch.tensor([name in combined for name in self.names])
         self.register_buffer("chosen", chosen, persistent=False)
@@ -90,15 +100,21 @@ class Scorer(nn.Module):
 
         A part that lacks the state or the action is NaN, and does not count.
         """
-        strange, memory = self.strange(obs, state, action, is_first, memory)
-        return self.value(strange), strange / self.limit, memory
+        levels, memory = self.levels(obs, state, action, is_first, memory)
+        return self.value(levels), levels / self.limit, memory
 
-    def value(self, strange: Tensor) -> Tensor:
-        """[B], in units of the threshold, from all columns [B, K] in their units."""
-        counted = torch.where(self.chosen & ~torch.isnan(strange), strange, -torch.inf)
-        return counted.amax(-1) / self.final
+    def value(self, levels: Tensor) -> Tensor:
+        """[B], in units of the threshold, from all columns [B, K]."""
+        return (self.excess(levels) - self.rest) / (self.final - self.rest)
 
-    def strange(
+    def excess(self, levels: Tensor) -> Tensor:
+        """The largest excess [B] of the columns [B, K] that decide; NaN where none is there."""
+        excess = (levels - self.worst) / self.unit
+        counted = self.chosen & ~torch.isnan(levels)
+        largest = torch.where(counted, excess, -torch.inf).amax(-1)
+        return torch.where(counted.any(-1), largest, torch.nan)
+
+    def levels(
         self,
         obs: Mapping[str, Tensor],
         state: LatentState | None,
@@ -106,7 +122,7 @@ class Scorer(nn.Module):
         is_first: Tensor,
         memory: Memory,
     ) -> tuple[Tensor, Memory]:
-        """All columns [B, K] in their units, and the next memory."""
+        """All columns [B, K], and the next memory."""
         memory = {
             key: value.masked_fill(is_first.view(-1, *[1] * (value.dim() - 1)), 0.0)
             for key, value in memory.items()
@@ -116,7 +132,7 @@ class Scorer(nn.Module):
         now = level[:, self.slow].clamp(-HIGHEST, HIGHEST)
         slow = memory["slow"] + self.rates * (now - memory["slow"])
         memory = memory | {"slow": torch.where(torch.isnan(slow), memory["slow"], slow)}
-        return torch.cat([level, slow], -1) / self.unit, memory
+        return torch.cat([level, slow], -1), memory
 
     def raw(self, look: Look, memory: Memory) -> tuple[Tensor, Memory]:
         """The parts' raw scores [B, P], NaN where a part lacks what it needs."""

@@ -23,7 +23,7 @@ Tick = Callable[..., tuple[Tensor, Memory]]
 @torch.inference_mode()
 def trace(scorer: Scorer, tracks: Sequence[Track], tick: Tick) -> list[np.ndarray]:
     """Columns [T, K] of each track, float32, as `tick` answers when it is called as
-    `Scorer.strange` is."""
+    `Scorer.levels` is."""
     order = sorted(range(len(tracks)), key=lambda i: len(tracks[i]))
     out: list[np.ndarray] = [np.empty(0)] * len(tracks)
     for first in range(0, len(order), TOGETHER):

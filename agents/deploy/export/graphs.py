@@ -7,6 +7,7 @@ import logging
 import os
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,10 +87,24 @@ def to_int8(graph: bytes, scratch: Path) -> bytes:
     model = onnx.load_from_string(graph)
     # The exporter notes the shapes of weights before it turns them; the quantiser would stumble.
     del model.graph.value_info[:]
+    _unshare(model.graph)
     before.write_bytes(model.SerializeToString())
     with quiet():
         quantization.quantize_dynamic(before, after, weight_type=quantization.QuantType.QInt8)
     return after.read_bytes()
+
+
+def _unshare(graph: Any) -> None:
+    """Give every matrix product a weight of its own. The detector uses the policy's again, and the
+    quantiser turns a weight anew for each product that it belongs to."""
+    weights = {weight.name: weight for weight in graph.initializer}
+    uses = Counter(name for node in graph.node for name in node.input)
+    for node in graph.node:
+        name = node.input[1] if node.op_type == "Gemm" else ""
+        if name in weights and uses[name] > 1:
+            own = graph.initializer.add()
+            own.CopyFrom(weights[name])
+            own.name = node.input[1] = f"{name}.of.{node.output[0]}"
 
 
 def to_half(graph: bytes) -> bytes:
