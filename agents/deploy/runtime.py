@@ -147,8 +147,8 @@ class Runtime:
         obs: [B, ...] by key, or a list of B observations, None (or the error) where one is
         missing. stamp: when they were taken (max_age_ms). reward, is_last, is_terminal: of the
         last action, for the prediction error and for the rows that a request to train saves.
-        is_first: a new episode begins, memory is dropped. sent: the encoded actions [B, A] that really went out since the
-        last tick, where something below changed them.
+        is_first: a new episode begins, memory is dropped. sent: the encoded actions [B, A] that
+        really went out since the last tick, where something below changed them.
         """
         if not self._started:
             raise RunError("tick was called before start. Call start first: it warms up.")
