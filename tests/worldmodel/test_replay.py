@@ -1,5 +1,6 @@
 """Replay in memory: alignment, draws, stored latents, the online queue."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError
 
-from tests.replay_rows import SPEC, add, check, latent_of, make, same
+from tests.replay_rows import LATENT, SPEC, add, check, latent_of, make, same
 from worldmodel.envs import EnvConfig, env_spec, make_vector
 from worldmodel.replay import LatentSpec, Replay, ReplayConfig, RowIndex
 from worldmodel.types import EnvSpec, LatentState, ObsSpec
@@ -74,6 +75,28 @@ def test_ring_keeps_the_newest_rows_across_its_edge(steps: int) -> None:
     assert np.array_equal(batch.is_first[:, 1:], row[:, 1:] % 7 == 0)
     assert np.array_equal(batch.is_last, row % 7 == 6)
     assert np.array_equal(batch.is_terminal, row % 14 == 6)
+
+
+@pytest.mark.parametrize(("storage", "num_envs"), [("memory", 3), ("disk", 1), ("disk", 3)])
+def test_batches_are_the_rows_one_by_one(storage: str, num_envs: int, tmp_path: Path) -> None:
+    """Whether copied in one call from one block, or sequence by sequence from mapped files; across
+    the ring's edge; and a batch stays what it was while others are drawn."""
+    replay = Replay(SPEC, ReplayConfig(30, storage=storage), num_envs, LATENT, directory=tmp_path)
+    add(replay, 30 // num_envs + 4)
+    batches = [replay.sample(5, 6, online=False) for _ in range(20)]
+    for batch in batches:
+        places = zip(batch.index.stream.tolist(), batch.index.start.tolist(), strict=True)
+        for b, (stream, start) in enumerate(places):
+            rows = replay.rows(int(stream), int(start), int(start) + 6)
+            for key, value in {**batch.obs, "action": batch.action}.items():
+                assert np.array_equal(value[b], rows[key])
+            assert np.array_equal(batch.reward[b], rows["reward"])
+            assert np.array_equal(batch.is_last[b], rows["is_last"])
+            before = int(start) - 1
+            if before in range(int(replay.counts[stream]) - 30 // num_envs, int(start)):
+                assert batch.context is not None
+                assert np.array_equal(batch.context.deter[b], latent_of(stream, before).deter)
+                assert np.array_equal(batch.context.stoch[b], latent_of(stream, before).stoch)
 
 
 def test_draws_are_uniform_over_every_start_of_uneven_streams() -> None:

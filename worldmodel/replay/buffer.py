@@ -179,19 +179,13 @@ class Replay:
         Raises ValueError where rows are not, or no longer, held.
         """
         held.check(self._ring, index)
-        places = list(zip(index.stream.tolist(), index.start.tolist(), strict=True))
-        tensors = {}
-        for name, field in self._ring.fields.items():
-            if name in INTERNAL:
-                continue
-            out = np.empty((len(places), index.length, *field.shape), field.dtype)
-            for b, (stream, start) in enumerate(places):
-                self._ring.read(name, stream, start, out[b])
-            tensors[name] = torch.from_numpy(out)
-        flags = tensors.pop("flags")
-        context, known = held.context(self._ring, self.latent, places)
-        is_first, is_last, is_terminal = ((flags & bit) != 0 for bit in FLAGS.values())
-        is_first[:, 0] |= ~torch.from_numpy(known)
+        names = [name for name in self._ring.fields if name not in INTERNAL]
+        tensors = self._ring.take(names, index.stream, index.start, index.length)
+        flags = tensors.pop("flags").numpy()
+        context, known = held.context(self._ring, self.latent, index)
+        first, is_last, is_terminal = ((flags & bit) != 0 for bit in FLAGS.values())
+        first[:, 0] |= ~known
+        is_first, is_last, is_terminal = map(torch.from_numpy, (first, is_last, is_terminal))
         obs = {key: tensors[f"obs.{key}"] for key in self.spec.obs}
         return Batch(
             obs,

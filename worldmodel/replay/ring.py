@@ -11,11 +11,13 @@ import mmap
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from worldmodel.replay import disk
 from worldmodel.replay.index import file_name
@@ -27,6 +29,8 @@ DATA_DIRTY, FLAGS_DIRTY = 1, 2  # a whole row; its flags or its stored latent on
 SAVED = 2
 # Without it Linux refuses private maps larger than memory, though few of their pages are used.
 NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+
+WORDS = [np.dtype(name) for name in ("int64", "int32", "int16", "uint8")]
 
 
 class Ring:
@@ -55,10 +59,8 @@ class Ring:
         self.floor = np.zeros(streams, np.int64)  # above 0 only after recovery from damage
         self.dirty = np.zeros((streams, 0 if self.frozen else rows), np.uint8)
         self._maps: list[mmap.mmap] = []
-        self.arrays = {
-            name: [self._allocate(name, field, n) for n in range(streams)]
-            for name, field in self.fields.items()
-        }
+        self._words: dict[str, Tensor] = {}  # fields that lie in one block, as `_words_of` has it
+        self.arrays = {name: self._allocate(name, field) for name, field in self.fields.items()}
 
     @property
     def row_bytes(self) -> int:
@@ -92,10 +94,31 @@ class Ring:
         """
         self._copy(name, stream, start, out)
         if not self.intact(stream, start, len(out)):
-            raise ValueError(
-                f"Rows {start} to {start + len(out) - 1} of stream {stream} were overwritten by "
-                "the run that records them. Open the replay again to see the newer rows."
-            )
+            raise _overwritten(stream, start, len(out))
+
+    def take(
+        self, names: Iterable[str], stream: np.ndarray, start: np.ndarray, length: int
+    ) -> dict[str, Tensor]:
+        """Copies [B, T, ...] of fields of the T rows from start [B] of stream [B].
+
+        Raises ValueError where another process has overwritten them in the mapped files.
+        """
+        copies, whole = self.copies(names, stream, start, length)
+        for b in np.flatnonzero(~whole)[:1]:
+            raise _overwritten(int(stream[b]), int(start[b]), length)
+        return copies
+
+    def copies(
+        self, names: Iterable[str], stream: np.ndarray, start: np.ndarray, length: int
+    ) -> tuple[dict[str, Tensor], np.ndarray]:
+        """What `take` returns, and whether no other process has overwritten those rows, [B]."""
+        rows = start[:, None] + np.arange(length)  # [B, T]
+        slots = torch.from_numpy((stream[:, None] * self.length + rows % self.rows).ravel())
+        copies = {name: self._gather(name, stream, start, slots) for name in names}
+        if not self.frozen or self.directory is None:
+            return copies, np.ones(len(stream), bool)
+        there = self._gather(ROW, stream, start, slots).numpy()  # after all copying
+        return copies, (there.reshape(rows.shape) == rows).all(1)
 
     def intact(self, stream: int, start: int, length: int) -> bool:
         """Whether no other process has overwritten rows in the mapped files until now: a writer
@@ -168,6 +191,20 @@ class Ring:
             for name, rows in values.items():
                 self.arrays[name][stream][slots] = rows
 
+    def _gather(self, name: str, stream: np.ndarray, start: np.ndarray, slots: Tensor) -> Tensor:
+        """Copies of one field, [B, T, ...]; slots [B * T]: where they lie in a block of all
+        streams."""
+        shape = (len(stream), len(slots) // max(1, len(stream)), *self.fields[name].shape)
+        out = _room(shape, self.fields[name].dtype)
+        if name in self._words:  # one call, on all of torch's threads
+            words = self._words[name]
+            to = torch.from_numpy(out.reshape(-1).view(words.numpy().dtype))
+            torch.index_select(words, 0, slots, out=to.view(-1, words.shape[1]))
+        else:
+            for b, (one, first) in enumerate(zip(stream.tolist(), start.tolist(), strict=True)):
+                self._copy(name, one, first, out[b])
+        return torch.from_numpy(out)
+
     def _copy(self, name: str, stream: int, start: int, out: np.ndarray) -> None:
         array, slot, length = self.arrays[name][stream], start % self.rows, len(out)
         head = min(length, self.rows - slot)
@@ -175,11 +212,25 @@ class Ring:
         if head < length:
             out[head:] = array[: length - head]
 
-    def _allocate(self, name: str, field: Field, stream: int) -> np.ndarray:
+    def _allocate(self, name: str, field: Field) -> list[np.ndarray]:
+        """Room for one field: a mapped array [length, ...] for each stream, or a part for each of
+        one block in memory, which can then be copied from in one call."""
         shape = (self.length, *field.shape)
-        if self.directory is None:
-            return np.zeros(shape, field.dtype)  # the system hands out pages when first touched
-        size = self.length * field.nbytes
+        if self.directory is None:  # the system hands out pages when first touched
+            block = np.zeros((self.streams, *shape), field.dtype)
+            self._words[name] = _words_of(block, field)
+            return list(block)
+        arrays = [
+            np.frombuffer(self._map(name, stream, self.length * field.nbytes), field.dtype)
+            for stream in range(self.streams)
+        ]
+        if len(arrays) == 1:
+            self._words[name] = _words_of(arrays[0], field)
+        return [array.reshape(shape) for array in arrays]
+
+    def _map(self, name: str, stream: int, size: int) -> mmap.mmap:
+        """The file of one field and stream, mapped copy-on-write."""
+        assert self.directory is not None
         self.directory.mkdir(parents=True, exist_ok=True)
         with disk.open_file(self.directory / file_name(name, stream), not self.frozen) as file:
             if not self.frozen and disk.size(file) < size:  # only ever longer
@@ -191,7 +242,7 @@ class Ring:
                 prot=mmap.PROT_READ | mmap.PROT_WRITE,
             )
         self._maps.append(area)
-        return np.frombuffer(area, field.dtype).reshape(shape)
+        return area
 
     def _check_room(self) -> None:
         steps = self.streams * self.length
@@ -214,6 +265,29 @@ class Ring:
                     f"Choose a smaller capacity (at most {free // self.row_bytes:,}) or another "
                     "directory."
                 )
+
+
+def _room(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array for a copy; where a GPU is in use, one that `Batch.to` need not wait for."""
+    if not torch.cuda.is_initialized():
+        return np.empty(shape, dtype)
+    # PyTorch keeps pinned memory, and hands it out again when all copies from it are done.
+    like = torch.from_numpy(np.empty(0, dtype)).dtype
+    return torch.empty(shape, dtype=like, pin_memory=True).numpy()
+
+
+def _words_of(array: np.ndarray, field: Field) -> Tensor:
+    """The same memory as rows [N, W] of the widest numbers that fit one: copying does not care
+    what they mean, and is quicker with few of them."""
+    word = next(w for w in WORDS if field.nbytes % w.itemsize == 0)
+    return torch.from_numpy(array.reshape(-1).view(word).reshape(-1, field.nbytes // word.itemsize))
+
+
+def _overwritten(stream: int, start: int, length: int) -> ValueError:
+    return ValueError(
+        f"Rows {start} to {start + length - 1} of stream {stream} were overwritten by "
+        "the run that records them. Open the replay again to see the newer rows."
+    )
 
 
 def _reserve(file: int, size: int) -> None:

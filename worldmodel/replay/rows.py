@@ -36,26 +36,18 @@ def check(ring: Ring, index: RowIndex) -> None:
 
 
 def context(
-    ring: Ring, latent: LatentSpec | None, places: list[tuple[int, int]]
+    ring: Ring, latent: LatentSpec | None, index: RowIndex
 ) -> tuple[LatentState | None, np.ndarray]:
-    """The states stored with the rows before (stream, start), [B, ...], and where there is one,
+    """The states stored with the rows before those of an index, [B, ...], and where there is one,
     bool [B]; zero elsewhere."""
-    known = np.zeros(len(places), bool)
     if latent is None:
-        return None, known
-    deter = np.zeros((len(places), latent.deter), np.float16)
-    stoch = np.zeros((len(places), latent.groups), latent.stoch_dtype)
-    oldest = ring.oldest.tolist()
-    for b, (stream, start) in enumerate(places):
-        before = start - 1
-        known[b] = (
-            before >= oldest[stream]
-            and ring.intact(stream, before, 1)
-            and ring.flag(stream, before) & LATENT
-        )
-        if known[b]:
-            ring.read("deter", stream, before, deter[b : b + 1])
-            ring.read("stoch", stream, before, stoch[b : b + 1])
+        return None, np.zeros(len(index.start), bool)
+    oldest = ring.oldest[index.stream]
+    before = np.maximum(index.start - 1, oldest)  # the first row itself, where none is before it
+    copies, whole = ring.copies(("flags", "deter", "stoch"), index.stream, before, 1)
+    flags, deter, stoch = (copy.numpy()[:, 0] for copy in copies.values())
+    known = (index.start > oldest) & whole & ((flags & LATENT) != 0)
+    deter[~known] = stoch[~known] = 0
     state = latent.unpack(deter, stoch)
     state.stoch[~torch.from_numpy(known)] = 0.0  # index 0 would decode to a one
     return state, known
@@ -67,17 +59,11 @@ def latents(ring: Ring, latent: LatentSpec, index: RowIndex) -> LatentState:
     Raises ValueError where rows are not held, or hold no state.
     """
     check(ring, index)
-    lead = (len(index.start), index.length)
-    flags = np.empty(lead, np.uint8)
-    deter = np.empty((*lead, latent.deter), np.float16)
-    stoch = np.empty((*lead, latent.groups), latent.stoch_dtype)
-    places = zip(index.stream.tolist(), index.start.tolist(), strict=True)
-    for b, (stream, start) in enumerate(places):
-        for name, out in (("flags", flags), ("deter", deter), ("stoch", stoch)):
-            ring.read(name, stream, start, out[b])
-    if not (flags & LATENT).all():
+    names = ("flags", "deter", "stoch")
+    copies = ring.take(names, index.stream, index.start, index.length)
+    if not ((copies["flags"] & LATENT) != 0).all():
         raise ValueError("Some of these rows have no stored state (see write_latents).")
-    return latent.unpack(deter, stoch)
+    return latent.unpack(copies["deter"].numpy(), copies["stoch"].numpy())
 
 
 def episodes(ring: Ring, complete: bool) -> list[tuple[int, int, int]]:
