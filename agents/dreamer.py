@@ -269,7 +269,8 @@ class Dreamer(nn.Module):
         # would learn nothing below.
         torch.clear_autocast_cache()
         critic = self.critic(feat)
-        value = critic.mean.detach()  # cut 3: the critic follows its targets, not they it
+        with torch.no_grad():  # cut 3: the critic follows its targets, not they it
+            value, slow = critic.mean, self.slow_critic(feat).mean
         returns = lambda_return(reward, cont, value, c.lam)  # [N, H]
         scale = self.return_scale.update(returns)
         policy = self.actor(feat[:, :-1], self.model.action_mask(feat[:, :-1]))
@@ -277,7 +278,6 @@ class Dreamer(nn.Module):
         # Cut 2: neither features nor advantage carry gradient.
         advantage = (returns - value[:, :-1]) / scale
         gain = policy.log_prob(actions[:, :-1]) * advantage + c.entropy * entropy
-        slow = self.slow_critic(feat).mean
         critic_loss = -critic_log_prob(critic, returns, slow, c.slow_scale)
         losses = {
             "actor": (1.0, -(weight * gain).mean()),
@@ -324,7 +324,9 @@ class Dreamer(nn.Module):
         c = self.config
         feat = output.states.feat
         critic = self.critic(feat)
-        bootstrap = critic.mean.detach().flatten().index_copy(0, rows, returns)
+        with torch.no_grad():  # cut 3, again
+            value, slow = critic.mean, self.slow_critic(feat).mean
+        bootstrap = value.flatten().index_copy(0, rows, returns)
         target = replay_return(
             self.model.recorded_reward(batch, output.states),
             batch.is_last,
@@ -333,7 +335,6 @@ class Dreamer(nn.Module):
             self.model.discount,
             c.lam,
         )
-        slow = self.slow_critic(feat.detach()).mean
         loss = -critic_log_prob(critic, target, slow, c.slow_scale)
         return ((~batch.is_last[:, :-1]).float() * loss).mean()
 
@@ -374,6 +375,6 @@ def networks(spec: EnvSpec, config: DreamerConfig) -> tuple[WorldModel, Policy, 
 def critic_log_prob(dist: Any, target: Tensor, slow: Tensor, slow_scale: float) -> Tensor:
     """Log likelihood [N, H] of the returns and of the slow critic's own predictions, under the
     first H of the critic's H + 1 distributions. The last state has no return to learn from."""
-    padded = torch.cat([target, torch.zeros_like(target[:, -1:])], 1).detach()
-    both = dist.log_prob(padded) + slow_scale * dist.log_prob(slow.detach())
-    return both[:, :-1]
+    padded = torch.cat([target, torch.zeros_like(target[:, -1:])], 1)
+    both = dist.log_probs(torch.stack([padded, slow]).detach())
+    return (both[0] + slow_scale * both[1])[:, :-1]

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from worldmodel import fused
+
 
 def symlog(x: Tensor) -> Tensor:
     """sign(x) * log(1 + |x|)."""
@@ -165,12 +167,8 @@ class TwoHot:
 
     @property
     def mean(self) -> Tensor:
-        """[...]; summed in symmetric pairs, so that equal logits give exactly 0."""
-        probs = torch.softmax(self.logits, -1)
-        middle = self.bins.shape[0] // 2
-        high = probs[..., middle + 1 :]
-        low = probs[..., :middle].flip(-1)
-        return ((high - low) * self.bins[middle + 1 :]).sum(-1)
+        """[...]; equal logits give exactly 0."""
+        return fused.two_hot_mean(self.logits, self.bins)
 
     def mode(self) -> Tensor:
         """The mean [...]: what a head predicts."""
@@ -178,15 +176,16 @@ class TwoHot:
 
     def log_prob(self, target: Tensor) -> Tensor:
         """Negative cross-entropy [...] to the two-hot encoding of target [...]."""
-        target = target.float().unsqueeze(-1).contiguous()
+        return self.log_probs(target.unsqueeze(0)).squeeze(0)
+
+    def log_probs(self, targets: Tensor) -> Tensor:
+        """The same [R, ...] for R targets [R, ...] of each distribution, at the cost of one."""
+        target = targets.float().contiguous()
         last = self.bins.shape[0] - 1
         above = torch.searchsorted(self.bins, target, right=True).clamp_(1, last)
         low, high = self.bins[above - 1], self.bins[above]
         weight = ((target - low) / (high - low)).clamp_(0.0, 1.0)  # of the bin above
-        at_low = self.logits.gather(-1, above - 1)
-        at_high = self.logits.gather(-1, above)
-        chosen = at_low + weight * (at_high - at_low)
-        return chosen.squeeze(-1) - torch.logsumexp(self.logits, -1)
+        return fused.two_hot_log_prob(self.logits, above, weight)
 
 
 class Bernoulli:

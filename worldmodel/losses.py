@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from worldmodel import fused
 
-def image_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Squared error [B, T] summed over pixels and channels, no half.
 
-    prediction: [B, T, H, W, C] in [0, 1]; target: uint8 [B, T, H, W, C].
+def image_loss(x: Tensor, blocks: int, centre: Tensor, target: Tensor) -> Tensor:
+    """Squared error [N, C] of images sigmoid(x + centre), summed over pixels, no half.
+
+    x: [N, h, w, s * s * C] in blocks of s x s pixels (see `fused.unblock`; s = 1: [N, H, W, C]);
+    centre: [H, W, C], without gradient; target: uint8 [N, H, W, C].
     """
-    if prediction.shape != target.shape:
+    n, h, w, c = x.shape
+    shape = (n, h * blocks, w * blocks, c // blocks**2)
+    if shape != target.shape or shape[1:] != centre.shape:
         raise ValueError(
-            f"image_loss: prediction {tuple(prediction.shape)} and target "
+            f"image_loss: images {shape}, centre {tuple(centre.shape)} and target "
             f"{tuple(target.shape)} must have one shape."
         )
-    return (prediction.float() - target.float() / 255.0).square().flatten(2).sum(-1)
+    return fused.image_loss(x, centre, target, blocks)

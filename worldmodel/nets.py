@@ -10,9 +10,10 @@ import itertools
 import math
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from worldmodel import fused
 
 # Standard deviation of a unit normal cut at two deviations is 0.8796 = 1 / 1.1368.
 _TRUNC_CORRECTION = 1.1368
@@ -78,8 +79,7 @@ class RMSNorm(nn.Module):
         self.scale = nn.Parameter(torch.ones(features))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.rms_norm(x.float(), (x.shape[-1],), self.scale.float(), self.eps)
-        return y.to(x.dtype)
+        return fused.rms_norm(x, self.scale, self.eps)
 
 
 class NormSiLU(nn.Module):
@@ -90,7 +90,7 @@ class NormSiLU(nn.Module):
         self.norm = RMSNorm(features)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.silu(self.norm(x))
+        return fused.norm_silu(x, self.norm.scale, self.norm.eps)
 
 
 class MLP(nn.Sequential):
@@ -123,6 +123,8 @@ class Conv2d(nn.Conv2d):
 class UpConv2d(nn.ConvTranspose2d):
     """Transposed convolution that doubles the size (kernel 4, stride 2)."""
 
+    blocks = 1  # of pixels in the result of `in_blocks`
+
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__(channels_in, channels_out, 4, 2, padding=1)
 
@@ -132,6 +134,49 @@ class UpConv2d(nn.ConvTranspose2d):
         assert self.bias is not None
         nn.init.zeros_(self.bias)
 
+    def in_blocks(self, x: Tensor) -> Tensor:
+        """[N, cin, h, w] -> [N, 2 h, 2 w, cout]: every pixel a block of its own."""
+        out: Tensor = self(x)
+        return out.permute(0, 2, 3, 1)
+
+
+class UpsampleConv2d(Conv2d):
+    """Every pixel repeated 2 x 2 times, then a convolution of odd width k.
+
+    Computed without the repetition: of k neighbours of a fine pixel, those that repeat one coarse
+    pixel share a product with the sum of their weights. So each of the four fine pixels of a coarse
+    one is a small convolution of the coarse image, and all four are one with four times the
+    channels: for k = 5 of width 3, with 36 products instead of 100.
+
+        fine     ...  2i-2  2i-1 | 2i    2i+1 | 2i+2  2i+3 ...
+        coarse   ...     i-1     |     i      |     i+1    ...
+        at 2i          w0 + w1      w2 + w3       w4
+        at 2i+1          w0         w1 + w2     w3 + w4
+    """
+
+    blocks = 2
+    sums: Tensor
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: int) -> None:
+        super().__init__(channels_in, channels_out, kernel)
+        reach = kernel // 2
+        self.reach = (reach + 1) // 2  # in coarse pixels
+        sums = torch.zeros(2, 2 * self.reach + 1, kernel)  # which weights meet a coarse pixel
+        for fine in range(2):
+            for tap in range(kernel):
+                sums[fine, (fine + tap - reach) // 2 + self.reach, tap] = 1.0
+        self.register_buffer("sums", sums, persistent=False)
+
+    def in_blocks(self, x: Tensor) -> Tensor:
+        """[N, cin, h, w] -> [N, h, w, 2 * 2 * cout], see `fused.unblock`."""
+        weight = torch.einsum("axt, byu, octu -> abocxy", self.sums, self.sums, self.weight)
+        assert self.bias is not None
+        y = F.conv2d(x, weight.flatten(0, 2), self.bias.repeat(4), padding=self.reach)
+        return y.permute(0, 2, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fused.unblock(self.in_blocks(x), 2).permute(0, 3, 1, 2)
+
 
 class Unpatch(nn.Module):
     """[N, cin, h, w] -> [N, cout, k h, k w]: each place becomes a patch of k x k pixels of its
@@ -140,13 +185,16 @@ class Unpatch(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int, k: int) -> None:
         super().__init__()
-        self.k = k
+        self.blocks = k
         self.out = Linear(channels_in, k * k * channels_out)
 
+    def in_blocks(self, x: Tensor) -> Tensor:
+        """[N, cin, h, w] -> [N, h, w, k * k * cout], see `fused.unblock`."""
+        out: Tensor = self.out(x.permute(0, 2, 3, 1))
+        return out
+
     def forward(self, x: Tensor) -> Tensor:
-        y = self.out(x.permute(0, 2, 3, 1))  # [N, h, w, k k cout]
-        y = rearrange(y, "n h w (i j c) -> n (h i) (w j) c", i=self.k, j=self.k)
-        return y.permute(0, 3, 1, 2)  # channels-last memory
+        return fused.unblock(self.in_blocks(x), self.blocks).permute(0, 3, 1, 2)  # channels-last
 
 
 class ChannelNormSiLU(nn.Module):
@@ -158,6 +206,32 @@ class ChannelNormSiLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """The same of the largest of each 2 x 2 pixels: [N, C, h, w] -> [N, C, h / 2, w / 2]."""
+        norm = self.norm.norm
+        y = fused.pool_norm_silu(x.permute(0, 2, 3, 1), norm.scale, norm.eps)
+        return y.permute(0, 3, 1, 2)
+
+    def unblocked(self, x: Tensor, blocks: int) -> Tensor:
+        """The same of pixels in blocks: [N, h, w, s * s * C] -> [N, C, h s, w s]."""
+        norm = self.norm.norm
+        return fused.norm_silu(x, norm.scale, norm.eps, blocks).permute(0, 3, 1, 2)
+
+
+class PoolStage(nn.Sequential):
+    """Convolution, max-pool of 2 x 2 pixels, norm, SiLU; the last three in one pass."""
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: int) -> None:
+        super().__init__(
+            Conv2d(channels_in, channels_out, kernel),
+            nn.MaxPool2d(2),
+            ChannelNormSiLU(channels_out),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, _, norm = self
+        return norm.pooled(conv(x))  # type: ignore[operator]
 
 
 class EMACopy(nn.Module):

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from worldmodel import fused
 from worldmodel.distributions import FactoredOneHot, Point, symlog
+from worldmodel.losses import image_loss
 from worldmodel.nets import (
     MLP,
     BlockLinear,
@@ -17,8 +19,10 @@ from worldmodel.nets import (
     Conv2d,
     Linear,
     NormSiLU,
+    PoolStage,
     Unpatch,
     UpConv2d,
+    UpsampleConv2d,
 )
 from worldmodel.ranks import Ranks
 from worldmodel.types import MASK_KEY, EnvSpec, LatentState
@@ -53,14 +57,14 @@ def factors(convolution: str, stages: int) -> list[int]:
 def _down(convolution: str, factor: int, cin: int, cout: int, kernel: int) -> nn.Sequential:
     """Make the size `factor` times smaller: conv, (max-pool,) norm, SiLU."""
     if convolution == "pool":
-        return nn.Sequential(Conv2d(cin, cout, kernel), nn.MaxPool2d(2), ChannelNormSiLU(cout))
+        return PoolStage(cin, cout, kernel)
     return nn.Sequential(Conv2d(cin, cout, 4, stride=factor), ChannelNormSiLU(cout))
 
 
 def _up(convolution: str, factor: int, cin: int, cout: int, kernel: int) -> nn.Sequential:
     """Make the size `factor` times larger."""
     if convolution == "pool":
-        return nn.Sequential(nn.UpsamplingNearest2d(scale_factor=2), Conv2d(cin, cout, kernel))
+        return nn.Sequential(nn.Identity(), UpsampleConv2d(cin, cout, kernel))
     return nn.Sequential(UpConv2d(cin, cout) if factor == 2 else Unpatch(cin, cout, factor))
 
 
@@ -146,7 +150,7 @@ class Encoder(nn.Module):
         if self.images:
             images = torch.cat([obs[k] for k in self.images], -1)
             lead = images.shape[:-3]
-            x = images.flatten(0, -4).float() / 255.0 - self.centre.mean
+            x = fused.image_input(images.flatten(0, -4), self.centre.mean)
             # [N, C, H, W] in channels-last memory, and back to [N, h, w, c]
             x = self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
             out.append(x.reshape(*lead, -1))
@@ -211,20 +215,38 @@ class Decoder(nn.Module):
         """Images [..., H, W, C] in [0, 1] by key."""
         if not self.images:
             return {}
-        lead = state.deter.shape[:-1]
+        x, blocks, centre = self._image_blocks(state)
+        x = torch.sigmoid(fused.unblock(x, blocks).float() + centre)
+        x = x.reshape(*state.deter.shape[:-1], *x.shape[1:])
+        return dict(zip(self.images, x.split(self.channels, -1), strict=True))
+
+    def image_losses(self, state: LatentState, obs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Squared errors [B, T] of the decoded images, summed over pixels and channels, by key."""
+        if not self.images:
+            return {}
+        target = torch.cat([obs[k] for k in self.images], -1).flatten(0, -4)
+        loss = image_loss(*self._image_blocks(state), target)  # [N, C]
+        loss = loss.reshape(*state.deter.shape[:-1], -1)
+        return {
+            key: part.sum(-1)
+            for key, part in zip(self.images, loss.split(self.channels, -1), strict=True)
+        }
+
+    def _image_blocks(self, state: LatentState) -> tuple[Tensor, int, Tensor]:
+        """What the last stage gives [N, h, w, s * s * C] for all images side by side, s, and what
+        is added to it before the sigmoid [H, W, C]."""
         h, w, c = self.smallest
         deter = state.deter.reshape(-1, self.blocks, state.deter.shape[-1] // self.blocks)
         a = self.from_deter(deter).view(-1, self.blocks, h, w, c // self.blocks)
         a = a.permute(0, 2, 3, 1, 4).reshape(-1, h, w, c)
         b = self.from_stoch(state.stoch.flatten(0, -3).flatten(1)).view(-1, h, w, c)
         x = self.smallest_norm(a + b).permute(0, 3, 1, 2)  # [N, c, h, w], channels-last memory
-        for up, norm in zip(self.conv, self.norms, strict=False):
-            x = norm(up(x))
+        *ups, last = (stage[-1] for stage in self.conv)  # type: ignore[index]
+        for up, norm in zip(ups, self.norms, strict=True):
+            x = norm.unblocked(up.in_blocks(x), up.blocks)  # type: ignore[operator]
         centre = self._centre[0]
         assert centre is not None
-        x = torch.sigmoid(self.conv[-1](x).float().permute(0, 2, 3, 1) + centre.logit)
-        x = x.reshape(*lead, *x.shape[1:])
-        return dict(zip(self.images, x.split(self.channels, -1), strict=True))
+        return last.in_blocks(x), last.blocks, centre.logit
 
     def decode_vectors(self, state: LatentState) -> dict[str, Point | FactoredOneHot]:
         """Distributions of the vector and discrete keys."""

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from worldmodel.config import ConfigError, check_ranges
 from worldmodel.distributions import Normal
-from worldmodel.losses import image_loss
 from worldmodel.models.ensemble import Ensemble, EnsembleConfig
 from worldmodel.rssm.codec import Decoder, Encoder
 from worldmodel.rssm.core import RSSM
@@ -315,8 +314,7 @@ class WorldModel(nn.Module):
             # Makes the posterior predictable, without moving the prior.
             "rep": self.core.kl(posterior, prior.detach()).clamp_min(free),
         }
-        for key, image in self.decoder.decode_images(states).items():
-            losses[key] = image_loss(image, batch.obs[key])
+        losses |= self.decoder.image_losses(states, batch.obs)
         for key, dist in self.decoder.decode_vectors(states).items():
             losses[key] = -dist.log_prob(batch.obs[key])
         feat = states.feat
