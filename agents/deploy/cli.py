@@ -115,7 +115,7 @@ def _deploy(asked: DeployCommand, say: Callable[[str], None]) -> int:
     )  # fmt: skip
     with runtime:
         runtime.start()
-        trial = guarded(runtime, world, asked.episodes, asked.seed, asked.pace)
+        trial = guarded(runtime, world, asked.episodes, asked.seed, asked.pace, say)
         table = runtime.tally.table()
     summary = runtime.summary()
     source = sources.Source(asked.run, guard=False, graph=asked.graph, expected=asked.expected)

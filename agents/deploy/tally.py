@@ -54,6 +54,15 @@ class Tally:
             **percentiles(self.latencies()),
         }
 
+    def line(self) -> str:
+        """Where it stands, for people who watch."""
+        acted = sum(self.sources.values()) or 1
+        words = [f"policy {100 * self.sources[POLICY] / acted:.1f}%"]
+        words += [f"{name} {count:,}" for name, count in self.reasons.most_common()]
+        numbers = percentiles(self.latencies())
+        times = f"{numbers['p50']:.2f} ms (p99 {numbers['p99']:.2f})" if numbers else "no tick yet"
+        return f"{self.ticks:,} ticks: {', '.join(words)}; {times}; {self.missed:,} missed"
+
     def table(self) -> str:
         """The same for people."""
         numbers = self.summary()

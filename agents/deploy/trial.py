@@ -59,8 +59,16 @@ class Trial:
         return [delay for delay in self.delays if delay is not None]
 
 
-def guarded(runtime: Runtime, world: World, episodes: int, seed: int, pace: bool) -> Trial:
-    """Whole episodes under a runtime that was started; pace: at its period, else back to back."""
+def guarded(
+    runtime: Runtime,
+    world: World,
+    episodes: int,
+    seed: int,
+    pace: bool,
+    say: Callable[[str], None] = lambda text: None,
+) -> Trial:
+    """Whole episodes under a runtime that was started; pace: at its period, else back to back.
+    say: takes a line after each of them."""
     trial, rest = Trial(), Rest()
     clock, period = runtime.clock, runtime.config.period_ms / 1e3
     env = world.make(seed)
@@ -93,6 +101,7 @@ def guarded(runtime: Runtime, world: World, episodes: int, seed: int, pace: bool
                 trial.delays += [noticed] if world.name else []
                 trial.alarms += early
                 trial.ticks += tick
+                say(f"episode {len(trial.returns)}: return {total:.1f}; {runtime.tally.line()}")
     finally:
         env.close()
     return trial

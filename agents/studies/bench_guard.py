@@ -23,8 +23,6 @@ from agents.deploy.trial import World, alone, fallback_alone, guarded
 from worldmodel import accelerate, config
 from worldmodel.envs.shifts import LEVELS, SHIFTS
 
-PATIENT = {"period_ms": 10_000.0, "soft_ms": 8_000.0, "hard_ms": 9_000.0}
-
 
 @dataclass
 class Settings:
@@ -56,7 +54,9 @@ def measure(settings: Settings) -> Iterator[Mapping[str, Any]]:
     """One figure for each shift and strength; then how many episodes ended too low."""
     accelerate.set_threads(settings.threads)
     shorts: list[float] = []
-    deploy = replace(settings.deploy, **PATIENT, max_age_ms=None, log=None)
+    deploy = replace(
+        settings.deploy, period_ms=10_000, soft_ms=8_000, hard_ms=9_000, max_age_ms=None, log=None
+    )
     env = sources.env_of(settings.run)
     engine, spec = sources.Source(settings.run, guard=False).engine()
     for name in settings.shifts:

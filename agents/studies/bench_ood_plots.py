@@ -76,7 +76,7 @@ def draw_time(study: Study, rows: Sequence[Mapping[str, Any]], level: str) -> Pa
         curves = []
         for label, scores in (("ordinary", study.ordinary), (name, study.found[name, level])):
             value = scores[0][:, 0]
-            curves.append(Curve(label, np.arange(len(value)), np.maximum(value, 1e-2)))
+            curves.append(Curve(label, np.arange(len(value)), value))
         plots.draw(axis, curves, f"{name}, {level}", "tick", "score, in thresholds")
         axis.axhline(1.0, color="#000000", linewidth=1, linestyle="--")
         axis.axvline(study.settings.onset, color="#777777", linewidth=1, linestyle=":")
@@ -84,7 +84,7 @@ def draw_time(study: Study, rows: Sequence[Mapping[str, Any]], level: str) -> Pa
         if len(above):
             tick = study.settings.onset + int(above[0])
             axis.plot([tick], [curves[1].y[tick]], "v", color="#000000", markersize=7)
-        axis.set_yscale("log")
+        axis.set_yscale("symlog", linthresh=1.0)  # linear up to the threshold
     plots.caption(made, "dashed: threshold; dotted: onset of the shift; triangle: the alarm")
     return plots.save(made, study.folder / "time.png")
 
@@ -104,7 +104,7 @@ def draw_bars(study: Study, rows: Sequence[Mapping[str, Any]]) -> Path:
     axes[0][0].set_xticks(np.arange(len(names)), names, rotation=40, ha="right")
     axes[0][0].set(ylabel="AUROC per episode", ylim=(0, 1.02))
     axes[0][0].set_title("mean over the strengths")
-    axes[0][0].legend(loc="lower right", frameon=True)
+    axes[0][0].legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, frameon=False)
     return plots.save(made, study.folder / "auroc.png")
 
 

@@ -46,6 +46,7 @@ def test_deploy_plays_tells_and_logs(run: Path, tmp_path: Path) -> None:
                   "return, guarded", "return, policy alone", "return, fallback alone"):  # fmt: skip
         assert words in said
     summary = json.loads((to / "summary.json").read_text())
+    assert f"episode 2: return {LENGTH * (LENGTH + 1) / 2:.1f}; {2 * (LENGTH + 1)} ticks: " in said
     assert summary["ticks"] == 2 * (LENGTH + 1)  # an action for each row, the last one's included
     assert summary["trials"]["guarded"]["returns"] == [LENGTH * (LENGTH + 1) / 2] * 2
     assert summary["trials"]["guarded"]["delays"] == [None, None]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from agents.base import Policy
 from agents.deploy.engine import AgentEngine
+from agents.deploy.export import graphs
 from agents.deploy.export.engine import ExportEngine
 from agents.deploy.export.manifest import Export, seal
 from agents.deploy.export.write import ExportOptions, export_agent
@@ -288,6 +289,30 @@ def test_nothing_but_an_export_is_written_over(tmp_path: Path) -> None:
         export_agent(whole, tmp_path / "new", ExportOptions())
     with pytest.raises(ConfigError, match="Did you mean 'int8'"):
         ExportOptions(smaller=["int4", "int"])
+
+
+class Twice(nn.Module):
+    """Uses one weight for two products, as a detector that asks the world model again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first: Tensor = self.layer(torch.relu(self.layer(x)))
+        again: Tensor = self.layer(first.unsqueeze(1).expand(-1, 3, -1))
+        return first + again.sum(1)
+
+
+def test_eight_bit_weights_may_be_shared(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, x = Twice().eval(), torch.randn(5, 8)
+    plain = graphs.to_onnx(torch.export.export(module, (x,)), ["x"], ["y"])
+    small = graphs.session(graphs.to_int8(plain, tmp_path))
+    with torch.no_grad():
+        wanted = module(x).numpy()
+    (found,) = small.run(None, {"x": x.numpy()})
+    assert 0 < np.abs(found - wanted).max() < 0.1 * np.abs(wanted).max()
 
 
 def test_an_uncalibrated_detector_is_an_error() -> None:
