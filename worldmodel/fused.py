@@ -40,7 +40,7 @@ def _learns(*tensors: Tensor) -> bool:
 
 
 @cache
-def _kernels() -> Any:
+def loops() -> Any:
     from worldmodel import kernels  # numba takes a while to load
 
     return kernels
@@ -51,7 +51,7 @@ def _workers(process: int, threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "kernel")  # of this process: a fork inherits no threads
 
 
-def _parts(count: int, numbers: int) -> list[tuple[int, int]]:
+def ranges(count: int, numbers: int) -> list[tuple[int, int]]:
     """[0, count) in as many ranges as torch has threads; in one where there is little to do."""
     threads = min(torch.get_num_threads(), count) if numbers > ALONE else 1
     if threads == 1:
@@ -60,7 +60,7 @@ def _parts(count: int, numbers: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(edges))
 
 
-def _share(
+def share(
     kernel: Any, parts: list[tuple[int, int]], *args: Any, own: Sequence[np.ndarray] = ()
 ) -> None:
     """kernel(first, last, *args, *own) for every part, side by side; `own` has a row for each."""
@@ -78,7 +78,7 @@ def _share(
         kernel(*parts[0], *args, *(array[0] for array in own))
 
 
-def _array(x: Tensor) -> np.ndarray:
+def array_of(x: Tensor) -> np.ndarray:
     return x.detach().numpy()
 
 
@@ -116,10 +116,10 @@ def _norm_silu(x: Tensor, scale: Tensor, eps: float, s: int) -> tuple[Tensor, An
         n, h, w, _ = shape
         shape = torch.Size((n, h * s, w * s, c))
     out = x.new_empty(shape)
-    parts = _parts(x.numel() // (c * w * s * s), x.numel())
+    parts = ranges(x.numel() // (c * w * s * s), x.numel())
     rest = np.float32(eps), w, s
-    rows, result = _array(x).reshape(-1, c), out.numpy().reshape(-1, c)
-    _share(_kernels().norm_silu, parts, rows, _array(scale), *rest, result)
+    rows, result = array_of(x).reshape(-1, c), out.numpy().reshape(-1, c)
+    share(loops().norm_silu, parts, rows, array_of(scale), *rest, result)
     return out, (parts, rest)
 
 
@@ -140,9 +140,9 @@ class _NormSiLU(torch.autograd.Function):
         parts, rest = ctx.rest
         c = scale.shape[0]
         dx, sums = torch.empty_like(x), np.zeros((len(parts), c), np.float32)
-        above, rows, below = (_array(t).reshape(-1, c) for t in (grad.contiguous(), x, dx))
-        kernel = _kernels().norm_silu_back
-        _share(kernel, parts, above, rows, _array(scale), *rest, below, own=(sums,))
+        above, rows, below = (array_of(t).reshape(-1, c) for t in (grad.contiguous(), x, dx))
+        kernel = loops().norm_silu_back
+        share(kernel, parts, above, rows, array_of(scale), *rest, below, own=(sums,))
         return dx, torch.from_numpy(sums.sum(0)), None, None
 
 
@@ -164,9 +164,9 @@ class _PoolNormSiLU(torch.autograd.Function):
         x = x.contiguous()
         n, h, w, c = x.shape
         out = x.new_empty(n, h // 2, w // 2, c)
-        rows, result = _array(x).reshape(-1, c), out.numpy().reshape(-1, c)
-        parts, floor = _parts(n * h // 2, x.numel()), np.float32(eps)
-        _share(_kernels().pool_norm_silu, parts, rows, _array(scale), floor, w // 2, result)
+        rows, result = array_of(x).reshape(-1, c), out.numpy().reshape(-1, c)
+        parts, floor = ranges(n * h // 2, x.numel()), np.float32(eps)
+        share(loops().pool_norm_silu, parts, rows, array_of(scale), floor, w // 2, result)
         ctx.save_for_backward(x, scale)
         ctx.rest = floor, w // 2, parts
         return out
@@ -178,9 +178,9 @@ class _PoolNormSiLU(torch.autograd.Function):
         floor, w, parts = ctx.rest
         c = scale.shape[0]
         dx, sums = torch.empty_like(x), np.zeros((len(parts), c), np.float32)
-        above, rows, below = (_array(t).reshape(-1, c) for t in (grad.contiguous(), x, dx))
-        kernel = _kernels().pool_norm_silu_back
-        _share(kernel, parts, above, rows, _array(scale), floor, w, below, own=(sums,))
+        above, rows, below = (array_of(t).reshape(-1, c) for t in (grad.contiguous(), x, dx))
+        kernel = loops().pool_norm_silu_back
+        share(kernel, parts, above, rows, array_of(scale), floor, w, below, own=(sums,))
         return dx, torch.from_numpy(sums.sum(0)), None
 
 
@@ -193,8 +193,8 @@ def image_input(images: Tensor, mean: Tensor) -> Tensor:
         return images.float() / 255.0 - mean
     out = mean.new_empty(images.shape)
     rows = images.contiguous().numpy().reshape(len(images), -1)
-    result, centre = out.numpy().reshape(rows.shape), _array(mean).reshape(-1)
-    _share(_kernels().image_input, _parts(len(rows), rows.size), rows, centre, result)
+    result, centre = out.numpy().reshape(rows.shape), array_of(mean).reshape(-1)
+    share(loops().image_input, ranges(len(rows), rows.size), rows, centre, result)
     return out
 
 
@@ -217,12 +217,12 @@ class _ImageLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, centre: Tensor, target: Tensor, s: int) -> Tensor:
         x, centre, target = x.contiguous(), centre.contiguous(), target.contiguous()
-        parts = _parts(len(x), x.numel())
+        parts = ranges(len(x), x.numel())
         blocks, mean, images = _image_arrays(x, centre, target, s)
         sums = np.empty((len(x), mean.shape[1]), np.float32)
         rows = np.empty((len(parts), mean.shape[1]), np.float32)
         args = blocks, mean, images, x.shape[1], s, sums
-        _share(_kernels().image_loss, parts, *args, own=(rows,))
+        share(loops().image_loss, parts, *args, own=(rows,))
         ctx.save_for_backward(x, centre, target)
         ctx.rest = s, parts
         return torch.from_numpy(sums).view(len(x), *centre.shape[1:]).sum(1)
@@ -238,15 +238,15 @@ class _ImageLoss(torch.autograd.Function):
         wide = grad.unsqueeze(1).expand(-1, *centre.shape[1:]).reshape(len(x), -1).numpy()
         rows = np.empty((len(parts), mean.shape[1]), np.float32)
         args = wide, blocks, mean, images, x.shape[1], s, below
-        _share(_kernels().image_loss_back, parts, *args, own=(rows,))
+        share(loops().image_loss_back, parts, *args, own=(rows,))
         return dx, None, None, None
 
 
 def _image_arrays(x: Tensor, centre: Tensor, target: Tensor, s: int) -> tuple[np.ndarray, ...]:
     n, h, w, blocks = x.shape
     return (
-        _array(x).reshape(n * h * w, s, blocks // s),
-        _array(centre).reshape(len(centre), -1),
+        array_of(x).reshape(n * h * w, s, blocks // s),
+        array_of(centre).reshape(len(centre), -1),
         target.numpy().reshape(n, len(centre), -1),
     )
 
@@ -259,10 +259,10 @@ def two_hot_mean(logits: Tensor, bins: Tensor) -> Tensor:
     summed in symmetric pairs, so that equal logits give exactly 0."""
     if in_loops(logits, bins) and not _learns(logits):
         out = logits.new_empty(logits.shape[:-1])
-        rows, result = _array(logits.contiguous()).reshape(-1, len(bins)), out.numpy().reshape(-1)
-        parts = _parts(len(rows), rows.size)
+        rows, result = array_of(logits.contiguous()).reshape(-1, len(bins)), out.numpy().reshape(-1)
+        parts = ranges(len(rows), rows.size)
         own = (np.empty((len(parts), len(bins)), np.float32),)
-        _share(_kernels().two_hot_mean, parts, rows, bins.numpy(), result, own=own)
+        share(loops().two_hot_mean, parts, rows, bins.numpy(), result, own=own)
         return out
     probs = torch.softmax(logits, -1)
     middle = bins.shape[0] // 2
@@ -290,11 +290,11 @@ class _TwoHotLogProb(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, above: Tensor, weight: Tensor) -> Tensor:
         logits, above, weight = logits.contiguous(), above.contiguous(), weight.contiguous()
         out, norm = torch.empty_like(weight), logits.new_empty(logits.shape[:-1])
-        rows = _array(logits).reshape(-1, logits.shape[-1])
+        rows = array_of(logits).reshape(-1, logits.shape[-1])
         bins, shares = above.numpy().reshape(len(above), -1), weight.numpy().reshape(len(above), -1)
         result, norms = out.numpy().reshape(len(above), -1), norm.numpy().reshape(-1)
-        parts = _parts(len(rows), rows.size)
-        _share(_kernels().two_hot_log_prob, parts, rows, bins, shares, norms, result)
+        parts = ranges(len(rows), rows.size)
+        share(loops().two_hot_log_prob, parts, rows, bins, shares, norms, result)
         ctx.save_for_backward(logits, above, weight, norm)
         ctx.parts = parts
         return out
@@ -304,10 +304,10 @@ class _TwoHotLogProb(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         logits, above, weight, norm = ctx.saved_tensors
         dx = torch.empty_like(logits)
-        rows, below = (_array(t).reshape(-1, logits.shape[-1]) for t in (logits, dx))
+        rows, below = (array_of(t).reshape(-1, logits.shape[-1]) for t in (logits, dx))
         bins, shares, grads = (
             t.contiguous().numpy().reshape(len(above), -1) for t in (above, weight, grad)
         )
         args = grads, rows, bins, shares, norm.numpy().reshape(-1), below
-        _share(_kernels().two_hot_log_prob_back, ctx.parts, *args)
+        share(loops().two_hot_log_prob_back, ctx.parts, *args)
         return dx, None, None

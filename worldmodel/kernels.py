@@ -17,7 +17,9 @@ Where rows are pixels, `blocks` says how they lie. An image of h x w blocks of s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
@@ -29,16 +31,42 @@ f32 = np.float32
 _MATHS = {"contract", "reassoc", "nsz"}
 
 
-def compiled(function: F) -> F:
-    """The function in machine code, kept on disk where a folder can be written, without the
-    interpreter's lock."""
-    options: dict[str, Any] = {"nogil": True, "fastmath": _MATHS, "error_model": "numpy"}
-    njit: Any = numba.njit
+def machine_code(function: F, state: str, **options: Any) -> F:
+    """numba.njit(function, **options), kept on disk so that the next process starts at once.
+
+    The code lies in NUMBA_CACHE_DIR where that is set, else beside the source, else in the user's
+    cache folder; where none of them can be written it is compiled anew in each process. numba alone
+    would not notice a change in another file that the function calls, hence a folder for each
+    `state` of such sources (see `state_of`).
+    """
+    settings, njit = cast(Any, numba.config), cast(Any, numba.njit)
+    before = settings.CACHE_DIR
+    place = Path(before or Path(function.__code__.co_filename).parent / "__pycache__")
+    settings.CACHE_DIR = str(place / f"numba-{state}")
     try:
-        made: Any = njit(function, cache=True, **options)
-    except RuntimeError:  # "cannot cache function"
+        made = njit(function, cache=True, **options)
+    except RuntimeError:  # "cannot cache function": no folder can be written
         made = njit(function, **options)
+    finally:
+        settings.CACHE_DIR = before
     return cast(F, made)
+
+
+def state_of(sources: Iterable[Path]) -> str:
+    """A short name for what these files say."""
+    digest = hashlib.sha256()
+    for path in sources:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+_STATE = state_of([Path(__file__)])
+
+
+def compiled(function: F) -> F:
+    """The kernel in machine code, without the interpreter's lock."""
+    options = {"nogil": True, "fastmath": _MATHS, "error_model": "numpy"}
+    return machine_code(function, _STATE, **options)
 
 
 def expanded(function: F) -> F:
@@ -48,7 +76,7 @@ def expanded(function: F) -> F:
 
 
 @expanded
-def _exp(x):  # type: ignore[no-untyped-def]
+def exp(x):  # type: ignore[no-untyped-def]
     """e^x within 4e-7 of itself, for x in [-87, 87]; a loop over it uses whole vectors."""
     # Written so that a NaN, of which every comparison is false, stays.
     x = f32(-87.0) if x < f32(-87.0) else x
@@ -66,8 +94,13 @@ def _exp(x):  # type: ignore[no-untyped-def]
 
 
 @expanded
-def _sigmoid(x):  # type: ignore[no-untyped-def]
-    return f32(1.0) / (f32(1.0) + _exp(-x))
+def sigmoid(x):  # type: ignore[no-untyped-def]
+    return f32(1.0) / (f32(1.0) + exp(-x))
+
+
+@expanded
+def tanh(x):  # type: ignore[no-untyped-def]
+    return f32(2.0) / (f32(1.0) + exp(f32(-2.0) * x)) - f32(1.0)
 
 
 @compiled
@@ -85,7 +118,7 @@ def norm_silu(first, last, x, scale, eps, w, s, out):  # type: ignore[no-untyped
                 r = f32(1.0) / np.sqrt(total / f32(c) + eps)
                 for k in range(c):
                     y = x[i, k] * r * scale[k]
-                    out[o, k] = y * _sigmoid(y)
+                    out[o, k] = y * sigmoid(y)
 
 
 @compiled
@@ -105,7 +138,7 @@ def norm_silu_back(first, last, grad, x, scale, eps, w, s, dx, dscale):  # type:
                 for k in range(c):
                     h = x[i, k] * r
                     y = h * scale[k]
-                    q = _sigmoid(y)
+                    q = sigmoid(y)
                     d = grad[o, k] * q * (f32(1.0) + y * (f32(1.0) - q))
                     dscale[k] += d * h
                     t = d * scale[k]
@@ -140,7 +173,7 @@ def pool_norm_silu(first, last, x, scale, eps, w, out):  # type: ignore[no-untyp
             r = f32(1.0) / np.sqrt(total / f32(c) + eps)
             for k in range(c):
                 y = out[o, k] * r * scale[k]
-                out[o, k] = y * _sigmoid(y)
+                out[o, k] = y * sigmoid(y)
 
 
 @compiled
@@ -162,7 +195,7 @@ def pool_norm_silu_back(first, last, grad, x, scale, eps, w, dx, dscale):  # typ
             for k in range(c):
                 h = dx[below, k] * r
                 y = h * scale[k]
-                q = _sigmoid(y)
+                q = sigmoid(y)
                 d = grad[o, k] * q * (f32(1.0) + y * (f32(1.0) - q))
                 dscale[k] += d * h
                 t = d * scale[k]
@@ -196,7 +229,7 @@ def image_loss(first, last, x, centre, target, h, s, sums, row):  # type: ignore
                     for k in range(sc):
                         row[j * sc + k] = x[(n * h + i) * w + j, a, k]
                 for k in range(wide):
-                    d = _sigmoid(row[k] + centre[y, k]) - f32(target[n, y, k]) / f32(255.0)
+                    d = sigmoid(row[k] + centre[y, k]) - f32(target[n, y, k]) / f32(255.0)
                     sums[n, k] += d * d
 
 
@@ -213,7 +246,7 @@ def image_loss_back(first, last, grad, x, centre, target, h, s, dx, row):  # typ
                     for k in range(sc):
                         row[j * sc + k] = x[(n * h + i) * w + j, a, k]
                 for k in range(wide):
-                    p = _sigmoid(row[k] + centre[y, k])
+                    p = sigmoid(row[k] + centre[y, k])
                     d = p - f32(target[n, y, k]) / f32(255.0)
                     row[k] = f32(2.0) * grad[n, k] * d * p * (f32(1.0) - p)
                 for j in range(w):
@@ -240,7 +273,7 @@ def two_hot_mean(first, last, logits, bins, out, row):  # type: ignore[no-untype
             top = logits[n, k] if logits[n, k] > top else top
         total = f32(0.0)
         for k in range(count):
-            row[k] = _exp(logits[n, k] - top)
+            row[k] = exp(logits[n, k] - top)
             total += row[k]
         pairs = f32(0.0)
         for k in range(1, middle + 1):
@@ -258,7 +291,7 @@ def two_hot_log_prob(first, last, logits, above, weight, norm, out):  # type: ig
             top = logits[n, k] if logits[n, k] > top else top
         total = f32(0.0)
         for k in range(logits.shape[1]):
-            total += _exp(logits[n, k] - top)
+            total += exp(logits[n, k] - top)
         norm[n] = top + np.log(total)
         for r in range(above.shape[0]):
             low = logits[n, above[r, n] - 1]
@@ -274,7 +307,7 @@ def two_hot_log_prob_back(first, last, grad, logits, above, weight, norm, dx):  
         for r in range(grad.shape[0]):
             total += grad[r, n]
         for k in range(logits.shape[1]):
-            dx[n, k] = -total * _exp(logits[n, k] - norm[n])
+            dx[n, k] = -total * exp(logits[n, k] - norm[n])
         for r in range(grad.shape[0]):
             dx[n, above[r, n] - 1] += grad[r, n] * (f32(1.0) - weight[r, n])
             dx[n, above[r, n]] += grad[r, n] * weight[r, n]

@@ -8,52 +8,34 @@ and read them millions of times a second; `worldmodel.models.tabular` makes a `D
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
-import numba
 import numpy as np
+
+from worldmodel.kernels import machine_code, state_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 TIME, KNOWN, USED = 0, 1, 2  # Tables.counters: transitions seen, states left, rows in use
 
 
 def compiled(function: F) -> F:
-    """The function in machine code, kept on disk so that the next process starts at once.
-
-    The code lies in NUMBA_CACHE_DIR where that is set, else beside the source, else in the user's
-    cache folder; where none of them can be written it is compiled anew in each process. numba alone
-    would not notice a change in another file that the function calls, hence a folder for each
-    state of the sources: all files beside this one's caller, and this one.
+    """The function in machine code, kept on disk (`worldmodel.kernels.machine_code`) for each state
+    of the sources: all files beside this one's caller, and this one.
 
     Arrays are lent by the caller and must not be made inside (_nrt=False), and every call is
     expanded where it stands (forceinline): counting references to the fields of a named tuple, and
     then handing them on, each took about five times as long as the work.
     """
-    source, settings = Path(function.__code__.co_filename), cast(Any, numba.config)
-    before = settings.CACHE_DIR
-    place = Path(before) if before else source.parent / "__pycache__"
-    settings.CACHE_DIR = str(place / f"numba-{_state_of(source.parent)}")
-    njit: Any = numba.njit
-    try:
-        made: F = njit(function, cache=True, _nrt=False, forceinline=True)
-    except RuntimeError:  # "cannot cache function": no folder can be written
-        made = njit(function, _nrt=False, forceinline=True)
-    finally:
-        settings.CACHE_DIR = before
-    return made
+    state = _state_of(Path(function.__code__.co_filename).parent)
+    return machine_code(function, state, _nrt=False, forceinline=True)
 
 
 @cache
 def _state_of(folder: Path) -> str:
-    """A short name for the sources that a compiled function of this folder may depend on."""
-    digest = hashlib.sha256()
-    for path in sorted({*folder.glob("*.py"), Path(__file__)}):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
+    return state_of(sorted({*folder.glob("*.py"), Path(__file__)}))
 
 
 # Random numbers: SplitMix64 (Steele, Lea and Flood, 2014). Its whole state is one number in an

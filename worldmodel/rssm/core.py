@@ -9,12 +9,15 @@ Hafner et al., "Mastering diverse control tasks through world models" (Nature 20
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.distributions import Normal, OneHot
 from worldmodel.nets import MLP, BlockLinear, Linear, NormSiLU
+from worldmodel.rssm import scan
 from worldmodel.types import LatentState
 
 
@@ -44,6 +47,7 @@ class RSSM(nn.Module):
         self.gaussian = latent == "gaussian"
         self.classes = 1 if self.gaussian else classes
         self.unimix = unimix
+        self.eps = 1e-4  # of every norm
         stoch = groups * self.classes
         out = groups * (2 if self.gaussian else classes)  # mean and std, or logits
         self.deter_in = nn.Sequential(Linear(deter, hidden), NormSiLU(hidden))
@@ -119,10 +123,12 @@ class RSSM(nn.Module):
         not depend on the previous state is computed for all steps at once.
         """
         first = is_first.unsqueeze(-1)  # [B, T, 1]
-        actions = self.embed_action(action.to(embed.dtype).masked_fill(first, 0.0)).unbind(1)
+        actions = self.embed_action(action.to(embed.dtype).masked_fill(first, 0.0))
         w_deter, w_embed = self.post_in.weight.split([self.deter, embed.shape[-1]], 1)
-        seen = F.linear(embed, w_embed, self.post_in.bias).unbind(1)
-        firsts = first.unbind(1)
+        seen = F.linear(embed, w_embed, self.post_in.bias)
+        if scan.usable(self, embed.shape[1], state.deter, state.stoch, actions, seen):
+            return scan.scan(self, state, actions, seen, is_first)
+        each_action, each_seen, firsts = (x.unbind(1) for x in (actions, seen, first))
         deters, stochs, params = [], [], []
         for t in range(embed.shape[1]):
             # A new episode begins from zeros; there is no learned initial state. Filled, because
@@ -131,8 +137,8 @@ class RSSM(nn.Module):
                 state.deter.masked_fill(firsts[t], 0.0),
                 state.stoch.masked_fill(firsts[t].unsqueeze(-1), 0.0),
             )
-            deter = self.recur(state, actions[t])
-            logits = self.post_out(seen[t] + F.linear(deter, w_deter))
+            deter = self.recur(state, each_action[t])
+            logits = self.post_out(each_seen[t] + F.linear(deter, w_deter))
             logits = logits.unflatten(-1, (self.groups, -1))
             state = LatentState(deter, self.sample(logits).to(deter.dtype))
             deters.append(deter)
@@ -140,6 +146,14 @@ class RSSM(nn.Module):
             params.append(logits)
         states = LatentState(torch.stack(deters, 1), torch.stack(stochs, 1))
         return states, torch.stack(params, 1)
+
+    def stepper(
+        self, start: LatentState, steps: int
+    ) -> Callable[[LatentState, Tensor], LatentState]:
+        """`step` for many steps from `start` on: sooner, where a CPU needs no gradient."""
+        if not torch.is_grad_enabled() and scan.usable(self, steps, start.deter, start.stoch):
+            return scan.Stepper(self, len(start.deter))
+        return self.step
 
     def step(self, state: LatentState, action: Tensor) -> LatentState:
         """Imagine one step: action [B, A] -> state [B, ...] drawn from the prior."""

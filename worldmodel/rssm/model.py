@@ -231,9 +231,10 @@ class WorldModel(nn.Module):
         action at index h leads from state h to state h + 1. Rewards are the heads' to read.
         """
         states, actions = [state], []
+        step = self.core.stepper(state, horizon)
         for h in range(horizon):
             action = policy(state) if callable(policy) else policy[:, h]
-            state = self.core.step(state, action)
+            state = step(state, action)
             states.append(state)
             actions.append(action)
         deter = torch.stack([s.deter for s in states], 1)

@@ -1,0 +1,145 @@
+"""Loops in machine code for one step of the recurrent core, and back; see `worldmodel.kernels`.
+
+Rows b are independent. A layer of D numbers lies in blocks, [G, B, D / G], where a block-diagonal
+product reads or writes it, and side by side, [B, D], elsewhere. Their plain definition is
+`RSSM.recur` and `RSSM.sample`; `worldmodel.rssm.scan` calls them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from worldmodel.kernels import compiled, exp, f32, sigmoid, tanh
+
+
+@compiled
+def mix_norm_silu(first, last, own, shared, scale, eps, x, out):  # type: ignore[no-untyped-def]
+    """x [B, D] = own in blocks + shared; out, in blocks: silu(RMSNorm(x))."""
+    d = own.shape[2]
+    for b in range(first, last):
+        total = f32(0.0)
+        for g in range(own.shape[0]):
+            for k in range(d):
+                v = own[g, b, k] + shared[b, g * d + k]
+                x[b, g * d + k] = v
+                total += v * v
+        r = f32(1.0) / np.sqrt(total / f32(x.shape[1]) + eps)
+        for g in range(own.shape[0]):
+            for k in range(d):
+                y = x[b, g * d + k] * r * scale[g * d + k]
+                out[g, b, k] = y * sigmoid(y)
+
+
+@compiled
+def mix_norm_silu_back(first, last, grad, x, scale, eps, dx, dscale):  # type: ignore[no-untyped-def]
+    """The gradient [B, D] of `mix_norm_silu` to x, for grad in blocks; adds that to the scale."""
+    d, wide = grad.shape[2], f32(x.shape[1])
+    for b in range(first, last):
+        total = f32(0.0)
+        for k in range(x.shape[1]):
+            total += x[b, k] * x[b, k]
+        r = f32(1.0) / np.sqrt(total / wide + eps)
+        dot = f32(0.0)
+        for g in range(grad.shape[0]):
+            for k in range(d):
+                i = g * d + k
+                h = x[b, i] * r
+                y = h * scale[i]
+                q = sigmoid(y)
+                t = grad[g, b, k] * q * (f32(1.0) + y * (f32(1.0) - q))
+                dscale[i] += t * h
+                t *= scale[i]
+                dx[b, i] = t
+                dot += t * h
+        mean = dot * r / wide
+        for k in range(x.shape[1]):
+            dx[b, k] = r * (dx[b, k] - x[b, k] * mean)
+
+
+@compiled
+def gru(first, last, gates, deter, out):  # type: ignore[no-untyped-def]
+    """gates [G, B, 3 D / G]: reset, candidate, update; deter, out: [B, D]."""
+    d = gates.shape[2] // 3
+    for b in range(first, last):
+        for g in range(gates.shape[0]):
+            for k in range(d):
+                candidate = tanh(sigmoid(gates[g, b, k]) * gates[g, b, d + k])
+                update = sigmoid(gates[g, b, 2 * d + k] - f32(1.0))
+                h = deter[b, g * d + k]
+                out[b, g * d + k] = h + update * (candidate - h)
+
+
+@compiled
+def gru_back(first, last, grad, gates, deter, dgates, ddeter):  # type: ignore[no-untyped-def]
+    """The gradients of `gru` to gates and deter, for grad [B, D]."""
+    d = gates.shape[2] // 3
+    for b in range(first, last):
+        for g in range(gates.shape[0]):
+            for k in range(d):
+                reset, raw = sigmoid(gates[g, b, k]), gates[g, b, d + k]
+                candidate = tanh(reset * raw)
+                update = sigmoid(gates[g, b, 2 * d + k] - f32(1.0))
+                dh = grad[b, g * d + k]
+                dc = dh * update * (f32(1.0) - candidate * candidate)
+                dgates[g, b, k] = dc * raw * reset * (f32(1.0) - reset)
+                dgates[g, b, d + k] = dc * reset
+                du = dh * (candidate - deter[b, g * d + k])
+                dgates[g, b, 2 * d + k] = du * update * (f32(1.0) - update)
+                ddeter[b, g * d + k] = dh * (f32(1.0) - update)
+
+
+@compiled
+def one_hot(first, last, logits, noise, unimix, out):  # type: ignore[no-untyped-def]
+    """One-hot rows [n, K] drawn by exponential clocks (noise) from softmax(logits), mixed."""
+    count = logits.shape[1]
+    for n in range(first, last):
+        top = logits[n, 0]
+        for k in range(1, count):
+            top = logits[n, k] if logits[n, k] > top else top
+        total = f32(0.0)
+        for k in range(count):
+            out[n, k] = exp(logits[n, k] - top)
+            total += out[n, k]
+        share, even = (f32(1.0) - unimix) / total, unimix / f32(count)
+        chosen, most = 0, f32(-1.0)
+        for k in range(count):
+            speed = (share * out[n, k] + even) / noise[n, k]
+            if speed > most:
+                chosen, most = k, speed
+            out[n, k] = f32(0.0)
+        out[n, chosen] = f32(1.0) + total * f32(0.0)  # no draw from what is not a number
+
+
+@compiled
+def one_hot_back(first, last, grad, logits, unimix, dlogits):  # type: ignore[no-untyped-def]
+    """Adds the straight-through gradient of `one_hot`: that of the mixed probabilities."""
+    count = logits.shape[1]
+    for n in range(first, last):
+        top = logits[n, 0]
+        for k in range(1, count):
+            top = logits[n, k] if logits[n, k] > top else top
+        total, dot = f32(0.0), f32(0.0)
+        for k in range(count):
+            e = exp(logits[n, k] - top)
+            total += e
+            dot += e * grad[n, k]
+        for k in range(count):
+            p = exp(logits[n, k] - top) / total
+            dlogits[n, k] += (f32(1.0) - unimix) * p * (grad[n, k] - dot / total)
+
+
+@compiled
+def normal(first, last, params, noise, out):  # type: ignore[no-untyped-def]
+    """mean + std * noise, [n, 1], of params [n, 2] (see `RSSM.dist`)."""
+    for n in range(first, last):
+        std = f32(2.0) * sigmoid(params[n, 1] * f32(0.5)) + f32(0.1)
+        out[n, 0] = params[n, 0] + std * noise[n, 0]
+
+
+@compiled
+def normal_back(first, last, grad, params, noise, dparams):  # type: ignore[no-untyped-def]
+    """Adds the gradient of `normal` to params."""
+    for n in range(first, last):
+        q = sigmoid(params[n, 1] * f32(0.5))
+        dparams[n, 0] += grad[n, 0]
+        dparams[n, 1] += grad[n, 0] * noise[n, 0] * q * (f32(1.0) - q)
