@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -152,8 +153,9 @@ class Ranks:
     def all_or_none(self, call: Callable[[], T]) -> T:
         """What a call that needs no other rank returns here, unless it fails on any.
 
-        Then all raise: rank 0 with the words of the first rank that failed, which it is to say;
-        the others FailedElsewhere, or what is no error of ours, with its traceback.
+        Then all raise: rank 0 a ConfigError or RunError with the words of the first rank that
+        failed, which it is to say, and the others FailedElsewhere. An error that is neither is
+        raised where it came up, and everywhere else it is RankLost.
         """
         if self.size == 1:
             return call()
@@ -166,14 +168,13 @@ class Ranks:
             error = found
         if not self.agree(error is not None):
             return result
-        told = self.gather_objects(error and (isinstance(error, ConfigError), _words(error)))
-        failed, (setting, words) = next((r, t) for r, t in enumerate(told) if t)
-        ours = isinstance(error, ConfigError | RunError)
-        if error is not None and failed == self.rank and (self.first or not ours):
+        told = self.gather_objects(error and (type(_ours(error)), _words(error)))
+        failed, (kind, words) = next((r, t) for r, t in enumerate(told) if t)
+        if error is not None and failed == self.rank and (self.first or kind is RankLost):
             raise error
-        if not self.first:
-            raise FailedElsewhere(words) from error
-        raise (ConfigError if setting else RunError)(f"Rank {failed}: {words}")
+        if kind is RankLost or self.first:
+            raise kind(f"Rank {failed}: {words}")
+        raise FailedElsewhere(words) from error
 
     def close(self) -> None:
         """Part from the other ranks, whether or not they are there."""
@@ -196,11 +197,31 @@ class Ranks:
         except RuntimeError as error:
             raise RankLost(
                 f"Rank {self.rank} lost the others: one ended, or cannot be reached "
-                f"({first_line(error)}). What became of it stands above, if it could say so. The "
+                f"({_cause(error)}). What became of it stands above, if it could say so. The "
                 "last checkpoint is intact: the same command continues."
             ) from error
+
+
+def launched_first() -> bool:
+    """Whether this process is alone or rank 0, by what torchrun says; before any `join`."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return not several or int(os.environ.get("RANK", "0")) == 0
+
+
+def _ours(error: Exception) -> ConfigError | RunError:
+    """What an error means for other ranks: what is none of ours, they do not survive."""
+    for kind in (ConfigError, RunError):
+        if isinstance(error, kind):
+            return kind()
+    return RankLost()
 
 
 def _words(error: Exception) -> str:
     ours = isinstance(error, ConfigError | RunError)
     return str(error) if ours else f"{type(error).__name__}: {error}"
+
+
+def _cause(error: RuntimeError) -> str:
+    """What gloo or NCCL says, without where in its source, and its advice."""
+    text = re.sub(r"^\[[^]]*\] *", "", first_line(error))
+    return text.partition(". This is typically")[0].rstrip(".")

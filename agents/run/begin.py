@@ -49,13 +49,19 @@ def recorded_spec(settings: TrainConfig) -> EnvSpec:
     return checkpoint.spec_from_dict(checkpoint.load(settings.folder)["spec"])
 
 
-def make_replay(settings: TrainConfig, spec: EnvSpec, latent: LatentSpec | None,
-                fresh: bool) -> Replay:  # fmt: skip
+def make_replay(
+    settings: TrainConfig,
+    spec: EnvSpec,
+    latent: LatentSpec | None,
+    fresh: bool,
+    place: Path | None = None,
+) -> Replay:
     """The run's replay, still empty; fresh: files of a run that never had a checkpoint go.
 
-    Raises ConfigError where a directory that the user named holds somebody else's replay.
+    place: where its files lie, unless where the settings say. Raises ConfigError where a
+    directory that the user named holds somebody else's replay.
     """
-    place = settings.replay_folder
+    place = place or settings.replay_folder
     if fresh:
         if settings.replay.directory is not None and holds_committed(place):
             raise ConfigError(

@@ -18,6 +18,7 @@ from agents.run.train import train
 from worldmodel import checkpoint, config
 from worldmodel.envs.config import MOST_ENVS
 from worldmodel.log import write_video
+from worldmodel.ranks import launched_first
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 GROUP = "agent"
@@ -64,18 +65,23 @@ def see_working_folder() -> None:
 
 
 def train_command(say: Callable[[str], None]) -> int:
-    """Train as the command line says."""
+    """Train as the command line says; under torchrun as one of its ranks."""
     see_working_folder()
+    wrong = say if launched_first() else lambda text: None  # all ranks read the same words
 
     def start() -> int:
         sys.argv[1:] = completed(sys.argv[1:])
         register(sys.argv[1:])
-        return config.launch(job, CONFIGS, "train", say)
+        return config.launch(job, CONFIGS, "train", wrong)
 
     def job(composed: DictConfig) -> int:
-        return config.guarded(lambda: train(config.build(composed, TrainConfig), say), say)
+        def go() -> int:
+            settings = config.build(composed, TrainConfig)
+            return config.guarded(lambda: train(settings, say), say)
 
-    return config.guarded(start, say)
+        return config.guarded(go, wrong)
+
+    return config.guarded(start, wrong)
 
 
 @dataclass

@@ -24,6 +24,14 @@ class Episode(NamedTuple):
     length: int
 
 
+class Acted(NamedTuple):
+    """An action [N, A] under way, and the agent's state and extras of having chosen it."""
+
+    action: np.ndarray
+    state: Any
+    extras: Mapping[str, Any]
+
+
 @dataclass
 class Collector:
     """Drives a vector environment (autoreset at the next step), row by row.
@@ -34,6 +42,9 @@ class Collector:
     A row holds the action that led to it (zeros on a first row), so the action chosen here is
     kept until its consequence arrives. Sampled actions are stored as they were drawn; the
     environment clips them at its own edge.
+
+    `step` is `begin` and `finish`. Between the two the step is under way in the environments; for
+    everybody else it has not happened: rows, `state_dict` and replay are those before it.
 
     seed: of the random actions; the environments were seeded when they were made.
     saved: what `state_dict` said, to go on in the middle of the same episodes.
@@ -52,6 +63,7 @@ class Collector:
     seen: dict[str, np.ndarray] = field(init=False)  # all that arrived last, unknown keys included
     state: Any = field(init=False, default=None)
     failures: list[tuple[int, str]] = field(init=False, default_factory=list)  # of the last step
+    acted: Acted | None = field(init=False, default=None)  # what `finish` is to record
 
     def __post_init__(self, saved: Mapping[str, Any] | None) -> None:
         self.num_envs = self.envs.num_envs
@@ -117,18 +129,31 @@ class Collector:
         explore: uniformly random actions instead of the agent's. Returns the episodes that the
         new rows ended. Raises RunError where the environment breaks its word.
         """
-        rows = self.rows
-        inputs = {key: rows[key] for key in (*self.spec.obs, "is_first")}
+        self.begin(explore)
+        return self.finish(replay)
+
+    def begin(self, explore: bool = False) -> None:
+        """Act on the rows at hand; `finish` must follow. Raises RunError where the environments
+        are broken already."""
+        assert self.acted is None, "a step is under way"
+        inputs = {key: self.rows[key] for key in (*self.spec.obs, "is_first")}
         # An exploring agent still sees every row, so that its state and latents are right.
         action, state, extras = self.agent.act(inputs, self.state, self.mode)
         if explore:
             action = random_actions(self.spec, inputs, self.num_envs, self.rng)
             state = told_action(state, action)
         native = self.spec.action.decode(self._clipped(action))
-        obs, reward, terminated, truncated, infos = guarded(lambda: self.envs.step(native))
+        guarded(lambda: self.envs.step_async(native))
+        self.acted = Acted(action, state, extras)
+
+    def finish(self, replay: Replay | None = None) -> list[Episode]:
+        """Record the rows that were acted on, and fetch the next ones, as `step` does."""
+        assert self.acted is not None, "no step is under way"
+        (action, state, extras), self.acted = self.acted, None
+        obs, reward, terminated, truncated, infos = guarded(self.envs.step_wait)
         # Only now: where the environments failed for good, replay, agent and environments still
         # stand at the same moment, and can be saved.
-        self.state = state
+        self.state, rows = state, self.rows
         if replay is not None:
             guarded(lambda: replay.add({**rows, **latent_rows(extras, replay)}))
         self._tell(infos)

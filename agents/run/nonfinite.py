@@ -4,11 +4,15 @@ answered by going back with a lower learning rate."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from worldmodel.config import RunError
 from worldmodel.types import Batch
+
+if TYPE_CHECKING:
+    from agents.run.trainer import Trainer
 
 FOLDER = "nonfinite"
 KEPT = 3  # dumps of one run; each holds the agent's whole state
@@ -45,11 +49,34 @@ class NonFinite:
         there = len(list(self._folder.glob("*.pt")))
         if there >= KEPT:
             return f"'{self._folder}' keeps the first {KEPT}."
-        self._folder.mkdir(exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{there + 1}-after-update-{updates:09d}.pt"
         state = {"error": str(error), "agent": agent.state_dict(), "batch": plain(batch)}
         torch.save(state, path)
         return f"Batch and state are in '{path}'."
+
+
+def go_back(trainer: Trainer, error: Diverged) -> None:
+    """Lower the learning rate of a trainer that was restored from its last checkpoint, and keep
+    that.
+
+    Raises RunError where the agent cannot, or where that was tried often enough.
+    """
+    counters, most = trainer.counters, trainer.config.max_rollbacks
+    slow_down = getattr(trainer.agent, "slow_down", None)
+    if slow_down is None or counters.rollbacks >= most:
+        raise RunError(
+            f"{error} The run went back to its last checkpoint {counters.rollbacks} times "
+            "with a lower learning rate and that did not help, so it stopped. Look for the "
+            "cause in what was kept, or start a new run with a lower learning rate."
+        ) from error
+    counters.rollbacks += 1
+    slow_down(SLOWER)
+    trainer.save()
+    trainer.say(
+        f"{error} Went back to step {counters.agent_steps:,}, update {counters.updates:,}, with "
+        f"{SLOWER:g} times the learning rate ({counters.rollbacks} of {most})."
+    )
 
 
 def plain(batch: Batch | None) -> dict[str, Any] | None:

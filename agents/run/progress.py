@@ -24,7 +24,7 @@ class Progress:
     Rates, and with them the time left, are those of the last half minute.
     total: agent steps of the whole run. start: agent steps and updates done before.
     max_seconds: a limit on the training time, or None. unit: "step", or "update" where a run has
-    no agent steps and is counted in updates.
+    no agent steps and is counted in updates. visible: whether there may be a bar.
     """
 
     def __init__(
@@ -34,10 +34,11 @@ class Progress:
         max_seconds: float | None,
         say: Callable[[str], None],
         unit: str = "step",
+        visible: bool = True,
     ) -> None:
         self.total, self.max_seconds, self._say, self.unit = total, max_seconds, say, unit
         self._bar: Any = None
-        if sys.stderr.isatty():
+        if visible and sys.stderr.isatty():
             layout = "{percentage:3.0f}%|{bar:20}| {desc}"
             self._bar = tqdm(total=100, bar_format=layout, leave=False, mininterval=0)
         self._shown = time.monotonic()
@@ -103,12 +104,18 @@ def clock(seconds: float) -> str:
 
 
 class Stopper:
-    """Notes the first SIGINT or SIGTERM in `signal`; the second one takes effect at once."""
+    """Notes the first SIGINT or SIGTERM in `noted`; the second one takes effect at once.
+
+    signal: the one that is to be obeyed. Alone that is so at once; of several ranks, which must
+    stop at the same step, when they have agreed on it.
+    """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self) -> None:
+    def __init__(self, alone: bool = True) -> None:
+        self.noted: int | None = None
         self.signal: int | None = None
+        self._alone = alone
         self._before: dict[int, Any] = {}
 
     @property
@@ -127,6 +134,8 @@ class Stopper:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
+        self.noted = number
+        if self._alone:
+            self.signal = number
         for each in self.SIGNALS:
             signal.signal(each, signal.SIG_DFL)

@@ -16,6 +16,7 @@ import torch
 
 import worldmodel
 from agents.base import Agent
+from agents.run import shares
 from agents.run.evaluate import EvalResult, frames_of
 from worldmodel import dream, seeding
 from worldmodel.config import ConfigError, keys_of
@@ -86,16 +87,16 @@ def progress(counters: Counters) -> dict[str, float]:
 
 
 def metrics(trainer: Trainer) -> dict[str, float]:
-    """Means since the last line, counters and rates."""
+    """Means since the last line, counters and rates, over all ranks."""
     counters = trainer.counters
     seconds = max(counters.train_seconds, 1e-9)
     return {
-        **trainer.means.read(),
+        **shares.joined(trainer.ranks, trainer.means.read()),
         **trainer.scores.read(),
         **progress(counters),
         "steps_per_s": counters.agent_steps / seconds,
         "updates_per_s": counters.updates / seconds,
-        "replay_rows": len(trainer.replay),
+        "replay_rows": int(trainer.ranks.sums(len(trainer.replay))[0]),
     }
 
 

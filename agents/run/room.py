@@ -33,17 +33,22 @@ def make_folder(folder: Path) -> None:
 
 
 def check_room(
-    settings: TrainConfig, agent: Agent, replay: Replay, rows: int, say: Callable[[str], None]
+    settings: TrainConfig,
+    agent: Agent,
+    replay: Replay,
+    rows: int,
+    say: Callable[[str], None],
+    ranks: int = 1,
 ) -> None:
     """Say what a run needs and what is free; ConfigError where the disk cannot hold it. rows: how
-    many the replay will be given.
+    many the replay will be given. ranks: how many have such a replay.
 
     (Memory for the replay was checked when it was made.)
     """
     folder = settings.folder
     state = state_bytes(agent)
     kept = (settings.checkpoints_kept + 1) * state  # and the one that is being written
-    need = kept + replay.disk_bytes(rows)
+    need = kept + ranks * replay.disk_bytes(rows)
     held = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
     free = shutil.disk_usage(folder).free
     memory = available_memory()
@@ -52,9 +57,10 @@ def check_room(
         f"{free / 1e9:.3g} GB free)"
     )
     full = replay.capacity * replay.row_bytes if replay.config.storage == "memory" else 0
+    each = f" of each of {ranks} ranks" if ranks > 1 else ""
     if memory is not None:
         say(
-            f"memory: replay grows to {full / 1e9:.2g} GB, agent and optimizer hold "
+            f"memory{each}: replay grows to {full / 1e9:.2g} GB, agent and optimizer hold "
             f"{state / 1e9:.2g}, {memory / 1e9:.3g} GB free"
         )
     if need - held > free:

@@ -25,13 +25,14 @@ FREE = (
     "run", "steps", "max_minutes", "device", "threads", "log_every", "eval_every",
     "eval_episodes", "final_episodes", "eval_envs", "video_every", "checkpoint_minutes",
     "checkpoints_kept", "accept_changes", "nonfinite_limit", "max_rollbacks", "env.timeout",
-    "env.max_failures", "updates",
+    "env.max_failures", "updates", "overlap",
 )  # fmt: skip
 
 
 @dataclass
 class TrainConfig:
-    """One training run. Steps are agent steps: transitions, over all environments together.
+    """One training run. Steps are agent steps: transitions, over all environments (and ranks)
+    together.
 
     With `offline` there are none: nothing is collected, the clock is the updates, and what is said
     here in steps (log_every, eval_every, video_every) counts updates.
@@ -57,6 +58,9 @@ class TrainConfig:
     checkpoint_minutes: float = 5.0  # of training between two checkpoints
     checkpoints_kept: int = 2  # newest ones; should one be damaged, the one before it is used
     accept_changes: bool = False  # continue a run although its settings were others
+    # Updates while environments step, where those have processes of their own (env.vector=async):
+    # a step's actions are then chosen before the updates that the step before it has earned.
+    overlap: bool = True
     deterministic: bool = False  # only operations that give the same bits each time
     nonfinite_limit: int = 10  # skipped updates in a row after which the run goes back
     max_rollbacks: int = 3  # times that it goes back, at half the learning rate, before it stops

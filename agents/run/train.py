@@ -1,57 +1,85 @@
-"""From settings to a trained agent: one run folder, one process, to the end."""
+"""From settings to a trained agent: one run folder, one process or several ranks, to the end."""
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from contextlib import ExitStack
 
-from agents.run import report
-from agents.run.lock import RunLock
-from agents.run.nonfinite import Diverged
+from agents.run import report, shares
+from agents.run.lock import HOLDER, RunLock
+from agents.run.nonfinite import Diverged, go_back
 from agents.run.room import make_folder
 from agents.run.settings import TrainConfig, check_folder
 from agents.run.trainer import Trainer
 from worldmodel import checkpoint
 from worldmodel.accelerate import out_of_memory
 from worldmodel.config import ConfigError, RunError
+from worldmodel.ranks import FailedElsewhere, RankLost, Ranks
 
 
 def train(settings: TrainConfig, say: Callable[[str], None]) -> int:
     """Train to the end, evaluate and summarise; the process's exit code.
 
-    0 when finished (or already was), 128 + n when signal n asked for a stop. Raises ConfigError
-    for impossible settings and RunError where the run cannot go on; its last checkpoint is then
-    intact.
+    Under torchrun this is one of several ranks, and returns when all have come to the same end.
+
+    0 when finished (or already was), 128 + n when signal n asked for a stop; 1 on a rank whose
+    error rank 0 raises. Raises ConfigError for impossible settings and RunError where the run
+    cannot go on; its last checkpoint is then intact.
     """
-    make_folder(settings.folder)
-    with RunLock(settings.folder, say):
-        summary = check_folder(settings, say)
-        if summary is not None:
-            say(f"'{settings.folder}' is finished already; for more, raise steps or max_minutes.")
-            say(report.table(summary))
-            return 0
-        try:
-            return _train(settings, say)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise RunError(
-                f"The disk is full ({error}). The last checkpoint in '{settings.folder}' is "
-                "intact: make room and give the same command again."
-            ) from error
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-            raise RunError(
-                f"Memory ran out ({str(error) or 'no more to be had'}). The last checkpoint in "
-                f"'{settings.folder}' is intact: free memory and give the same command again, or "
-                "start a smaller run (replay.storage=disk, replay.capacity, size)."
-            ) from error
+    ranks = Ranks.join()
+    try:
+        with ExitStack() as stack:
+            ranks.all_or_none(lambda: stack.enter_context(_lock(settings, say, ranks)))
+            ranks.all_or_none(lambda: shares.check_shared(settings.folder / HOLDER, ranks))
+            code = _train_as(settings, say, ranks)
+            ranks.barrier()  # or torchrun takes those for hanging that end a little later
+        return code
+    except FailedElsewhere:
+        return 1
+    finally:
+        ranks.close()
 
 
-def _train(settings: TrainConfig, say: Callable[[str], None]) -> int:
+def _lock(settings: TrainConfig, say: Callable[[str], None], ranks: Ranks) -> RunLock:
+    """That of the run folder, or on other ranks than 0 that of the rank's part of the replay."""
+    place = settings.folder if ranks.first else shares.shard(settings.replay_folder, ranks.rank)
+    make_folder(place)
+    return RunLock(place, shares.voices(say, ranks)[0])
+
+
+def _train_as(settings: TrainConfig, say: Callable[[str], None], ranks: Ranks) -> int:
+    """Train as one of the ranks, whose folder is locked; the exit code."""
+    loud, _ = shares.voices(say, ranks)
+    summary = ranks.all_or_none(lambda: check_folder(settings, loud))
+    if summary is not None:
+        loud(f"'{settings.folder}' is finished already; for more, raise steps or max_minutes.")
+        loud(report.table(summary))
+        return 0
+    try:
+        return _train(settings, say, ranks)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RunError(
+            f"The disk is full ({error}). The last checkpoint in '{settings.folder}' is "
+            "intact: make room and give the same command again."
+        ) from error
+    except (FailedElsewhere, RankLost):
+        raise
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise RunError(
+            f"Memory ran out ({str(error) or 'no more to be had'}). The last checkpoint in "
+            f"'{settings.folder}' is intact: free memory and give the same command again, or "
+            "start a smaller run (replay.storage=disk, replay.capacity, size)."
+        ) from error
+
+
+def _train(settings: TrainConfig, say: Callable[[str], None], ranks: Ranks) -> int:
     """Train; when too many updates fail, go back to the last checkpoint and try more slowly."""
-    trainer = build(settings, say)
+    trainer = build(settings, say, ranks)
     try:
         while True:
             try:
@@ -59,24 +87,26 @@ def _train(settings: TrainConfig, say: Callable[[str], None]) -> int:
                 break
             except Diverged as error:
                 trainer.close()
-                trainer = build(settings, say)
-                trainer.go_back(error)
+                trainer = build(settings, say, ranks)
+                go_back(trainer, error)
         if signal is not None:
-            say(
+            trainer.say(
                 f"stopped at step {trainer.counters.agent_steps:,} with a checkpoint; the same "
                 "command continues."
             )
             return 128 + signal
-        say(report.table(trainer.finish()))
+        summary = trainer.finish()
+        if summary is not None:
+            trainer.say(report.table(summary))
     finally:
         trainer.close()
     return 0
 
 
-def build(settings: TrainConfig, say: Callable[[str], None]) -> Trainer:
+def build(settings: TrainConfig, say: Callable[[str], None], ranks: Ranks | None = None) -> Trainer:
     """A Trainer; whatever it finds impossible becomes a ConfigError."""
     try:
-        return Trainer(settings, say)
+        return Trainer(settings, say, ranks)
     except (checkpoint.CheckpointError, FileNotFoundError) as error:
         raise RunError(str(error)) from error
     except ConfigError:

@@ -3,25 +3,31 @@
     collect a step -> updates owed (train ratio) -> metrics -> log | evaluate | film | checkpoint
     (offline: one update)
 
-It knows the Agent protocol and no algorithm.
+Where the environments have processes of their own, the updates that step k earned are done while
+step k + 1 is under way there: its actions were chosen before them. No step is under way when
+anything is logged or saved.
+
+It knows the Agent protocol and no algorithm. Several ranks (worldmodel.ranks) go through it side
+by side, and meet where this says `ranks`: everything that decides what happens next is equal on
+all of them.
 """
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import agents
-from agents.run import begin, report
+from agents.run import begin, due, kept, report, shares
 from agents.run.collect import Collector, Episode
 from agents.run.evaluate import EvalResult, evaluate
-from agents.run.nonfinite import SLOWER, Diverged, NonFinite
+from agents.run.nonfinite import NonFinite
 from agents.run.progress import Progress, Stopper
 from agents.run.room import check_room, make_folder, still_room
-from agents.run.saved import check_saved
 from agents.run.settings import (
     CONFIG,
     Counters,
@@ -32,16 +38,12 @@ from agents.run.settings import (
 )
 from agents.run.warm import warm_start
 from worldmodel import checkpoint, config, seeding
-from worldmodel.accelerate import (
-    keep_freed_memory,
-    pick_device,
-    set_deterministic,
-    set_threads,
-)
+from worldmodel.accelerate import keep_freed_memory, set_deterministic, set_threads
 from worldmodel.config import RunError
 from worldmodel.envs import Vector, describe, env_spec, make_vector
 from worldmodel.log import Means, RunLog, log_sizes
-from worldmodel.replay import ReplayDamaged
+from worldmodel.ranks import RankLost, Ranks
+from worldmodel.replay import Replay
 from worldmodel.replay.datasets import Dataset
 
 
@@ -50,42 +52,47 @@ class Trainer:
 
     A restored run continues to the bit: weights, optimizer, generators, counters, the rows and
     latents of the replay, episodes in progress, metrics not yet written, and the logs' ends.
+    ranks: of which this is one, with its share of the run (`shares`); alone by default.
     Raises ConfigError where the settings are impossible or the folder holds another run.
     """
 
-    def __init__(self, settings: TrainConfig, say: Callable[[str], None]) -> None:
-        self.config, self.say, self.folder = settings, say, settings.folder
+    agent: agents.Agent
+    replay: Replay
+    log: RunLog  # on rank 0
+
+    def __init__(
+        self, settings: TrainConfig, say: Callable[[str], None], ranks: Ranks | None = None
+    ) -> None:
+        self.config, self.folder = settings, settings.folder
+        self.ranks = ranks = ranks or Ranks()
+        self.say, self.tell = shares.voices(say, ranks)
+        self.share = ranks.all_or_none(lambda: shares.share_of(settings, ranks))
         self.counters = Counters()
-        self.device = pick_device(settings.device)
+        self.device = ranks.all_or_none(lambda: ranks.device(settings.device))
         set_threads(settings.threads)
         set_deterministic(settings.deterministic)
         keep_freed_memory()
         seeding.seed_everything(settings.seed)
         make_folder(self.folder)
-        begun = checkpoint.exists(self.folder)
+        begun = ranks.gather_objects(checkpoint.exists(self.folder))[0]
         if not begun:
             check_unused(self.folder)
         self.means, self.scores = Means(), Means()
-        self.nonfinite = NonFinite(self.folder, settings.nonfinite_limit)
-        self.envs, dataset = self._world(begun)
+        self.nonfinite = NonFinite(shares.shard(self.folder, ranks.rank), settings.nonfinite_limit)
+        self.envs, dataset = ranks.all_or_none(lambda: self._world(begun))
         try:
-            say(describe(self.spec))
-            self.agent = agents.make(settings.agent.name, self.spec, settings.agent, self.device)
-            latent = self.agent.latent_spec
-            self.replay = begin.make_replay(settings, self.spec, latent, fresh=not begun)
-            say(self.replay.footprint())
-            steps = len(self.replay) if begun else settings.steps
-            check_room(settings, self.agent, self.replay, dataset.rows if dataset else steps, say)
-            check_can_learn(settings, self.agent, self.replay)
-            saved = self._restore() if begun else None
+            ranks.all_or_none(lambda: self._make(begun, dataset))
+            saved = kept.restore(self) if begun else None
             if not begun:
-                warm_start(settings, self.agent, self.spec, say)
+                ranks.all_or_none(lambda: warm_start(self.share, self.agent, self.spec, self.say))
+            shares.join(self.agent, ranks)
             if dataset is not None:
-                begin.fill(self.replay, dataset, self.agent)
-            self.collector = self._make_collector(saved)
-            config.write(self.folder / CONFIG, settings)
-            # A log of the first format has no positions; nothing of it is dropped.
-            self.log = RunLog(self.folder, saved and (saved["log"] or log_sizes(self.folder)))
+                ranks.all_or_none(lambda: begin.fill(self.replay, dataset, self.agent))
+            self.collector = ranks.all_or_none(lambda: self._make_collector(saved))
+            if ranks.first:
+                config.write(self.folder / CONFIG, settings)
+                # A log of the first format has no positions; nothing of it is dropped.
+                self.log = RunLog(self.folder, saved and (saved["log"] or log_sizes(self.folder)))
         except BaseException:
             self._close_envs()
             raise
@@ -94,6 +101,25 @@ class Trainer:
                 seeding.set_rng_state(saved["rng"])  # last: making things may have drawn numbers
         else:
             self.save()  # so that a folder with a config can always be continued
+
+    def _make(self, begun: bool, dataset: Dataset | None) -> None:
+        """Agent and replay, new, once it is known that there is room for them."""
+        settings, say = self.share, self.say
+        say(describe(self.spec))
+        self.agent = agents.make(settings.agent.name, self.spec, settings.agent, self.device)
+        if not self.ranks.first:
+            seeding.seed_everything(settings.seed)  # all begin alike, and then draw their own
+        latent = self.agent.latent_spec
+        self.replay = begin.make_replay(
+            settings, self.spec, latent, not begun, shares.shard(self.place, self.ranks.rank)
+        )
+        if self.ranks.first and not begun:
+            shares.clear_others(self.place, self.ranks.size)
+        say(self.replay.footprint())
+        steps = len(self.replay) if begun else settings.steps // self.ranks.size
+        rows = dataset.rows if dataset else steps
+        check_room(settings, self.agent, self.replay, rows, say, self.ranks.size)
+        check_can_learn(settings, self.agent, self.replay)
 
     @property
     def finished(self) -> bool:
@@ -116,12 +142,16 @@ class Trainer:
         limit = self.config.max_minutes
         start = (self.clock, self.counters.updates)
         unit = "update" if self.config.offline else "step"
-        bar = Progress(self.config.length, start, limit and 60 * limit, self.say, unit)
-        with Stopper() as stop:
+        seconds = limit and 60 * limit
+        bar = Progress(self.config.length, start, seconds, self.say, unit, self.ranks.first)
+        with Stopper(alone=self.ranks.size == 1) as stop:
             try:
                 while not self.finished and not stop.asked:
                     self.one_step(bar, stop)
+                self._learn_owed(stop)
                 self.save()
+            except RankLost:  # a checkpoint takes all of them
+                raise
             except RunError:  # an environment that fails, say
                 self.save()  # what was learned until then is sound
                 raise
@@ -136,30 +166,66 @@ class Trainer:
         before = replace(counters)
         if self.collector is None:
             counters.owed = 1.0
+            self._learn_owed(stop)
         else:
-            self._collect(self.collector, bar)
-        while counters.owed >= 1 and not (stop.asked or self._learned_enough):
-            self.learn()
-        self._log_when_due(before, bar)
+            self._collect(self.collector, bar, stop)
+        due.show(self, before, bar)
         evaluating = counters.eval_seconds - before.eval_seconds
         counters.train_seconds += time.monotonic() - began - evaluating
+        self._agree_on(stop)
         minutes = before.train_seconds / 60, counters.train_seconds / 60
         if crossed(*minutes, self.config.checkpoint_minutes) and not self.nonfinite.row:
             self.save()
-            still_room(self)
+            self.ranks.all_or_none(lambda: still_room(self))
         bar.update(self.clock, counters.updates, counters.train_seconds)
 
-    def _collect(self, collector: Collector, bar: Progress) -> None:
-        """One agent step in every environment, and what it earns."""
-        counters, before = self.counters, self.counters.agent_steps
-        episodes = collector.step(self.replay, before < self.config.prefill)
-        counters.agent_steps = collector.steps
+    def _agree_on(self, stop: Stopper) -> None:
+        """The time, which is that of rank 0, and whether anybody asked to stop."""
+        ranks, counters = self.ranks, self.counters
+        if ranks.size == 1:
+            return
+        noted = stop.noted or (signal.SIGTERM if ranks.orphaned else 0)
+        spent = counters.train_seconds if ranks.first else 0.0
+        counters.train_seconds, asked = ranks.largest(spent, noted)
+        stop.signal = int(asked) or None
+
+    def _collect(self, collector: Collector, bar: Progress, stop: Stopper) -> None:
+        """One agent step in every environment, and what it earns; what is owed is learned
+        meanwhile or after it."""
+        ranks, before = self.ranks, collector.steps
+        explore = self.counters.agent_steps < self.config.prefill
+        if self.overlap:
+            ranks.all_or_none(lambda: collector.begin(explore))
+            self._learn_owed(stop)
+            episodes = ranks.all_or_none(lambda: collector.finish(self.replay))
+        else:
+            episodes = ranks.all_or_none(lambda: collector.step(self.replay, explore))
+        self._earn(collector.steps - before, len(collector.failures), episodes, bar)
+        if not self.overlap:
+            self._learn_owed(stop)
+
+    @property
+    def overlap(self) -> bool:
+        """Whether updates are done while environments step: where they can, side by side."""
+        return self.config.overlap and self.config.env.vector == "async"
+
+    def _earn(self, steps: int, failures: int, episodes: list[Episode], bar: Progress) -> None:
+        """Count what this rank collected together with all others, and the updates owed for it."""
+        counters, ranks = self.counters, self.ranks
+        told = ranks.sums(steps, failures, len(episodes), not self._can_sample())
+        new, failed, ended, waiting = map(int, told)
+        counters.agent_steps += new
         counters.env_frames = counters.agent_steps * self.config.env.action_repeat
-        counters.env_failures += len(collector.failures)
-        self._note(episodes, bar)
-        if self._ready():
-            rows = self.agent.batch_size * self.agent.batch_length
-            counters.owed += (counters.agent_steps - before) * self.config.train_ratio / rows
+        counters.env_failures += failed
+        if ended:
+            self._note(shares.flattened(ranks.gather_objects(episodes)), bar)
+        if not waiting and counters.agent_steps >= self.config.prefill:
+            rows = ranks.size * self.agent.batch_size * self.agent.batch_length
+            counters.owed += new * self.config.train_ratio / rows
+
+    def _learn_owed(self, stop: Stopper) -> None:
+        while self.counters.owed >= 1 and not (stop.asked or self._learned_enough):
+            self.learn()
 
     def learn(self) -> None:
         """One update; skipped, and its batch kept, where it is not finite. Raises Diverged where
@@ -174,27 +240,6 @@ class Trainer:
             return
         self.nonfinite.row = 0
         counters.updates += 1
-
-    def go_back(self, error: Diverged) -> None:
-        """Having been restored from the last checkpoint: lower the learning rate, and keep that.
-
-        Raises RunError where the agent cannot, or where that was tried often enough.
-        """
-        slow_down = getattr(self.agent, "slow_down", None)
-        if slow_down is None or self.counters.rollbacks >= self.config.max_rollbacks:
-            raise RunError(
-                f"{error} The run went back to its last checkpoint {self.counters.rollbacks} times "
-                "with a lower learning rate and that did not help, so it stopped. Look for the "
-                "cause in what was kept, or start a new run with a lower learning rate."
-            ) from error
-        self.counters.rollbacks += 1
-        slow_down(SLOWER)
-        self.save()
-        self.say(
-            f"{error} Went back to step {self.counters.agent_steps:,}, update "
-            f"{self.counters.updates:,}, with {SLOWER:g} times the learning rate "
-            f"({self.counters.rollbacks} of {self.config.max_rollbacks})."
-        )
 
     def evaluate(self, episodes: int, record: bool = False) -> EvalResult:
         """Episodes on separate environments with the policy's mode, always the same ones."""
@@ -212,35 +257,19 @@ class Trainer:
         return result
 
     def save(self) -> None:
-        """Checkpoint everything, all or nothing.
+        """Checkpoint everything, all or nothing."""
+        kept.save(self)
 
-        replay.save        what changed, in a new file; older checkpoints lose nothing
-        checkpoint.save    the one moment at which the new state holds
-        replay.commit      the changes become part of the replay's files
-        """
-        replay = self.replay.save(self.place)
-        state = {
-            "agent": self.agent.state_dict(),
-            "spec": checkpoint.spec_to_dict(self.spec),
-            "counters": asdict(self.counters),
-            "rng": seeding.rng_state(),
-            "name": self.config.agent.name,
-            "replay": replay,
-            "collector": self.collector and self.collector.state_dict(),
-            "log": self.log.position(),
-            "means": self.means.state_dict(),
-            "scores": self.scores.state_dict(),
-        }
-        checkpoint.save(self.folder, state, self.config.checkpoints_kept)
-        self.replay.commit()
-
-    def finish(self) -> dict[str, Any]:
+    def finish(self) -> dict[str, Any] | None:
         """The last evaluation, where there is an environment, summary.json, the agent's video and
-        one dream."""
+        one dream; None on other ranks than 0."""
+        first = self.ranks.first
         result = None
         if self.config.has_env:
-            result = self.evaluate(self.config.final_episodes, record=True)
+            result = self.ranks.all_or_none(lambda: self._last_evaluation() if first else None)
         self.save()
+        if not first:
+            return None
         if result is not None:
             scores = {"eval/return": result.mean, "eval/return_std": result.std}
             self.log.scalars(self.clock, {**scores, **report.progress(self.counters)})
@@ -249,23 +278,27 @@ class Trainer:
         report.write_summary(self.folder, summary)
         return summary
 
+    def _last_evaluation(self) -> EvalResult:
+        return self.evaluate(self.config.final_episodes, record=True)
+
     def close(self) -> None:
         """Let go of environments and log files."""
         self._close_envs()
-        self.log.close()
+        if self.ranks.first:
+            self.log.close()
 
     def _close_envs(self) -> None:
         if self.envs is not None:
             self.envs.close()
 
-    def _ready(self) -> bool:
-        """Whether replay holds enough to learn from."""
-        rows = len(self.replay)
-        return (
-            self.counters.agent_steps >= self.config.prefill
-            and rows >= self.agent.min_rows
-            and self.replay.can_sample(self.agent.batch_length)
-        )
+    @property
+    def ready(self) -> bool:
+        """Whether there is enough to learn from, here."""
+        return self.counters.agent_steps >= self.config.prefill and self._can_sample()
+
+    def _can_sample(self) -> bool:
+        enough = len(self.replay) >= self.agent.min_rows
+        return enough and self.replay.can_sample(self.agent.batch_length)
 
     def _note(self, episodes: list[Episode], bar: Progress) -> None:
         for episode in episodes:
@@ -273,33 +306,15 @@ class Trainer:
             self.scores.add({"episode/return": episode.score, "episode/length": episode.length})
             bar.score = episode.score
 
-    def _log_when_due(self, before: Counters, bar: Progress) -> None:
-        settings = self.config
-        offline = bool(settings.offline)
-        old, new = before.updates if offline else before.agent_steps, self.clock
-        if crossed(old, new, settings.log_every):
-            self.log.scalars(new, report.metrics(self))
-        evaluates = settings.has_env and not self.finished
-        if evaluates and crossed(old, new, settings.eval_every):
-            result = self.evaluate(settings.eval_episodes)
-            scores = {"eval/return": result.mean, "eval/return_std": result.std}
-            self.log.scalars(new, {**scores, **report.progress(self.counters)})
-            bar.say(
-                f"{bar.unit} {new:,}: evaluation {result.mean:.1f} ± {result.std:.1f} over "
-                f"{len(result.returns)} episodes"
-            )
-        if crossed(old, new, settings.video_every) and self._ready():
-            report.film_dream(self)
-
     @property
     def place(self) -> Path:
-        """Where the replay lies."""
+        """Where the replay lies, that of rank 0 and below it those of the others."""
         return self.config.replay_folder
 
     def _world(self, begun: bool) -> tuple[Vector | None, Dataset | None]:
         """The environments, or what was recorded of one (needed once, to fill the replay); and
         with them what the agent will see."""
-        settings = self.config
+        settings = self.share
         if not settings.offline:
             envs = make_vector(settings.env, seed=seeding.spawn(settings.seed, "environments"))
             self.spec = env_spec(envs)
@@ -316,31 +331,10 @@ class Trainer:
             self.envs,
             self.spec,
             self.agent,
-            seeding.spawn(self.config.seed, "exploration"),
+            seeding.spawn(self.share.seed, "exploration"),
             saved=saved and saved["collector"],
-            say=self.say,
+            say=self.tell,
         )
-        collector.steps = self.counters.agent_steps
+        if saved and not saved["collector"]:
+            collector.steps = self.counters.agent_steps
         return collector
-
-    def _restore(self) -> dict[str, Any]:
-        """Agent, replay and counters of the newest checkpoint that is whole together with its
-        replay; returns that checkpoint."""
-        for saved in checkpoint.candidates(self.folder, self.say):
-            check_saved(saved, self.folder)
-            try:
-                begin.load_replay(self.replay, self.place, saved["replay"], self.say)
-            except ReplayDamaged as error:
-                self.say(f"{error} Trying the checkpoint before.")
-                continue
-            checkpoint.restore(self.agent, saved["agent"], self.folder)
-            self.counters = Counters(**saved["counters"])
-            for means, name in ((self.means, "means"), (self.scores, "scores")):
-                if name in saved:  # the first format kept none
-                    means.load_state_dict(saved[name])
-            self.say(
-                f"continuing '{self.folder}' at step {self.counters.agent_steps:,}, update "
-                f"{self.counters.updates:,}"
-            )
-            return saved
-        raise AssertionError("candidates ends with an error")

@@ -12,13 +12,14 @@ Either host takes one command at a time and answers it, or says in words why it 
 from __future__ import annotations
 
 import contextlib
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import gymnasium
 
-from .config import EnvError
+from .config import EnvConfig, EnvError
 from .journal import Episodes
 
 Maker = Callable[[], Episodes]
@@ -80,6 +81,36 @@ class Host(Protocol):
 
     def end(self, seconds: float) -> None:
         """Gone when this returns; with force after so many seconds. Never raises."""
+
+
+Commands = dict[int, tuple[Any, ...]]  # the host's index -> name and data
+
+
+class UnderWay:
+    """One command for each of some hosts, given when this is made."""
+
+    def __init__(self, hosts: Sequence[Host], commands: Commands) -> None:
+        self._hosts, self._commands = hosts, commands
+        self._failed: dict[int, HostFailed] = {}
+        for index, command in commands.items():
+            try:
+                hosts[index].send(*command)
+            except HostFailed as error:
+                self._failed[index] = error.alone()
+        self._began = time.monotonic()
+
+    def answers(self, config: EnvConfig) -> tuple[dict[int, Any], dict[int, HostFailed]]:
+        """The answers, and the failures; to be called once."""
+        found, failed = {}, self._failed
+        for index, command in self._commands.items():
+            if index in failed:
+                continue
+            seconds = config.timeout if command[0] == "step" else config.start_timeout
+            try:
+                found[index] = self._hosts[index].receive(self._began, seconds)
+            except HostFailed as error:
+                failed[index] = error.alone()
+        return found, failed
 
 
 class Runner:

@@ -21,7 +21,17 @@ from gymnasium.vector.utils import batch_space
 from .checks import FLAGS, ActionCheck, difference
 from .config import EnvConfig, EnvError
 from .failures import EnvFailed, Failures
-from .hosts import CLOSE_SECONDS, Answer, Host, HostFailed, LocalHost, Maker, Spaces
+from .hosts import (
+    CLOSE_SECONDS,
+    Answer,
+    Commands,
+    Host,
+    HostFailed,
+    LocalHost,
+    Maker,
+    Spaces,
+    UnderWay,
+)
 from .infos import merged
 from .journal import LIMIT, Journal, env_seeds
 from .processes import ProcessHost
@@ -74,6 +84,7 @@ class Vector(VectorEnv[Any, Any, Any]):
         # Of the reset that was tried last; the journals know those that were done.
         self._seeds = list(seeds)
         self._tried = [-1] * self.num_envs
+        self._under_way: tuple[list[bool], Any, UnderWay] | None = None
         self._stand: list[tuple[float, bool, bool]] = []  # reward and flags that were returned last
 
     @property
@@ -118,20 +129,31 @@ class Vector(VectorEnv[Any, Any, Any]):
 
         actions: [N, ...]; those of environments whose episode ended are ignored.
         """
-        ended = [terminated or truncated for _, terminated, truncated in self._stand]
-        if not ended:
+        self.step_async(actions)
+        return self.step_wait()
+
+    def step_async(self, actions: Any) -> None:
+        """Begin a step, which environments in this process take in `step_wait`. Until that has
+        returned, `snapshot` is that of the rows before."""
+        if not self._stand:
             raise EnvError("step was called before the first reset. Call reset first.")
+        ended = [row[1] or row[2] for row in self._stand]
         given = self._checked(actions, ended)
         self._open()
         self._count.step()
-        commands: dict[int, tuple[Any, ...]] = {}
-        for index, over in enumerate(ended):
-            if over:
-                self._tried[index] += 1
-                commands[index] = ("reset", None, self._tried[index], None)
-            else:
-                commands[index] = ("step", given[index])
-        answers, failed = self._ask(commands)
+        self._tried = [n + over for n, over in zip(self._tried, ended, strict=True)]
+        commands: Commands = {
+            i: ("reset", None, self._tried[i], None) if over else ("step", given[i])
+            for i, over in enumerate(ended)
+        }
+        self._under_way = ended, given, UnderWay(self._hosts, commands)
+
+    def step_wait(self) -> Rows:
+        """What `step` returns, for the actions of `step_async`."""
+        if self._under_way is None:
+            raise EnvError("step_wait was called without step_async before.")
+        (ended, given, asked), self._under_way = self._under_way, None
+        answers, failed = asked.answers(self._config)
         fresh, reasons = self._restarted(failed) if failed else ({}, [])
         for index, over in enumerate(ended):
             if over or index in fresh:
@@ -247,30 +269,11 @@ class Vector(VectorEnv[Any, Any, Any]):
         for host in self._hosts:
             host.end(0.0)
         self._make_all()
-        self._broken = None
+        self._broken = self._under_way = None
 
-    def _ask(
-        self, commands: Mapping[int, tuple[Any, ...]]
-    ) -> tuple[dict[int, Any], dict[int, HostFailed]]:
+    def _ask(self, commands: Commands) -> tuple[dict[int, Any], dict[int, HostFailed]]:
         """The answers to one command each, and the failures. Processes work side by side."""
-        failed: dict[int, HostFailed] = {}
-        for index, command in commands.items():
-            try:
-                self._hosts[index].send(*command)
-            except HostFailed as error:
-                failed[index] = error.alone()
-        began = time.monotonic()
-        answers = {}
-        for index, command in commands.items():
-            if index in failed:
-                continue
-            config = self._config
-            seconds = config.timeout if command[0] == "step" else config.start_timeout
-            try:
-                answers[index] = self._hosts[index].receive(began, seconds)
-            except HostFailed as error:
-                failed[index] = error.alone()
-        return answers, failed
+        return UnderWay(self._hosts, commands).answers(self._config)
 
     def _restarted(
         self, failed: dict[int, HostFailed], options: Any = None, counts: bool = True

@@ -83,29 +83,33 @@ def open_source(name: str) -> Source:
 
 def _ours(place: Path) -> Source:
     """A replay of our own; an episode whose beginning was overwritten begins with what is left."""
+    # A run of several ranks has a shard for each: `rank-1` and so on, beside that of rank 0.
+    places = [place, *sorted(p.parent for p in place.glob("rank-*/index.json"))]
     try:
-        replay = Replay.open(place)
+        replays = [Replay.open(each) for each in places]
     except (ValueError, OSError) as error:
         raise DatasetError(f"The replay in '{place}' cannot be read: {error}") from error
 
     def episodes() -> Iterator[Episode]:
-        for stream, start, stop in replay.episodes():
-            if stop - start < 2:
-                continue
-            rows = replay.rows(stream, start, stop)
-            yield Episode(
-                f"stream {stream}, rows {start} to {stop - 1}",
-                {key: rows[key] for key in replay.spec.obs},
-                rows["action"][1:],
-                rows["reward"][1:],
-                bool(rows["is_terminal"][-1]),
-                encoded=True,
-            )
+        for each, replay in zip(places, replays, strict=True):
+            where = f"{each.name}, " if each != place else ""
+            for stream, start, stop in replay.episodes():
+                if stop - start < 2:
+                    continue
+                rows = replay.rows(stream, start, stop)
+                yield Episode(
+                    f"{where}stream {stream}, rows {start} to {stop - 1}",
+                    {key: rows[key] for key in replay.spec.obs},
+                    rows["action"][1:],
+                    rows["reward"][1:],
+                    bool(rows["is_terminal"][-1]),
+                    encoded=True,
+                )
 
     def none() -> Iterator[Raw]:
         yield from ()
 
-    return Source("our own replay", none, episodes, replay.spec)
+    return Source("our own replay", none, episodes, replays[0].spec)
 
 
 def _files(paths: list[Path]) -> Source:

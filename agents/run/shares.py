@@ -1,0 +1,127 @@
+"""What one rank of several does of a run: its share of the settings, its part of a checkpoint.
+
+settings    mean the whole run: steps, prefill, train ratio, batch_size and replay.capacity
+            are over all ranks together; env.num_envs alone is each rank's own
+run folder  one for all; rank 0 writes logs, checkpoints and the summary
+replay      one shard each: rank 0 in the replay's folder, rank 1 in `rank-1` below it, ...
+checkpoint  one file: the agent once, and of every rank replay, collector and generators
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+import agents
+from agents.base import Agent
+from worldmodel import seeding
+from worldmodel.config import ConfigError
+from worldmodel.ranks import Ranks
+from worldmodel.replay import clear
+
+if TYPE_CHECKING:
+    from agents.run.settings import TrainConfig
+
+
+def share_of(settings: TrainConfig, ranks: Ranks) -> TrainConfig:
+    """What of a run is this rank's: its part of every batch and of the replay, and seeds that no
+    other rank has. Alone it is all.
+
+    Raises ConfigError where the agent cannot learn so, or a batch cannot be divided.
+    """
+    size, agent = ranks.size, settings.agent
+    if size == 1:
+        return settings
+    if not hasattr(agents.agent_class(agent.name), "join"):
+        raise ConfigError(
+            f"The agent '{agent.name}' learns in one process alone. Start it without torchrun."
+        )
+    if agent.batch_size % size:
+        raise ConfigError(
+            f"agent.batch_size is {agent.batch_size}, over all ranks together; {size} ranks cannot "
+            f"have equal parts of it. Choose a multiple of {size}, for example "
+            f"{-(-agent.batch_size // size) * size}."
+        )
+    kept = settings.replay
+    gigabytes = None if kept.capacity_gb is None else kept.capacity_gb / size
+    seed = settings.seed
+    return replace(
+        settings,
+        run=str(settings.folder),
+        seed=seed if ranks.first else seeding.spawn(seed, f"rank {ranks.rank}"),
+        agent=replace(agent, batch_size=agent.batch_size // size),
+        replay=replace(kept, capacity=kept.capacity / size, capacity_gb=gigabytes),
+    )
+
+
+def shard(place: Path, rank: int) -> Path:
+    """The folder of one rank's part of a replay."""
+    return place / f"rank-{rank}" if rank else place
+
+
+def clear_others(place: Path, size: int) -> None:
+    """Remove shards of more ranks than there are, which a run that never began left behind."""
+    for path in place.glob("rank-*"):
+        number = path.name.removeprefix("rank-")
+        if number.isdecimal() and int(number) >= size:
+            clear(path)
+
+
+def voices(
+    say: Callable[[str], None], ranks: Ranks
+) -> tuple[Callable[[str], None], Callable[[str], None]]:
+    """How to say what all ranks would say alike, and what concerns this one."""
+    if ranks.size == 1:
+        return say, say
+    return (say if ranks.first else _nothing), lambda text: say(f"rank {ranks.rank}: {text}")
+
+
+def _nothing(text: str) -> None:
+    return None
+
+
+def check_shared(path: Path, ranks: Ranks) -> None:
+    """ConfigError where this rank does not see a file that rank 0 has written."""
+    if not path.is_file():
+        raise ConfigError(
+            f"rank {ranks.rank} does not see '{path}', which rank 0 has just written. The run "
+            "folder must lie on a file system that all machines share; give its whole path as "
+            "run=..."
+        )
+
+
+def join(agent: Agent, ranks: Ranks) -> None:
+    """Make all ranks' agents one: with the weights and moments of rank 0."""
+    if ranks.size == 1:
+        return
+    agent.join(ranks)  # type: ignore[attr-defined]  # share_of has checked
+    state = agent.state_dict()
+    ranks.broadcast(tensors(state))
+    agent.load_state_dict(state)
+
+
+def joined(ranks: Ranks, means: Mapping[str, float]) -> dict[str, float]:
+    """Means over all ranks' updates, of which each did as many."""
+    told = ranks.gather_objects(dict(means))
+    return {name: sum(one[name] for one in told) / len(told) for name in means}
+
+
+def flattened(parts: Sequence[Sequence[Any]]) -> list[Any]:
+    """The entries of all ranks, in their order."""
+    return [entry for part in parts for entry in part]
+
+
+def tensors(tree: Any) -> Iterator[Tensor]:
+    """All tensors in nested dicts and lists, in a fixed order."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, Mapping):
+        for value in tree.values():
+            yield from tensors(value)
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from tensors(value)
