@@ -20,14 +20,20 @@ from worldmodel import config
 
 # name -> module; a module is imported only when its name is asked for.
 MEASURES: dict[str, str] = {
+    "act": "agents.studies.bench_act",
     "deploy": "agents.studies.bench_deploy",
     "dyna": "agents.studies.bench_dyna",
+    "env": "agents.studies.bench_env",
     "faults": "agents.studies.bench_faults",
     "guard": "agents.studies.bench_guard",
     "memory": "agents.studies.bench_memory",
     "ood": "agents.studies.bench_ood",
     "play": "agents.studies.bench_play",
+    "replay": "agents.studies.bench_replay",
     "reuse": "agents.studies.bench_reuse",
+    "scaling": "agents.studies.bench_scaling",
+    "train": "agents.studies.bench_train",
+    "update": "agents.studies.bench_update",
 }
 
 
