@@ -82,6 +82,28 @@ class CountingEnv(gymnasium.Env[Any, Any]):
         return obs
 
 
+class SteadyEnv(CountingEnv):
+    """All its episodes are alike, so that it can be brought back to where it was.
+
+    pause: seconds of a step. last: how many steps it takes before it breaks.
+    """
+
+    def __init__(self, pause: float = 0.0, last: int = 10**9, **given: Any) -> None:
+        super().__init__(**given)
+        self._pause, self._left = pause, last
+
+    def reset(self, **given: Any) -> Any:
+        self.episode = -1
+        return super().reset(**given)
+
+    def step(self, action: Any) -> Step:
+        time.sleep(self._pause)
+        self._left -= 1
+        if self._left < 0:
+            raise RuntimeError("the gears jam")
+        return super().step(action)
+
+
 class LeftRightEnv(gymnasium.Env[Any, Any]):
     """A bright square on the left or right of a dark [size, size, 3] image; the action that names
     its side earns 1, the other 0, and a new square appears. Chance earns length / 2, the best

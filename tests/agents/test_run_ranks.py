@@ -34,6 +34,7 @@ from worldmodel.replay.delta import DELTA
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = "tests.agents.test_run_ranks"
+STEADY = "tests.envs_for_tests:SteadyEnv"
 SILENT = lambda text: None  # noqa: E731
 
 
@@ -68,14 +69,6 @@ class JoiningAgent(CountingAgent):
         return {**told, "rank": float(self.ranks.rank)}
 
 
-class SteadyEnv(CountingEnv):
-    """All its episodes are alike, so that it can be brought back to where it was."""
-
-    def reset(self, **given: Any) -> Any:
-        self.episode = -1
-        return super().reset(**given)
-
-
 class FailingEnv(CountingEnv):
     """On rank 1 it fails after some steps, each time that it is made anew."""
 
@@ -99,7 +92,7 @@ def settings(folder: Path, **changes: Any) -> TrainConfig:
         final_episodes=1,
         device="cpu",
         threads=1,
-        env=EnvConfig(id=f"{HERE}:SteadyEnv", pixels=False, keys=["count"]),
+        env=EnvConfig(id=STEADY, pixels=False, keys=["count"]),
         replay=ReplayConfig(capacity=500),
         agent=JoiningConfig(),
     )
@@ -299,7 +292,7 @@ def test_torchrun_survives_the_end_of_one_rank(tmp_path: Path) -> None:
     is the one that was not killed (and whose ranks no torchrun started)."""
     name = f"{HERE}:JoiningAgent"
     words = [
-        "experiment=none", "size=none", f"agent={name}", f"env.id={HERE}:SteadyEnv",
+        "experiment=none", "size=none", f"agent={name}", f"env.id={STEADY}",
         "env.pixels=false", "env.keys=[count]", "steps=400", "prefill=20", "train_ratio=4",
         "eval_every=0", "video_every=0", "final_episodes=1", "device=cpu", "threads=1",
         "replay.capacity=3000", "checkpoint_minutes=0.005", "log_every=20",
