@@ -47,6 +47,8 @@ def context(
     copies, whole = ring.copies(("flags", "deter", "stoch"), index.stream, before, 1)
     flags, deter, stoch = (copy.numpy()[:, 0] for copy in copies.values())
     known = (index.start > oldest) & whole & ((flags & LATENT) != 0)
+    if known.all():
+        return latent.unpack(deter, stoch), known
     deter[~known] = stoch[~known] = 0
     state = latent.unpack(deter, stoch)
     state.stoch[~torch.from_numpy(known)] = 0.0  # index 0 would decode to a one
