@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from agents.run import begin, shares
+from agents.run.collect import unpacked
 from agents.run.saved import check_saved
 from agents.run.settings import Counters
 from worldmodel import checkpoint, seeding
@@ -49,7 +50,7 @@ def _part(trainer: Trainer) -> dict[str, Any]:
         "replay": trainer.replay.save(place),
         "collector": trainer.collector and trainer.collector.state_dict(),
         "rng": seeding.rng_state(),
-        "means": trainer.means.state_dict(),
+        "means": unpacked(trainer.means.state_dict()),  # to go from rank to rank, not on a GPU
     }
 
 
