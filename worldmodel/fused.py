@@ -7,11 +7,11 @@ PyTorch definition beside them. Both give the same numbers but for rounding, gra
 
 from __future__ import annotations
 
+import ctypes
 import itertools
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import Parameter
 from torch.nn import functional as F
 
+_TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 ALONE = 1 << 15  # numbers that one thread handles sooner than it finds a second one
 
 
@@ -47,8 +48,19 @@ def loops() -> Any:
 
 
 @cache
-def _workers(process: int, threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "kernel")  # of this process: a fork inherits no threads
+def _team() -> Any:
+    """`GOMP_parallel` of the OpenMP library that torch itself runs on, or None.
+
+    Its threads wait for the next operation by spinning. Threads of our own would have to share the
+    cores with them, which takes longer than doing without.
+    """
+    own = Path(torch.__file__).parent / "lib"
+    for library in (*sorted(own.glob("libgomp*.so*")), "libgomp.so.1"):
+        try:
+            return ctypes.CDLL(str(library)).GOMP_parallel
+        except (OSError, AttributeError):
+            continue
+    return None
 
 
 def ranges(count: int, numbers: int) -> list[tuple[int, int]]:
@@ -64,18 +76,25 @@ def share(
     kernel: Any, parts: list[tuple[int, int]], *args: Any, own: Sequence[np.ndarray] = ()
 ) -> None:
     """kernel(first, last, *args, *own) for every part, side by side; `own` has a row for each."""
-    if len(parts) > 1:
-        workers = _workers(os.getpid(), len(parts) - 1)
-        others = [
-            workers.submit(kernel, *part, *args, *(array[i] for array in own))
-            for i, part in enumerate(parts[1:], 1)
-        ]
+    if len(parts) == 1:
         kernel(*parts[0], *args, *(array[0] for array in own))
-        wait(others)
-        for other in others:
-            other.result()  # raises what it raised
+        return
+    numbers, failures = itertools.count(), []
+
+    def work(_: Any) -> None:  # in each thread of the team, however many there are
+        try:
+            while (i := next(numbers)) < len(parts):
+                kernel(*parts[i], *args, *(array[i] for array in own))
+        except BaseException as error:  # would be lost in the library
+            failures.append(error)
+
+    team = _team()
+    if team is None:
+        work(None)
     else:
-        kernel(*parts[0], *args, *(array[0] for array in own))
+        team(_TASK(work), None, len(parts), 0)
+    if failures:
+        raise failures[0]
 
 
 def array_of(x: Tensor) -> np.ndarray:
