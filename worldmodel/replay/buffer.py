@@ -127,11 +127,12 @@ class Replay:
         Raises ValueError for wrong names, shapes or types and for values that are not finite.
         """
         self._saver.check_writable()
-        ids = np.arange(self.num_envs) if env_ids is None else np.asarray(env_ids, np.int64)
-        if len(np.unique(ids)) != len(ids) or np.any((ids < 0) | (ids >= self.num_envs)):
-            raise ValueError(f"env_ids {ids.tolist()} are not distinct and in [0, {self.num_envs})")
+        every = range(self.num_envs)
+        ids = list(every) if env_ids is None else np.asarray(env_ids, np.int64).tolist()
+        if len(set(ids)) != len(ids) or not set(ids) <= set(every):
+            raise ValueError(f"env_ids {ids} are not distinct and in [0, {self.num_envs})")
         values = self._schema.pack(rows, len(ids))
-        for i, stream in enumerate(ids.tolist()):
+        for i, stream in enumerate(ids):
             count = int(self._ring.count[stream])
             if values["flags"][i] & FIRST and count > self._ring.oldest[stream]:
                 self._ring.add_flag(stream, count - 1, LAST)

@@ -102,8 +102,9 @@ def _checked(name: str, value: Any, num: int, field: Field) -> np.ndarray:
     exact = field.dtype != np.float32
     if exact and array.dtype != field.dtype:
         raise ValueError(f"'{name}' is {array.dtype}; expected {field.dtype}.")
-    with np.errstate(over="ignore"):  # what float32 cannot hold is refused below
-        array = array.astype(field.dtype, copy=False)
+    if array.dtype != field.dtype:
+        with np.errstate(over="ignore"):  # what float32 cannot hold is refused below
+            array = array.astype(field.dtype)
     if not exact and not np.isfinite(array).all():
         raise ValueError(f"'{name}' has values that are not finite: {array[~np.isfinite(array)]}.")
     return array
