@@ -12,7 +12,6 @@ from agents.run import shares
 from tests.model_batches import CONTINUOUS, IMAGE, VECTOR, random_batch, spec_of, tiny
 from tests.rank_pairs import together
 from worldmodel.config import ConfigError, RunError
-from worldmodel.distributions import Normal, OneHot
 from worldmodel.models.ensemble import EnsembleConfig
 from worldmodel.optim import OptimConfig
 from worldmodel.ranks import FailedElsewhere, RankLost, Ranks
@@ -100,15 +99,15 @@ def test_alone_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
         Ranks.join()
 
 
-def learner(monkeypatch: pytest.MonkeyPatch, batch_size: int) -> Dreamer:
-    """A Dreamer with everything that has statistics, which draws nothing: with the most probable
-    in the place of every draw, an update is a function of the batch."""
+def without_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise that is always the same, so that an update is a function of its batch."""
+    monkeypatch.setattr(torch.Tensor, "exponential_", lambda self: self.fill_(1.0))
+    monkeypatch.setattr(torch.Tensor, "normal_", torch.Tensor.zero_)
+    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
 
-    def likeliest(self: OneHot) -> torch.Tensor:
-        return self.mode() + (self.probs - self.probs.detach())
 
-    monkeypatch.setattr(OneHot, "sample", likeliest)
-    monkeypatch.setattr(Normal, "sample", Normal.mode)
+def learner(batch_size: int) -> Dreamer:
+    """A Dreamer with everything that has statistics."""
     torch.manual_seed(0)
     model = tiny(centre_images=True, ensemble=EnsembleConfig(members=2, layers=1, units=8))
     model.control = {"reward": 1.0, "disagreement": 0.5}
@@ -131,7 +130,8 @@ def updates(rank: int | None, bad: bool = False) -> dict[str, Any]:
     ranks = Ranks() if rank is None else Ranks.join()
     half = ROWS // ranks.size
     with pytest.MonkeyPatch.context() as patch:
-        agent = learner(patch, half)
+        agent = learner(half)
+        without_chance(patch)
         agent.return_scale.limit = LIMIT
         if rank == 1:  # it takes the weights of rank 0
             torch.nn.init.ones_(agent.optim.flat)
