@@ -106,7 +106,7 @@ def load(run_folder: str | Path, device: str = "auto") -> Policy:
 
 def load_replay(run_folder: str | Path) -> Replay:
     """The experience that a run recorded, for reading, also while the run goes on; its files are
-    not changed.
+    not changed. Of a run of several ranks it is that of rank 0.
 
     Raises ConfigError where the folder is not a run or has no replay, or where it is damaged.
     """

@@ -13,7 +13,7 @@ from tests.model_batches import CONTINUOUS, IMAGE, VECTOR, random_batch, spec_of
 from tests.rank_pairs import together
 from worldmodel.config import ConfigError, RunError
 from worldmodel.models.ensemble import EnsembleConfig
-from worldmodel.optim import OptimConfig
+from worldmodel.optim import LaProp, OptimConfig
 from worldmodel.ranks import FailedElsewhere, RankLost, Ranks
 from worldmodel.types import Batch
 
@@ -54,6 +54,12 @@ def speak(rank: int) -> dict[str, Any]:
     )
     told["run"] = raised(lambda: ranks.all_or_none(lambda: fails(RunError(f"rank {rank}'s"))))
     told["bug"] = raised(lambda: ranks.all_or_none(lambda: fails(bug) if rank == 1 else None))
+    # A loss that is not finite though its gradient is.
+    module = torch.nn.Linear(2, 1)
+    optim = LaProp([("module", module)], OptimConfig())
+    optim.ranks = ranks
+    loss = module.weight.sum() + (torch.inf if rank == 1 else 0.0)
+    told["loss"] = raised(lambda: optim.step(loss))[0]
     ranks.barrier()
     if rank == 1:
         ranks.close()
@@ -72,6 +78,7 @@ def test_all_ranks_hear_the_same() -> None:
         assert told["sums"] == [1, 2, 2**41 + 1]
         assert [int(one["value"]) for one in told["objects"]] == [0, 1]
         assert told["agree"] == (True, False)
+        assert told["loss"] == "FloatingPointError"
     assert (first["all"], second["all"]) == (0, 1)
     # Rank 0 says what is wrong, wherever it is; a bug is said where it is, and ends all.
     assert first["setting"] == ("ConfigError", "Rank 1: steps is 0.")
