@@ -97,6 +97,11 @@ def share(
         raise failures[0]
 
 
+def sums_for(parts: list[tuple[int, int]], width: int) -> np.ndarray:
+    """Zeros [parts, width] to add to, each row on cache lines of its own."""
+    return np.zeros((len(parts), width + 32), np.float32)[:, :width]
+
+
 def array_of(x: Tensor) -> np.ndarray:
     return x.detach().numpy()
 
@@ -112,7 +117,7 @@ def norm_silu(x: Tensor, scale: Tensor, eps: float, blocks: int = 1) -> Tensor:
     """
     if in_loops(x, scale):
         if not _learns(x, scale):
-            return _norm_silu(x.contiguous(), scale, eps, blocks)[0]
+            return _norm_silu(x.contiguous(), scale, eps, blocks)
         out: Tensor = _NormSiLU.apply(x, scale, eps, blocks)
         return out
     return F.silu(rms_norm(unblock(x, blocks), scale, eps))
@@ -128,18 +133,31 @@ def unblock(x: Tensor, s: int) -> Tensor:
     return x if s == 1 else rearrange(x, "n h w (a b c) -> n (h a) (w b) c", a=s, b=s)
 
 
-def _norm_silu(x: Tensor, scale: Tensor, eps: float, s: int) -> tuple[Tensor, Any]:
+def _lines(x: Tensor, c: int, s: int) -> tuple[list[tuple[int, int]], int]:
+    """How threads share the lines of x, and blocks in each line."""
+    w = 1 if s == 1 else x.shape[-2]
+    return ranges(x.numel() // (c * w * s * s), x.numel()), w
+
+
+def _norm_silu(x: Tensor, scale: Tensor, eps: float, s: int) -> Tensor:
     c = scale.shape[0]
-    shape, w = x.shape, 1
-    if s > 1:
-        n, h, w, _ = shape
-        shape = torch.Size((n, h * s, w * s, c))
-    out = x.new_empty(shape)
-    parts = ranges(x.numel() // (c * w * s * s), x.numel())
-    rest = np.float32(eps), w, s
+    parts, w = _lines(x, c, s)
+    out = x.new_empty(x.shape if s == 1 else (x.shape[0], x.shape[1] * s, w * s, c))
     rows, result = array_of(x).reshape(-1, c), out.numpy().reshape(-1, c)
-    share(loops().norm_silu, parts, rows, array_of(scale), *rest, result)
-    return out, (parts, rest)
+    share(loops().norm_silu, parts, rows, array_of(scale), np.float32(eps), w, s, result)
+    return out
+
+
+def _norm_silu_back(
+    grad: Tensor, x: Tensor, scale: Tensor, eps: float, s: int
+) -> tuple[Tensor, Tensor]:
+    c = scale.shape[0]
+    parts, w = _lines(x, c, s)
+    dx, sums = torch.empty_like(x), sums_for(parts, c)
+    above, rows, below = (array_of(t).reshape(-1, c) for t in (grad.contiguous(), x, dx))
+    args = above, rows, array_of(scale), np.float32(eps), w, s, below
+    share(loops().norm_silu_back, parts, *args, own=(sums,))
+    return dx, torch.from_numpy(sums.sum(0))
 
 
 class _NormSiLU(torch.autograd.Function):
@@ -148,21 +166,14 @@ class _NormSiLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, eps: float, s: int) -> Tensor:
         x = x.contiguous()
-        out, ctx.rest = _norm_silu(x, scale, eps, s)
         ctx.save_for_backward(x, scale)
-        return out
+        ctx.rest = eps, s
+        return _norm_silu(x, scale, eps, s)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale = ctx.saved_tensors
-        parts, rest = ctx.rest
-        c = scale.shape[0]
-        dx, sums = torch.empty_like(x), np.zeros((len(parts), c), np.float32)
-        above, rows, below = (array_of(t).reshape(-1, c) for t in (grad.contiguous(), x, dx))
-        kernel = loops().norm_silu_back
-        share(kernel, parts, above, rows, array_of(scale), *rest, below, own=(sums,))
-        return dx, torch.from_numpy(sums.sum(0)), None, None
+        return *_norm_silu_back(grad, *ctx.saved_tensors, *ctx.rest), None, None
 
 
 def pool_norm_silu(x: Tensor, scale: Tensor, eps: float) -> Tensor:
@@ -182,25 +193,25 @@ class _PoolNormSiLU(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scale: Tensor, eps: float) -> Tensor:
         x = x.contiguous()
         n, h, w, c = x.shape
-        out = x.new_empty(n, h // 2, w // 2, c)
-        rows, result = array_of(x).reshape(-1, c), out.numpy().reshape(-1, c)
+        most = x.new_empty(n, h // 2, w // 2, c)
+        place, out = torch.empty_like(most, dtype=torch.uint8), torch.empty_like(most)
+        rows, *results = (array_of(t).reshape(-1, c) for t in (x, most, place, out))
         parts, floor = ranges(n * h // 2, x.numel()), np.float32(eps)
-        share(loops().pool_norm_silu, parts, rows, array_of(scale), floor, w // 2, result)
-        ctx.save_for_backward(x, scale)
-        ctx.rest = floor, w // 2, parts
+        share(loops().pool_norm_silu, parts, rows, array_of(scale), floor, w // 2, *results)
+        ctx.save_for_backward(most, place, scale)
+        ctx.eps, ctx.parts = eps, parts
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale = ctx.saved_tensors
-        floor, w, parts = ctx.rest
-        c = scale.shape[0]
-        dx, sums = torch.empty_like(x), np.zeros((len(parts), c), np.float32)
-        above, rows, below = (array_of(t).reshape(-1, c) for t in (grad.contiguous(), x, dx))
-        kernel = loops().pool_norm_silu_back
-        share(kernel, parts, above, rows, array_of(scale), floor, w, below, own=(sums,))
-        return dx, torch.from_numpy(sums.sum(0)), None
+        most, place, scale = ctx.saved_tensors
+        n, h, w, c = most.shape
+        dmost, dscale = _norm_silu_back(grad, most, scale, ctx.eps, 1)
+        dx = grad.new_empty(n, 2 * h, 2 * w, c)
+        above, places, below = (array_of(t).reshape(-1, c) for t in (dmost, place, dx))
+        share(loops().unpool, ctx.parts, above, places, w, below)
+        return dx, dscale, None
 
 
 # Images.

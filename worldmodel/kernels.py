@@ -149,17 +149,10 @@ def norm_silu_back(first, last, grad, x, scale, eps, w, s, dx, dscale):  # type:
                     dx[i, k] = r * (dx[i, k] - x[i, k] * mean)
 
 
-@expanded
-def _largest(a, b, c, d):  # type: ignore[no-untyped-def]
-    ab = a if a > b else b
-    cd = c if c > d else d
-    # The sum is there for a NaN, which loses every comparison.
-    return (ab if ab > cd else cd) + (a + b + c + d) * f32(0.0)
-
-
 @compiled
-def pool_norm_silu(first, last, x, scale, eps, w, out):  # type: ignore[no-untyped-def]
-    """silu(RMSNorm(.)) of the largest of each 2 x 2 pixels: rows x [4 n, C] -> out [n, C]."""
+def pool_norm_silu(first, last, x, scale, eps, w, most, place, out):  # type: ignore[no-untyped-def]
+    """silu(RMSNorm(.)) of the largest of each 2 x 2 pixels: rows x [4 n, C] -> out [n, C]. `most`
+    [n, C] and its `place` among the four are kept for the gradient; among equals the first."""
     c = x.shape[1]
     for line in range(first, last):
         for j in range(w):
@@ -167,51 +160,32 @@ def pool_norm_silu(first, last, x, scale, eps, w, out):  # type: ignore[no-untyp
             below = i + 2 * w
             total = f32(0.0)
             for k in range(c):
-                m = _largest(x[i, k], x[i + 1, k], x[below, k], x[below + 1, k])
-                out[o, k] = m
+                x0, x1, x2, x3 = x[i, k], x[i + 1, k], x[below, k], x[below + 1, k]
+                above = x1 if x1 > x0 else x0
+                under = x3 if x3 > x2 else x2
+                where = np.uint8(1) if x1 > x0 else np.uint8(0)
+                other = np.uint8(3) if x3 > x2 else np.uint8(2)
+                place[o, k] = other if under > above else where
+                m = under if under > above else above
+                m += (x0 + x1 + x2 + x3) * f32(0.0)  # a NaN loses every comparison
+                most[o, k] = m
                 total += m * m
             r = f32(1.0) / np.sqrt(total / f32(c) + eps)
             for k in range(c):
-                y = out[o, k] * r * scale[k]
+                y = most[o, k] * r * scale[k]
                 out[o, k] = y * sigmoid(y)
 
 
 @compiled
-def pool_norm_silu_back(first, last, grad, x, scale, eps, w, dx, dscale):  # type: ignore[no-untyped-def]
-    """The gradient [4 n, C] of `pool_norm_silu` to x; adds the one to the scale. Among equals the
-    first, row by row, takes it all, as in PyTorch."""
-    c = x.shape[1]
+def unpool(first, last, grad, place, w, dx):  # type: ignore[no-untyped-def]
+    """The gradient [4 n, C] of the pooling to x, for that to the largest [n, C]."""
     for line in range(first, last):
         for j in range(w):
             o, i = line * w + j, (line * 2 * w + j) * 2
-            below = i + 2 * w
-            total = f32(0.0)
-            for k in range(c):
-                m = _largest(x[i, k], x[i + 1, k], x[below, k], x[below + 1, k])
-                dx[below, k] = m
-                total += m * m
-            r = f32(1.0) / np.sqrt(total / f32(c) + eps)
-            dot = f32(0.0)
-            for k in range(c):
-                h = dx[below, k] * r
-                y = h * scale[k]
-                q = sigmoid(y)
-                d = grad[o, k] * q * (f32(1.0) + y * (f32(1.0) - q))
-                dscale[k] += d * h
-                t = d * scale[k]
-                dx[i, k] = t
-                dot += t * h
-            mean = dot * r / f32(c)
-            for k in range(c):
-                m = dx[below, k]
-                d = r * (dx[i, k] - m * mean)
-                d0 = d if x[i, k] == m else f32(0.0)
-                d1 = d - d0 if x[i + 1, k] == m else f32(0.0)
-                d2 = d - d0 - d1 if x[below, k] == m else f32(0.0)
-                dx[i, k] = d0
-                dx[i + 1, k] = d1
-                dx[below, k] = d2
-                dx[below + 1, k] = d - d0 - d1 - d2
+            for q in range(4):
+                row = i + (q // 2) * 2 * w + q % 2
+                for k in range(grad.shape[1]):
+                    dx[row, k] = grad[o, k] if place[o, k] == np.uint8(q) else f32(0.0)
 
 
 @compiled

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from worldmodel.fused import in_loops, loops, ranges, share
+from worldmodel.fused import in_loops, loops, ranges, share, sums_for
 from worldmodel.types import LatentState
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ class _Back:
         self.dinner, self.dmixed = torch.empty_like(tape.inner), torch.empty_like(tape.mixed)
         self.dgates = torch.empty_like(tape.gates)
         self.arrays = [x.numpy() for x in (self.dinner, self.dmixed, self.dgates)]
-        self.dscales = [np.zeros((len(tape.parts), len(x)), np.float32) for x in tape.scales]
+        self.dscales = [sums_for(tape.parts, len(x)) for x in tape.scales]
 
     def step(self, t: int, ddeter: Tensor) -> tuple[Tensor, Tensor]:
         """From the gradient of step t's deter [B, D]: those of the deter and stoch before it."""
@@ -247,7 +247,7 @@ class _Scan(torch.autograd.Function):
         back = _Back(tape, deter_in)
         ddeter, dstoch, dparams = (g.clone(memory_format=torch.contiguous_format) for g in grads)
         dbefore = torch.empty_like(before)
-        dscale = np.zeros((len(tape.parts), len(post_scale)), np.float32)
+        dscale = sums_for(tape.parts, len(post_scale))
         scale, anew = post_scale.detach().numpy(), first.any(1).tolist()
         for t in reversed(range(len(first))):
             draw_back(core, dstoch[t], params[t], noise[t], dparams[t])
