@@ -11,6 +11,7 @@ from agents.dreamer import Dreamer, DreamerConfig
 from agents.run import shares
 from tests.model_batches import CONTINUOUS, IMAGE, VECTOR, random_batch, spec_of, tiny
 from tests.rank_pairs import together
+from worldmodel import distributions
 from worldmodel.config import ConfigError, RunError
 from worldmodel.models.ensemble import EnsembleConfig
 from worldmodel.optim import LaProp, OptimConfig
@@ -108,7 +109,7 @@ def test_alone_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def without_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     """Noise that is always the same, so that an update is a function of its batch."""
-    monkeypatch.setattr(torch.Tensor, "exponential_", lambda self: self.fill_(1.0))
+    monkeypatch.setattr(distributions, "exponential_", lambda x: x.fill_(1.0))
     monkeypatch.setattr(torch.Tensor, "normal_", torch.Tensor.zero_)
     monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
 

@@ -92,8 +92,11 @@ class RSSM(nn.Module):
         out: Tensor = self.prior_net(deter)
         return out.unflatten(-1, (self.groups, -1))
 
-    def dist(self, params: Tensor) -> OneHot | Normal:
-        """The latent's distribution; kl() of a OneHot is per group, see `kl`."""
+    def dist(self, params: Tensor | OneHot | Normal) -> OneHot | Normal:
+        """The latent's distribution, from its parameters unless it is one already; kl() of a
+        OneHot is per group, see `kl`."""
+        if not isinstance(params, Tensor):
+            return params
         if self.gaussian:
             mean, std = params.float().unbind(-1)
             return Normal(mean, 2.0 * torch.sigmoid(std / 2.0) + 0.1)
@@ -104,13 +107,14 @@ class RSSM(nn.Module):
         z = self.dist(params).sample()
         return z.unsqueeze(-1) if self.gaussian else z
 
-    def kl(self, posterior: Tensor, prior: Tensor) -> Tensor:
-        """KL(posterior || prior) [...] in nats, summed over the groups."""
+    def kl(self, posterior: Tensor | OneHot | Normal, prior: Tensor | OneHot | Normal) -> Tensor:
+        """KL(posterior || prior) [...] in nats, summed over the groups; of parameters or
+        distributions."""
         kl = self.dist(posterior).kl(self.dist(prior))  # type: ignore[arg-type]
         return kl if self.gaussian else kl.sum(-1)
 
-    def entropy(self, params: Tensor) -> Tensor:
-        """[...] in nats, summed over the groups."""
+    def entropy(self, params: Tensor | OneHot | Normal) -> Tensor:
+        """[...] in nats, summed over the groups; of parameters or a distribution."""
         entropy = self.dist(params).entropy()
         return entropy if self.gaussian else entropy.sum(-1)
 

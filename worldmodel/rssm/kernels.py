@@ -57,28 +57,31 @@ def mix_norm_silu_back(first, last, grad, x, scale, eps, dx, dscale):  # type: i
 
 
 @compiled
-def gru(first, last, gates, deter, out):  # type: ignore[no-untyped-def]
-    """gates [G, B, 3 D / G]: reset, candidate, update; deter, out: [B, D]."""
+def gru(first, last, gates, bias, deter, out):  # type: ignore[no-untyped-def]
+    """gates [G, B, 3 D / G] without bias: reset, candidate, update; deter, out: [B, D]."""
     d = gates.shape[2] // 3
     for b in range(first, last):
         for g in range(gates.shape[0]):
             for k in range(d):
-                candidate = tanh(sigmoid(gates[g, b, k]) * gates[g, b, d + k])
-                update = sigmoid(gates[g, b, 2 * d + k] - f32(1.0))
+                reset = sigmoid(gates[g, b, k] + bias[g, k])
+                raw = gates[g, b, d + k] + bias[g, d + k]
+                candidate = tanh(reset * raw)
+                update = sigmoid(gates[g, b, 2 * d + k] + bias[g, 2 * d + k] - f32(1.0))
                 h = deter[b, g * d + k]
                 out[b, g * d + k] = h + update * (candidate - h)
 
 
 @compiled
-def gru_back(first, last, grad, gates, deter, dgates, ddeter):  # type: ignore[no-untyped-def]
+def gru_back(first, last, grad, gates, bias, deter, dgates, ddeter):  # type: ignore[no-untyped-def]
     """The gradients of `gru` to gates and deter, for grad [B, D]."""
     d = gates.shape[2] // 3
     for b in range(first, last):
         for g in range(gates.shape[0]):
             for k in range(d):
-                reset, raw = sigmoid(gates[g, b, k]), gates[g, b, d + k]
+                reset = sigmoid(gates[g, b, k] + bias[g, k])
+                raw = gates[g, b, d + k] + bias[g, d + k]
                 candidate = tanh(reset * raw)
-                update = sigmoid(gates[g, b, 2 * d + k] - f32(1.0))
+                update = sigmoid(gates[g, b, 2 * d + k] + bias[g, 2 * d + k] - f32(1.0))
                 dh = grad[b, g * d + k]
                 dc = dh * update * (f32(1.0) - candidate * candidate)
                 dgates[g, b, k] = dc * raw * reset * (f32(1.0) - reset)

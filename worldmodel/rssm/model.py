@@ -306,8 +306,8 @@ class WorldModel(nn.Module):
             self.encoder.centre.update(torch.cat(images, -1))
         start = batch.context or self.initial(batch.shape[0])
         embed = self.encoder(batch.obs)
-        states, posterior = self.core.observe(start, embed, batch.action, batch.is_first)
-        prior = self.core.prior(states.deter)
+        states, params = self.core.observe(start, embed, batch.action, batch.is_first)
+        posterior, prior = self.core.dist(params), self.core.dist(self.core.prior(states.deter))
         kl = self.core.kl(posterior.detach(), prior)  # teaches the prior alone
         free = self.config.free_nats
         losses = {
@@ -325,7 +325,7 @@ class WorldModel(nn.Module):
             target = target_of(batch, head.config.target, self.discount)  # type: ignore[union-attr, arg-type]
             losses[name] = head.loss(feat, target)  # type: ignore[operator]
         if self.ensemble is not None:
-            latent = self.core.dist(posterior.detach())
+            latent = posterior.detach()
             expected = latent.mean if isinstance(latent, Normal) else latent.probs.flatten(-2)
             losses[DISAGREEMENT] = self.ensemble.loss(feat, expected, batch.action, batch.is_first)
         metrics = {

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from worldmodel import distributions
 from worldmodel.fused import in_loops, loops, ranges, share, sums_for
 from worldmodel.types import LatentState
 
@@ -78,7 +79,7 @@ class Tape:
         shared = w.mix[:, d:].transpose(0, 1).reshape(3 * h, g * d)  # all blocks side by side
         self.from_deter, self.from_stoch, self.from_action = shared.split(h)
         self.scales = [x.numpy() for x in (w.deter_scale, w.stoch_scale, w.mix_scale)]
-        self.gates_b = w.gates_b.view(g, 1, 3 * d)
+        self.gates_b = w.gates_b.view(g, 3 * d).numpy()
         # Before and after the norms of embedded deter and stoch; before and after that of the mix.
         self.inner, self.outer = torch.empty(2, steps, 2, rows, h).unbind(0)
         self.mixed = torch.empty(steps, rows, g * d)
@@ -112,8 +113,8 @@ class Tape:
         own = torch.bmm(self.in_blocks(deter), self.own, out=self._own)
         args = own.numpy(), shared.numpy(), self.scales[2], self.eps, mixed, normed
         share(k.mix_norm_silu, self.parts, *args)
-        torch.baddbmm(self.gates_b, self.normed[t], w.gates, out=self.gates[t])
-        share(k.gru, self.parts, gates, deter.numpy(), out.numpy())
+        torch.bmm(self.normed[t], w.gates, out=self.gates[t])
+        share(k.gru, self.parts, gates, self.gates_b, deter.numpy(), out.numpy())
 
 
 def draw(core: RSSM, params: Tensor, noise: Tensor, out: Tensor) -> None:
@@ -128,7 +129,7 @@ def draw(core: RSSM, params: Tensor, noise: Tensor, out: Tensor) -> None:
 
 def clocks(core: RSSM, noise: Tensor) -> Tensor:
     """Fill with what `RSSM.sample` draws latents [..., S, K] by."""
-    return noise.normal_() if core.gaussian else noise.exponential_()
+    return noise.normal_() if core.gaussian else distributions.exponential_(noise)
 
 
 def draw_back(core: RSSM, grad: Tensor, params: Tensor, noise: Tensor, dparams: Tensor) -> None:
@@ -160,8 +161,8 @@ class _Back:
         dinner, dmixed, dgates = (x[t] for x in self.arrays)
         before = torch.empty_like(ddeter)
         args: tuple[Any, ...]
-        args = ddeter.numpy(), gates, self.deter_in[t].numpy(), dgates, before.numpy()
-        share(k.gru_back, tape.parts, *args)
+        args = gates, tape.gates_b, self.deter_in[t].numpy(), dgates, before.numpy()
+        share(k.gru_back, tape.parts, ddeter.numpy(), *args)
         dnormed = torch.bmm(self.dgates[t], w.gates.transpose(1, 2))
         args = dnormed.numpy(), mixed, tape.scales[2], tape.eps, dmixed
         share(k.mix_norm_silu_back, tape.parts, *args, own=(self.dscales[2],))

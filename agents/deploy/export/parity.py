@@ -13,6 +13,7 @@ from agents.base import Policy
 from agents.deploy.engine import AgentEngine, Mind
 from agents.deploy.export.engine import ExportEngine
 from agents.deploy.export.step import MEMORY, drawn, example_obs
+from worldmodel.distributions import exponential_
 from worldmodel.envs import EnvError, make_env
 from worldmodel.replay import Replay
 from worldmodel.types import LatentState
@@ -163,7 +164,7 @@ def _reproducible(core: Any, drawing: bool, seed: int) -> Iterator[None]:
 
 def _noise(core: Any) -> np.ndarray:
     empty = torch.empty(1, core.groups, core.classes)
-    return (empty.normal_() if core.gaussian else empty.exponential_()).numpy()
+    return (empty.normal_() if core.gaussian else exponential_(empty)).numpy()
 
 
 @contextmanager
