@@ -7,6 +7,8 @@ and arithmetic go to the innermost one. The program is measured as it is, never 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import multiprocessing
 import statistics
 import time
@@ -182,6 +184,10 @@ class Memory:
     """The most memory in use, bytes: of the GPU, or of this process and what it had before."""
 
     def __init__(self, device: torch.device) -> None:
+        gc.collect()
+        # What the C library keeps of freed memory would be used again unseen.
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
         self.device, self.before = device, resident()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)

@@ -24,7 +24,7 @@ from agents.studies import (
     bench_update,
 )
 from agents.studies.bench import bench_command
-from agents.studies.bench_timing import Phases, apart, matmul_peak, timed, told
+from agents.studies.bench_timing import Memory, Phases, apart, matmul_peak, timed, told
 from worldmodel.config import ConfigError, RunError
 
 TINY = [
@@ -85,6 +85,14 @@ def test_windows_and_the_peak() -> None:
     assert 0.01 <= slept["quickest_s"] <= slept["seconds"] < 0.5
     assert slept["cpu_s"] < 0.01  # nothing was computed
     assert matmul_peak(torch.device("cpu"), "float32", 1) > 1e8
+
+
+def test_memory_that_was_freed_before_is_counted_again() -> None:
+    size, device = 64 << 20, torch.device("cpu")
+    for _ in range(2):
+        memory = Memory(device)
+        torch.ones(size, dtype=torch.uint8)
+        assert 0.9 * size < memory.peak() - memory.before < 1.5 * size
 
 
 def _stop(kind: str) -> int:
