@@ -44,6 +44,7 @@ class Ranks:
     rank, size = 0, 1
     _here = 0  # the number among those of this machine
     _parent = 0  # the process that started this one
+    _meetings = 0  # in this process
 
     @classmethod
     def join(cls) -> Ranks:
@@ -63,12 +64,26 @@ class Ranks:
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self._here = int(os.environ.get("LOCAL_RANK", self.rank))
         self._parent = os.getppid()
-        gpus = torch.cuda.is_available() and torch.distributed.is_nccl_available()
         with self._together():
-            torch.distributed.init_process_group(
-                "cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE
-            )
+            self._meet()
         return self
+
+    def _meet(self) -> None:
+        gpus = torch.cuda.is_available() and torch.distributed.is_nccl_available()
+        # torchrun's store outlives the ranks: those that meet a second time (the next run of a
+        # sweep, or all started again on one machine) must not find the addresses of the first.
+        Ranks._meetings += 1
+        again = str(Ranks._meetings)
+        if os.environ.get("GROUP_WORLD_SIZE") == "1":
+            again += "." + os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store, rank, size = next(torch.distributed.rendezvous("env://", timeout=PATIENCE))
+        torch.distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if gpus else "gloo",
+            store=torch.distributed.PrefixStore(again, store),
+            rank=rank,
+            world_size=size,
+            timeout=PATIENCE,
+        )
 
     def __repr__(self) -> str:
         return f"rank {self.rank} of {self.size}"

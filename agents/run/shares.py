@@ -46,15 +46,16 @@ def share_of(settings: TrainConfig, ranks: Ranks) -> TrainConfig:
             f"have equal parts of it. Choose a multiple of {size}, for example "
             f"{-(-agent.batch_size // size) * size}."
         )
-    kept = settings.replay
-    gigabytes = None if kept.capacity_gb is None else kept.capacity_gb / size
-    seed = settings.seed
+    kept, seed = settings.replay, settings.seed
+    if not settings.offline:  # each rank reads a recording as a whole
+        gigabytes = None if kept.capacity_gb is None else kept.capacity_gb / size
+        kept = replace(kept, capacity=kept.capacity / size, capacity_gb=gigabytes)
     return replace(
         settings,
         run=str(settings.folder),
         seed=seed if ranks.first else seeding.spawn(seed, f"rank {ranks.rank}"),
         agent=replace(agent, batch_size=agent.batch_size // size),
-        replay=replace(kept, capacity=kept.capacity / size, capacity_gb=gigabytes),
+        replay=kept,
     )
 
 
