@@ -112,12 +112,12 @@ class CombinedDetector:
         scorer.seldom.copy_(torch.as_tensor(usual + spread))
         maxima = self.maxima(tuning)
         worst = np.median(maxima, 0)
-        # The mean excess, and no quantile far out: so few episodes tell little about the tail.
+        # The deviation upwards, and no quantile far out: so few episodes tell little about the tail.
         above = np.clip(maxima - worst, 0, None)
-        mean = above.sum(0) / np.maximum((above > 0).sum(0), 1)
+        spread = np.sqrt(np.square(above).sum(0) / np.maximum((above > 0).sum(0), 1))
         least = [LEAST_SLOW if name.endswith(SLOW) else LEAST for name in scorer.names]
         scorer.worst.copy_(torch.as_tensor(worst))
-        scorer.unit.copy_(torch.as_tensor(np.maximum(mean, least)))
+        scorer.unit.copy_(torch.as_tensor(np.maximum(spread, least)))
         levels = torch.from_numpy(np.concatenate(trace(scorer, tuning, scorer.levels)))
         scorer.rest.fill_(float(scorer.excess(levels.to(self.device)).median()))
 

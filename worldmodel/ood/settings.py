@@ -47,7 +47,9 @@ class DetectorConfig:
         ]
     )  # fmt: skip
     combined: list[str] = field(default_factory=list)
-    slow: dict[str, float] = field(default_factory=lambda: {"surprise": 0.1, "drift": 0.1})
+    slow: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("typicality", "density", "surprise", "drift"), 0.1)
+    )
     drift_steps: int = 6
     confidence: float = 0.9
     seed: int = 0
