@@ -112,7 +112,7 @@ class CombinedDetector:
         scorer.seldom.copy_(torch.as_tensor(usual + spread))
         maxima = self.maxima(tuning)
         worst = np.median(maxima, 0)
-        # The deviation upwards, and no quantile far out: so few episodes tell little about the tail.
+        # The deviation upwards, and no quantile far out: few episodes tell little about the tail.
         above = np.clip(maxima - worst, 0, None)
         spread = np.sqrt(np.square(above).sum(0) / np.maximum((above > 0).sum(0), 1))
         least = [LEAST_SLOW if name.endswith(SLOW) else LEAST for name in scorer.names]
