@@ -163,12 +163,12 @@ def _delete(owner: Any, name: str, _: object) -> None:
     delattr(owner, name)
 
 
-def matmul_peak(device: torch.device, precision: str, windows: int = 5) -> float:
+def matmul_peak(device: torch.device, precision: str, windows: int = 30) -> float:
     """Operations per second of a large matrix product, the best of several: what the arithmetic
     of this device and number of threads can reach. A product of [n, n] counts as 2 n^3."""
     gpu = device.type == "cuda"
     dtype = torch.bfloat16 if gpu and precision == "bfloat16" else torch.float32
-    n, repeat = (8192, 10) if gpu else (1024, 4)
+    n, repeat = (8192, 10) if gpu else (1024, 1)
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     out, clock = torch.empty_like(a), Clock(device)
 
