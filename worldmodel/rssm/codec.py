@@ -93,6 +93,8 @@ class ImageCentre(nn.Module):
     def update(self, images: Tensor) -> None:
         """Take in uint8 images [..., H, W, C]; a no-op after the first `batches` calls."""
         self.count.add_(1)
+        if self.count.is_cpu and int(self.count) > self.batches:
+            return  # elsewhere the answer would have to be waited for
         rate = torch.where(self.count <= self.batches, 1.0 / self.count, 0.0)
         mean = images.float().flatten(0, -4).mean(0) / 255.0
         if self.ranks is not None:
