@@ -28,6 +28,7 @@ MEASURES: dict[str, str] = {
     "guard": "agents.studies.bench_guard",
     "memory": "agents.studies.bench_memory",
     "ood": "agents.studies.bench_ood",
+    "overlap": "agents.studies.bench_overlap",
     "play": "agents.studies.bench_play",
     "replay": "agents.studies.bench_replay",
     "reuse": "agents.studies.bench_reuse",
