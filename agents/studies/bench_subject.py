@@ -80,21 +80,27 @@ def make(subject: Subject) -> Made:
     set_threads(settings.threads)
     keep_freed_memory()
     seeding.seed_everything(0)
-    if subject.experiment == "none":
-        height, width = settings.env.image_size
-        image = ObsSpec("image", (height, width, 3))
-        spec = EnvSpec({"image": image}, ActionSpec("continuous", (ACTIONS,)))
-    else:
-        env = make_env(settings.env)
-        spec = env_spec(env)
-        env.close()
     try:
+        spec = _spec(subject, settings)
         agent = agents.make(settings.agent.name, spec, settings.agent, device)
     except config.ConfigError:
         raise
     except ValueError as error:
         raise config.ConfigError(str(error)) from error
     return Made(agent, settings, spec, device)
+
+
+def _spec(subject: Subject, settings: TrainConfig) -> EnvSpec:
+    """What the experiment's environment shows, or the one that is made up."""
+    if subject.experiment == "none":
+        height, width = settings.env.image_size
+        image = ObsSpec("image", (height, width, 3))
+        return EnvSpec({"image": image}, ActionSpec("continuous", (ACTIONS,)))
+    env = make_env(settings.env)
+    try:
+        return env_spec(env)
+    finally:
+        env.close()
 
 
 def observations(spec: EnvSpec, batch: int, rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -234,5 +234,7 @@ def apart(work: Callable[..., Any], *args: Any) -> Any:
 def _apart(pipe: Any, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
     try:
         pipe.send(work(*args))
-    except (ConfigError, RunError) as error:
+    except RunError as error:
         pipe.send(error)
+    except ValueError as error:  # whatever the package finds impossible
+        pipe.send(ConfigError(str(error)))

@@ -21,7 +21,7 @@ from agents.run.train import build
 from agents.run.trainer import Trainer
 from agents.studies import bench_subject
 from agents.studies.bench_timing import Clock, Phases, Window, rounded, timed, told
-from worldmodel.config import RunError, check_ranges
+from worldmodel.config import ConfigError, RunError, check_ranges
 
 LOOP = "loop"  # what is left of the loop itself
 
@@ -48,6 +48,8 @@ def measure(settings: Settings) -> Iterator[Mapping[str, Any]]:
             bench_subject.compose(settings), run=folder, steps=1 << 40, max_minutes=None,
             eval_every=0, video_every=0,
         )  # fmt: skip
+        if not hasattr(config.agent, "batch_size"):
+            raise ConfigError(f"The agent '{config.agent.name}' learns nothing from a replay.")
         rows = config.agent.batch_size * config.agent.batch_length
         prefill = rows if settings.prefill is None else settings.prefill
         trainer = build(replace(config, prefill=prefill), lambda text: None)

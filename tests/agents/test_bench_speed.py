@@ -34,6 +34,11 @@ TINY = [
 SMALL = {"image": 32, "batch": 2, "length": 4, "horizon": 2, "device": "cpu", "set": TINY}
 
 
+@pytest.fixture(autouse=True)
+def _little_experience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_subject, "FILLED", 32)
+
+
 class Nested:
     """A method that calls another, each of which sleeps."""
 
@@ -97,7 +102,7 @@ def test_memory_that_was_freed_before_is_counted_again() -> None:
 
 def _stop(kind: str) -> int:
     if kind == "error":
-        raise ConfigError("of the child")
+        raise ValueError("of the child")
     if kind == "dies":
         os._exit(7)
     return os.getpid()
@@ -148,8 +153,6 @@ def test_settings_are_those_of_the_experiment() -> None:
     assert (paper.agent.model.depth, list(paper.env.image_size)) == (4, [96, 96])
     with pytest.raises(ConfigError, match="Did you mean 'pendulum'"):
         bench_subject.compose(bench_subject.Subject("pendulm"))
-    with pytest.raises(ConfigError, match="dyna_q has no model to update"):
-        bench_update.run(bench_update.Settings("dyna_q", device="cpu"))
 
 
 def test_acting() -> None:
@@ -262,3 +265,21 @@ def test_the_command_prints_lines_of_json() -> None:
     said.clear()
     assert bench_command(said.append, ["what=scaling", "clock=noon"]) == 2
     assert "Unknown clock 'noon'" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["what=train", "experiment=random"], "The agent 'random' learns nothing from a replay"),
+        (["what=update", "experiment=dyna_q"], "dyna_q has no model to update"),
+        (["what=update", "size=2m"], "Did you mean"),
+        (["what=replay", "capacity=10", "image=32"], "Cannot draw 16 sequences of 64 rows"),
+        (["what=act", "envs=[]"], "envs is empty"),
+        (["what=env", "envs=[mars]"], "Unknown env 'mars'"),
+    ],
+)
+def test_impossible_wishes_are_one_line(words: list[str], error: str) -> None:
+    said: list[str] = []
+    assert bench_command(said.append, words) == 2
+    assert len(said) == 1
+    assert error in said[0]
