@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.utils.tensorboard  # slow to import: once here, and not in every process
 
-PATIENCE = 120.0  # seconds for all of them
+PATIENCE = 200.0  # seconds for all of them
 
 
 def free_port() -> int:

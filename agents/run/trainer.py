@@ -69,14 +69,14 @@ class Trainer:
         self.share = ranks.all_or_none(lambda: shares.share_of(settings, ranks))
         self.counters = Counters()
         self.device = ranks.all_or_none(lambda: ranks.device(settings.device))
-        set_threads(settings.threads)
+        ranks.all_or_none(lambda: set_threads(settings.threads))
         set_deterministic(settings.deterministic)
         keep_freed_memory()
         seeding.seed_everything(settings.seed)
         make_folder(self.folder)
         begun = ranks.gather_objects(checkpoint.exists(self.folder))[0]
         if not begun:
-            check_unused(self.folder)
+            ranks.all_or_none(lambda: check_unused(self.folder))
         self.means, self.scores = Means(), Means()
         self.nonfinite = NonFinite(shares.shard(self.folder, ranks.rank), settings.nonfinite_limit)
         self.envs, dataset = ranks.all_or_none(lambda: self._world(begun))
