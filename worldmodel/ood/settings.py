@@ -36,7 +36,7 @@ class DetectorConfig:
     autoencoder's training. rows: on which parts are fitted, at most."""
 
     vae: VAEConfig = field(default_factory=VAEConfig)
-    updates: int = 2000
+    updates: int = 6000
     batch: int = 32
     lr: float = 1e-3
     rows: int = 4096
