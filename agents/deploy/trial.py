@@ -94,8 +94,8 @@ def guarded(
                     total += reward
                     first, last, tick = False, terminal or truncated, tick + 1
                     due = max(due + period, clock.now())
+                    rest(due - clock.now(), clock.now)
                     if pace:
-                        rest(due - clock.now(), clock.now)
                         clock.sleep(due - clock.now())
                 trial.returns.append(total)
                 trial.delays += [noticed] if world.name else []
