@@ -76,7 +76,8 @@ class Stalling:
 
 def measure(settings: Settings) -> Iterator[dict[str, Any]]:
     """Milliseconds of a tick (p50, p99, p99.9, longest) and deadlines missed, beside an idle
-    loop's; the same with stalls; and where the time goes."""
+    loop's, with the time that this process computed in each missed one; the same with stalls; and
+    where the time goes."""
     calm()
     deploy = settings.deploy
     if settings.period_ms:
@@ -89,19 +90,23 @@ def measure(settings: Settings) -> Iterator[dict[str, Any]]:
     stalls.start()
     scenes = _scenes(plain.spec)
     idle: list[float] = []
+    late: list[float] = []
     with no_garbage_pauses(), plain, stalls:
-        trial = _play(plain, scenes, min(BLOCK, settings.ticks), settings)
+        trial = _play(plain, scenes, min(BLOCK, settings.ticks), settings, [])
         # Not the median: on a busy machine that holds pauses already.
         typical = min(LONGEST_IDLE, float(np.percentile(trial, 10)))
         done = 0
         plain.tally.__init__(plain.tally.deadline, plain.tally.soft)  # type: ignore[misc]
         while done < settings.ticks:
             block = min(BLOCK, settings.ticks - done)
-            _play(plain, scenes, block, settings)
+            _play(plain, scenes, block, settings, late)
             idle += _idle(block, typical, settings, plain)
-            _play(stalls, scenes, max(1, block // 10), settings)
+            _play(stalls, scenes, max(1, block // 10), settings, [])
             done += block
-        yield _told("tick", plain, settings)
+        yield {
+            **_told("tick", plain, settings),
+            "missed_cpu_ms": [round(1e3 * seconds, 2) for seconds in sorted(late)],
+        }
         pauses = np.asarray(idle) - typical
         yield {
             "measure": "idle",
@@ -160,14 +165,22 @@ def _scenes(spec: EnvSpec) -> list[dict[str, np.ndarray]]:
 
 
 def _play(
-    runtime: Runtime, scenes: list[dict[str, np.ndarray]], ticks: int, settings: Settings
+    runtime: Runtime,
+    scenes: list[dict[str, np.ndarray]],
+    ticks: int,
+    settings: Settings,
+    late: list[float],
 ) -> list[float]:
-    """Ticks at the period; the latencies, seconds."""
+    """Ticks at the period; the latencies, seconds. Of those that missed the deadline, `late` takes
+    how long this process computed in them: the rest of their time it was not let to run."""
     clock, rest, period = runtime.clock, Rest(), settings.period_ms / 1e3
     out = []
     due = clock.now()
     for n in range(ticks):
+        before = time.process_time()
         out.append(runtime.act(scenes[n % SCENES], reward=0.0).latency)
+        if out[-1] > runtime.tally.deadline:
+            late.append(time.process_time() - before)
         due = max(due + period, clock.now())
         rest(due - clock.now(), clock.now)
         clock.sleep(due - clock.now())
