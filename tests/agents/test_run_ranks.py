@@ -291,6 +291,7 @@ def test_a_dreamer_killed_with_both_ranks_is_the_one_that_was_not(tmp_path: Path
     assert unequal(tmp_path / "alone", tmp_path / "killed") == []
 
 
+@pytest.mark.slow
 def test_torchrun_survives_the_end_of_one_rank(tmp_path: Path) -> None:
     """Through scripts/train.py: rank 1 is killed, rank 0 ends, both are started again, and the run
     is the one that was not killed (and whose ranks no torchrun started)."""
