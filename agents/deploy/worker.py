@@ -13,6 +13,10 @@ from typing import Any, NamedTuple, Protocol
 
 from agents.deploy.clock import Clock
 
+# After an answer, before what has time: where both threads share a core, the one that waits for the
+# answer must not wait for that, too.
+HANDOVER_S = 0.0002  # seconds
+
 
 class Answer(NamedTuple):
     """What came of a job: its ticket, the result, or what was raised, in words."""
@@ -20,11 +24,6 @@ class Answer(NamedTuple):
     ticket: int
     result: Any
     error: str = ""
-
-
-# After an answer, before what has time: where both threads share a core, the one that waits for the
-# answer must not wait for that, too.
-HANDOVER_S = 0.0002
 
 
 class Job(Protocol):

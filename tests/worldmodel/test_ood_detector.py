@@ -130,6 +130,14 @@ def test_the_value_is_the_largest_part_that_decides() -> None:
     assert set(score.parts) == {"reconstruction", "patch"}
 
 
+def test_where_no_part_can_tell_nothing_is_known(detector: CombinedDetector) -> None:
+    nothing = torch.full((2, len(detector.scorer.names)), torch.nan)
+    nothing[1, 0] = 0.0
+    value = detector.scorer.value(nothing)
+    assert torch.isnan(value).tolist() == [True, False]
+    assert detector._told(value, nothing, None).unknown.tolist() == [True, False]
+
+
 def test_the_world_model_is_not_changed_and_not_saved(detector: CombinedDetector) -> None:
     fresh = tiny_model()
     for name, value in MODEL.state_dict().items():
