@@ -24,13 +24,14 @@ from torch import Tensor, nn
 
 from agents.base import check_mode
 from agents.normalize import ReturnScale
+from agents.pipeline import Pipeline
 from agents.policies import Policy
 from agents.returns import lambda_return, replay_return
 from worldmodel import seeding
 from worldmodel.accelerate import PRECISIONS, autocast
 from worldmodel.config import ConfigError, check_ranges, unknown
 from worldmodel.nets import EMACopy, count_parameters
-from worldmodel.optim import LaProp, OptimConfig, check_memory
+from worldmodel.optim import LaProp, OptimConfig, Step, check_memory
 from worldmodel.ranks import Ranks
 from worldmodel.replay import LatentSpec, Replay
 from worldmodel.replay.ring import available_memory
@@ -48,7 +49,8 @@ class DreamerConfig:
     return_rate: EMA rate of the return range. imagination_starts: states of each sequence that
     start a rollout, drawn at random; 0 means all. freeze_model: the world model learns nothing;
     actor and critic alone do, in its dreams. precision: of the networks on a GPU ("bfloat16" or
-    "float32"); a CPU computes in float32."""
+    "float32"); a CPU computes in float32. cuda_graph: on a GPU, an update is recorded once and then
+    launched whole, while the host goes on (see `agents.pipeline`)."""
 
     name: str = "dreamer"
     batch_size: int = 16
@@ -66,6 +68,7 @@ class DreamerConfig:
     imagination_starts: int = 0
     freeze_model: bool = False
     precision: str = "bfloat16"
+    cuda_graph: bool = True
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
@@ -119,6 +122,8 @@ class Dreamer(nn.Module):
             self.model.requires_grad_(False)
             del trained[0]
         self.optim = LaProp(trained, config.optim)
+        self._alone = True  # no other ranks
+        self._pipeline: Pipeline | None = None
 
     # What the run loop asks for.
 
@@ -213,15 +218,36 @@ class Dreamer(nn.Module):
             with seeding.Stream(0, self.device), autocast(self.device, self.config.precision):
                 filter_replay(self.model, replay)
 
-    def update(self, replay: Replay) -> dict[str, Tensor]:
-        """One gradient step on a fresh batch; the fresh posteriors go back to the replay."""
-        batch = replay.sample(self.batch_size, self.batch_length)
-        if self.config.freeze_model:
-            states = replay.latents(batch.index).map(lambda x: x.to(self.device))
-            return self.train_on(batch.to(self.device), states)[0]
-        metrics, states = self.train_on(batch.to(self.device))
-        replay.write_latents(batch.index, states)
+    def update(self, replay: Replay) -> dict[str, Any]:
+        """One gradient step on a fresh batch; the fresh posteriors go back to the replay.
+
+        On a GPU it is only begun, and the one before is brought to its end: what is returned,
+        stored and raised belongs to that one (see `settle`).
+        """
+        batch, frozen = replay.sample(self.batch_size, self.batch_length), self.config.freeze_model
+        states = replay.latents(batch.index) if frozen else None
+        if pipeline := self._pipelined():
+            return pipeline.update(replay, batch, states)
+        states = states and states.map(lambda x: x.to(self.device))
+        metrics, states = self.train_on(batch.to(self.device), states)
+        if not frozen:
+            replay.write_latents(batch.index, states)
         return metrics
+
+    def settle(self, replay: Replay) -> dict[str, Any]:
+        """Bring an update that a GPU has begun to its end: its metrics, or none.
+
+        Raises FloatingPointError where it was not finite.
+        """
+        return self._pipeline.settle(replay) if self._pipeline else {}
+
+    def _pipelined(self) -> Pipeline | None:
+        """How updates run on a GPU that learns alone; None elsewhere."""
+        wanted = self.device.type == "cuda" and self.config.cuda_graph and self._alone
+        if wanted and self._pipeline is None:
+            latent = None if self.config.freeze_model else self.latent_spec
+            self._pipeline = Pipeline(self._learn, self.optim.check, latent, self.device)
+        return self._pipeline
 
     def train_on(
         self, batch: Batch, states: LatentState | None = None
@@ -233,6 +259,19 @@ class Dreamer(nn.Module):
         Raises FloatingPointError, nothing changed, where loss or gradient is not finite; its
         `batch` is the one that made it.
         """
+        metrics, states, step = self._learn(batch, states)
+        try:
+            self.optim.check(step)
+        except FloatingPointError as error:
+            error.batch = batch  # type: ignore[attr-defined]  # for whoever looks for the cause
+            raise
+        return metrics, states
+
+    def _learn(
+        self, batch: Batch, states: LatentState | None
+    ) -> tuple[dict[str, Tensor], LatentState, Step]:
+        """What `train_on` does, without a look at any number: a GPU need not be waited for. Where
+        the step met what is not finite, nothing changes."""
         before = [buffer.clone() for buffer in self.buffers()]
         with autocast(self.device, self.config.precision):
             output = self.model.losses(batch) if states is None else ModelOutput({}, states, {})
@@ -241,15 +280,12 @@ class Dreamer(nn.Module):
         losses |= behaviour
         total = torch.stack([scale * loss for scale, loss in losses.values()]).sum()
         metrics |= output.metrics | {f"loss/{k}": v.detach() for k, (_, v) in losses.items()}
-        try:
-            metrics |= self.optim.step(total) | {"loss/total": total.detach()}
-        except FloatingPointError as error:
-            for buffer, value in zip(self.buffers(), before, strict=True):
-                buffer.copy_(value)
-            error.batch = batch  # type: ignore[attr-defined]  # for whoever looks for the cause
-            raise
-        self.slow_critic.update(self.critic)
-        return metrics, output.states.map(lambda x: x.detach().float())
+        step = self.optim.attempt(total)
+        for buffer, value in zip(self.buffers(), before, strict=True):
+            buffer.copy_(torch.where(step.finite, buffer, value))
+        self.slow_critic.update(self.critic, step.finite)
+        metrics |= {"grad_norm": step.grad_norm, "loss/total": step.loss}
+        return metrics, output.states.map(lambda x: x.detach().float()), step
 
     def behaviour_losses(
         self, batch: Batch, output: ModelOutput
@@ -343,6 +379,7 @@ class Dreamer(nn.Module):
         for part in (self.optim, *self.modules()):  # gradient, return range, mean image
             if hasattr(part, "ranks"):
                 part.ranks = ranks
+        self._alone = False
 
     def slow_down(self, factor: float) -> None:
         """Lower the learning rate of all later updates."""

@@ -243,9 +243,12 @@ class EMACopy(nn.Module):
         self.rate = rate
 
     @torch.no_grad()
-    def update(self, source: nn.Module) -> None:
-        """Move one step towards the source, parameters in the same order."""
-        torch._foreach_lerp_(list(self.module.parameters()), list(source.parameters()), self.rate)
+    def update(self, source: nn.Module, moves: Tensor | None = None) -> None:
+        """Move one step towards the source, parameters in the same order; not where the scalar
+        tensor `moves` is False."""
+        rate = self.rate if moves is None else self.rate * moves
+        for p, target in zip(self.module.parameters(), source.parameters(), strict=True):
+            p.lerp_(target, rate)
 
     def forward(self, *args: Tensor) -> Tensor:
         out: Tensor = self.module(*args)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +54,20 @@ def check_memory(build: Callable[[], Iterable[nn.Module]], free: int | None) -> 
         )
 
 
+class Step(NamedTuple):
+    """What a step met, on its device: whether loss and gradients were all finite (else it changed
+    nothing), the loss, and the norm of each tensor's gradient."""
+
+    finite: Tensor
+    loss: Tensor
+    norms: Tensor
+
+    @property
+    def grad_norm(self) -> Tensor:
+        """Of all gradients together."""
+        return torch.linalg.vector_norm(self.norms)
+
+
 class LaProp:
     """Clip each tensor's gradient, scale it by its running RMS, then take momentum of the result.
 
@@ -65,6 +80,9 @@ class LaProp:
 
     Weights, gradients and both moments each live in one flat buffer; the module's tensors are
     views into it, so that a step is a handful of operations however many tensors there are.
+
+    All that changes from step to step, t included, lives on the device, and `attempt` reads none
+    of it: a GPU need not be waited for, and a recorded step can be replayed.
 
     ranks: of those that train together; the gradient is then the mean of theirs.
     """
@@ -81,80 +99,105 @@ class LaProp:
         ]
         self.names = [name for name, _ in named]
         self.params: list[Tensor] = [p for _, p in named]
-        self.updates = 0
-        self.slower = 1.0  # what `slow_down` has made of the step size so far
         self.flat = torch.cat([p.detach().reshape(-1) for p in self.params])
         self.grad = torch.zeros_like(self.flat)
         self.mean = torch.zeros_like(self.flat)
         self.square = torch.zeros_like(self.flat)
+        self._updates = torch.zeros((), dtype=torch.long, device=self.flat.device)
+        self._slower = self.flat.new_ones(())  # what `slow_down` made of the step size so far
         sizes = [p.numel() for p in self.params]
         shapes = [p.shape for p in self.params]
         self.grads = [g.view(s) for g, s in zip(self.grad.split(sizes), shapes, strict=True)]
         for p, data, g in zip(self.params, self.flat.split(sizes), self.grads, strict=True):
             p.data = data.view(p.shape)
             p.grad = g
-        self._sizes = torch.tensor(sizes, device=self.flat.device)
+
+    @property
+    def updates(self) -> int:
+        """Steps that moved the weights."""
+        return int(self._updates)
+
+    @updates.setter
+    def updates(self, value: int) -> None:
+        self._updates.fill_(value)
 
     @property
     def lr(self) -> float:
         """The step size of the next update."""
-        c, t = self.config, self.updates + 1
-        lr = c.lr * self.slower
-        if t < c.warmup:
-            return lr * t / c.warmup
+        return float(self._rate(self._updates + 1))
+
+    def _rate(self, t: Tensor) -> Tensor:
+        """The step size of update t, counted from 1."""
+        c = self.config
+        rate = c.lr * self._slower
+        if c.warmup:
+            rate = rate * (t / c.warmup).clamp_max(1.0)
         if c.anneal:
-            done = min(1.0, (t - c.warmup) / max(1, c.anneal - c.warmup))
-            return lr * (1.0 - 0.9 * done)
-        return lr
+            done = (t - c.warmup) / max(1, c.anneal - c.warmup)
+            rate = rate * (1.0 - 0.9 * done.clamp(0.0, 1.0))
+        return rate
 
     def slow_down(self, factor: float) -> None:
         """Multiply the step size of all later updates by a factor in (0, 1]."""
         assert 0 < factor <= 1
-        self.slower *= factor
+        self._slower.mul_(factor)
 
     def step(self, loss: Tensor) -> dict[str, Tensor]:
         """Differentiate the scalar loss and move the weights once.
 
         Raises FloatingPointError, weights untouched, where the loss or a gradient is not finite.
         """
+        step = self.attempt(loss)
+        self.check(step)
+        return {"grad_norm": step.grad_norm}
+
+    def attempt(self, loss: Tensor) -> Step:
+        """Differentiate the scalar loss and move the weights once, unless it or a gradient is not
+        finite; `check` tells later."""
         self.grad.zero_()
         loss.backward()
+        loss = loss.detach()
         if self.ranks is not None:
             # A loss that is not finite here makes the gradient so on every rank: all skip together.
-            self.grad[:1].add_(0.0 * loss.detach())
+            self.grad[:1].add_(0.0 * loss)
             self.ranks.all_reduce_mean(self.grad)
         norms = torch.stack(torch._foreach_norm(self.grads))
-        total = torch.linalg.vector_norm(norms)
-        if not bool(torch.isfinite(total + loss.detach())):
-            bad = [n for n, x in zip(self.names, norms.tolist(), strict=True) if x - x != 0.0]
-            raise FloatingPointError(
-                f"The loss is {float(loss.detach()):g} and {len(bad)} of {len(norms)} gradients "
-                f"are not finite (first: {', '.join(bad[:3]) or 'none'}). Weights were not changed."
-            )
-        self._apply(norms)
-        return {"grad_norm": total}
+        finite = torch.isfinite(norms.sum() + loss)
+        self._apply(norms, finite)
+        return Step(finite, loss, norms)
+
+    def check(self, step: Step) -> None:
+        """Raise FloatingPointError where a step's loss or gradients were not finite."""
+        if bool(step.finite):
+            return
+        bad = [n for n, x in zip(self.names, step.norms.tolist(), strict=True) if x - x != 0.0]
+        raise FloatingPointError(
+            f"The loss is {float(step.loss):g} and {len(bad)} of {len(self.names)} gradients "
+            f"are not finite (first: {', '.join(bad[:3]) or 'none'}). Weights were not changed."
+        )
 
     @torch.no_grad()
-    def _apply(self, norms: Tensor) -> None:
-        c = self.config
+    def _apply(self, norms: Tensor, finite: Tensor) -> None:
+        c, t = self.config, self._updates + 1
         if c.agc:
             weights = torch.stack(torch._foreach_norm(self.params))
             upper = c.agc * weights.clamp_min(1e-3)
             scale = 1.0 / torch.clamp_min(norms / upper, 1.0)
             torch._foreach_mul_(self.grads, list(scale.unbind()))
-        lr = self.lr
-        self.updates += 1
-        t = self.updates
-        self.square.mul_(c.beta2).addcmul_(self.grad, self.grad, value=1 - c.beta2)
-        root = (self.square / (1 - c.beta2**t)).sqrt_().add_(c.eps)
-        self.mean.mul_(c.beta1).addcdiv_(self.grad, root, value=1 - c.beta1)
-        self.flat.add_(self.mean, alpha=-lr / (1 - c.beta1**t))
+        # Where not all is finite, no gradient, no decay and no step: everything stays as it is.
+        self.grad.masked_fill_(~finite, 0.0)
+        keep1, keep2 = (torch.where(finite, beta, 1.0) for beta in (c.beta1, c.beta2))
+        self.square.mul_(keep2).addcmul_(self.grad, self.grad, value=1 - c.beta2)
+        root = (self.square / _debias(c.beta2, t)).sqrt_().add_(c.eps)
+        self.mean.mul_(keep1).addcdiv_(self.grad, root, value=1 - c.beta1)
+        self.flat.addcmul_(self.mean, -self._rate(t) / _debias(c.beta1, t) * finite)
+        self._updates.add_(finite)
 
     def state_dict(self) -> dict[str, Any]:
         """Moments and the number of updates."""
         return {
             "updates": self.updates,
-            "slower": self.slower,
+            "slower": float(self._slower),
             "names": list(self.names),
             "mean": self.mean.clone(),
             "square": self.square.clone(),
@@ -171,6 +214,12 @@ class LaProp:
                 f"{state['mean'].numel():,} numbers; this model has {len(self.names)} tensors, "
                 f"{self.mean.numel():,} numbers. Load a checkpoint of the same configuration."
             )
-        self.updates, self.slower = updates, slower
+        self.updates = updates
+        self._slower.fill_(slower)
         self.mean.copy_(state["mean"])
         self.square.copy_(state["square"])
+
+
+def _debias(beta: float, t: Tensor) -> Tensor:
+    """1 - beta^t, without the cancellation that this has in float32."""
+    return -torch.expm1(t * (math.log(beta) if beta else -math.inf))

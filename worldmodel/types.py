@@ -20,6 +20,7 @@ One row of experience is what arrived, and the action that led to it:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -149,6 +150,9 @@ class EnvSpec:
         return MASK_KEY in self.obs
 
 
+_PARTS = ("action", "reward", "is_first", "is_last", "is_terminal")  # of every batch
+
+
 @dataclass
 class Batch:
     """Rows drawn from replay, [B, T, ...] (see the diagram above).
@@ -172,19 +176,31 @@ class Batch:
         """(B, T)."""
         return self.reward.shape[0], self.reward.shape[1]
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All of them by name ("obs.KEY", "action", "context.deter", ...), without the index."""
+        out = {f"obs.{key}": value for key, value in self.obs.items()}
+        out |= {name: getattr(self, name) for name in _PARTS}
+        if self.context is not None:
+            out |= {f"context.{k}": v for k, v in self.context._asdict().items()}
+        return out
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Batch:
+        """The batch with these `tensors`."""
+        obs = {k.removeprefix("obs."): v for k, v in tensors.items() if k.startswith("obs.")}
+        context = [tensors.get(f"context.{name}") for name in LatentState._fields]
+        return cls(
+            obs,
+            **{name: tensors[name] for name in _PARTS},
+            context=None if context[0] is None else LatentState(*context),  # type: ignore[arg-type]
+        )
+
     def to(self, device: torch.device, non_blocking: bool = True) -> Batch:
         """The same rows on a device."""
 
         def move(x: Tensor) -> Tensor:
             return x.to(device, non_blocking=non_blocking)
 
-        return Batch(
-            {k: move(v) for k, v in self.obs.items()},
-            move(self.action),
-            move(self.reward),
-            move(self.is_first),
-            move(self.is_last),
-            move(self.is_terminal),
-            None if self.context is None else self.context.map(move),
-            self.index,
-        )
+        moved = Batch.of({name: move(value) for name, value in self.tensors().items()})
+        moved.index = self.index
+        return moved

@@ -51,7 +51,8 @@ class NonFinite:
             return f"'{self._folder}' keeps the first {KEPT}."
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{there + 1}-after-update-{updates:09d}.pt"
-        state = {"error": str(error), "agent": agent.state_dict(), "batch": plain(batch)}
+        rows = batch and batch.tensors()
+        state = {"error": str(error), "agent": agent.state_dict(), "batch": rows}
         torch.save(state, path)
         return f"Batch and state are in '{path}'."
 
@@ -78,11 +79,3 @@ def go_back(trainer: Trainer, error: Diverged) -> None:
         f"{SLOWER:g} times the learning rate ({counters.rollbacks} of {most})."
     )
 
-
-def plain(batch: Batch | None) -> dict[str, Any] | None:
-    """A batch as tensors by name."""
-    if batch is None:
-        return None
-    names = ("action", "reward", "is_first", "is_last", "is_terminal")
-    context = None if batch.context is None else batch.context._asdict()
-    return {**batch.obs, **{name: getattr(batch, name) for name in names}, "context": context}

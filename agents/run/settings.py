@@ -25,7 +25,7 @@ FREE = (
     "run", "steps", "max_minutes", "device", "threads", "log_every", "eval_every",
     "eval_episodes", "final_episodes", "eval_envs", "video_every", "checkpoint_minutes",
     "checkpoints_kept", "accept_changes", "nonfinite_limit", "max_rollbacks", "env.timeout",
-    "env.max_failures", "updates", "overlap",
+    "env.max_failures", "updates", "overlap", "agent.cuda_graph",
 )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -229,17 +229,32 @@ class Trainer:
 
     def learn(self) -> None:
         """One update; skipped, and its batch kept, where it is not finite. Raises Diverged where
-        too many in a row are not."""
+        too many in a row are not.
+
+        A GPU's is only begun, and the one before may fail here: that one is then not counted.
+        """
+        self.counters.owed -= 1
+        self._count(lambda: self.agent.update(self.replay), 1)
+
+    def settle(self) -> None:
+        """Bring the update that a GPU may have begun to its end: it belongs to what is kept."""
+        finish = getattr(self.agent, "settle", None)
+        if finish is not None:
+            self._count(lambda: finish(self.replay), 0)
+
+    def _count(self, learn: Callable[[], Mapping[str, Any]], begun: int) -> None:
         counters = self.counters
-        counters.owed -= 1
         try:
-            self.means.add(self.agent.update(self.replay))
+            metrics = learn()
         except FloatingPointError as error:
             counters.skipped += 1
+            counters.updates += begun - 1
             self.say(self.nonfinite.skip(error, self.agent, counters.updates))
             return
-        self.nonfinite.row = 0
-        counters.updates += 1
+        self.means.add(metrics)
+        if begun:
+            self.nonfinite.row = 0
+        counters.updates += begun
 
     def evaluate(self, episodes: int, record: bool = False) -> EvalResult:
         """Episodes on separate environments with the policy's mode, always the same ones."""
@@ -258,6 +273,7 @@ class Trainer:
 
     def save(self) -> None:
         """Checkpoint everything, all or nothing."""
+        self.settle()
         kept.save(self)
 
     def finish(self) -> dict[str, Any] | None:

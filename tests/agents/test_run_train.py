@@ -219,7 +219,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_kept(tmp_path: Path) -> Non
     assert "skipped update 5: the loss is nan. Batch and state are in" in line
     (path,) = (tmp_path / "nonfinite").iterdir()
     kept = torch.load(path, weights_only=True)
-    assert kept["batch"]["count"].shape[:2] == (2, 4)
+    assert kept["batch"]["obs.count"].shape[:2] == (2, 4)
     assert kept["agent"]["updates"] == 5
     summary = summary_of(tmp_path)
     assert summary["skipped_updates"] == 1

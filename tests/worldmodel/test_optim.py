@@ -136,7 +136,7 @@ def test_learning_rate_rises_linearly_and_stays() -> None:
     paper = LaProp([("l", layer)], OptimConfig())
     assert paper.lr == pytest.approx(4e-8)
     paper.updates = 5000
-    assert paper.lr == 4e-5
+    assert paper.lr == pytest.approx(4e-5)
 
 
 def test_learning_rate_anneals_to_a_tenth_on_request() -> None:

@@ -12,7 +12,7 @@ import torch
 from worldmodel.replay import rows as held
 from worldmodel.replay.files import Saver, open_ring
 from worldmodel.replay.index import Index
-from worldmodel.replay.latents import LatentSpec
+from worldmodel.replay.latents import LatentSpec, Packed
 from worldmodel.replay.ring import Ring
 from worldmodel.replay.rows import RowIndex
 from worldmodel.replay.schema import FIRST, FLAGS, LAST, ROW, Schema
@@ -199,16 +199,19 @@ class Replay:
             index,
         )
 
-    def write_latents(self, index: RowIndex, state: LatentState) -> None:
-        """Store fresh states [B, T, ...] (any device) with the rows of a batch, except for rows
-        overwritten since.
+    def write_latents(self, index: RowIndex, state: LatentState | Packed) -> None:
+        """Store fresh states [B, T, ...] (any device, reduced or not) with the rows of a batch,
+        except for rows overwritten since.
 
         Raises ValueError where replay stores no latents, and for wrong shapes.
         """
         if self.latent is None:
             raise ValueError("This replay stores no latents (config.latents, or no LatentSpec).")
         self._saver.check_writable()
-        deter, stoch = self.latent.pack(state.deter, state.stoch)
+        if isinstance(state, Packed):
+            deter, stoch = self.latent.arrays(state)
+        else:
+            deter, stoch = self.latent.pack(state.deter, state.stoch)
         if deter.shape[:2] != (len(index.start), index.length):
             raise ValueError(
                 f"States are {list(deter.shape[:2])} (batch, time), the index has "

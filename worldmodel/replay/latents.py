@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +11,14 @@ import torch
 from worldmodel.types import LatentState
 
 HALF_MAX = 65504.0  # the largest float16
+
+
+class Packed(NamedTuple):
+    """A state in few bytes, still where it was computed (see `LatentSpec.reduce`)."""
+
+    deter: torch.Tensor
+    stoch: torch.Tensor
+    sound: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,29 @@ class LatentSpec:
         or does not fit float16.
         """
         deter, stoch = _tensor(deter), _tensor(stoch)
+        self._check_shapes(deter, stoch)
+        if not deter.is_cpu:  # a GPU sends bytes instead of one-hot floats
+            return self.arrays(self.reduce(LatentState(deter, stoch)))
+        _check_sound(_fits(deter) and _fits(stoch))
+        # By NumPy, which spends no time on waking threads for a few numbers.
+        array = stoch.numpy()
+        packed = array[..., 0] if self.classes == 1 else array.argmax(-1)
+        return deter.to(torch.float16).numpy(), packed.astype(self.stoch_dtype)
+
+    def reduce(self, state: LatentState) -> Packed:
+        """The state [..., D], [..., S, K] as float16 [..., D], and float16 or int32 [..., S], and
+        whether all of it is finite and fits float16. Nothing is read: a GPU goes on."""
+        deter, stoch = state.deter, state.stoch
+        sound = torch.stack([x.detach().abs().amax() <= HALF_MAX for x in state]).all()
+        packed = stoch.squeeze(-1).half() if self.classes == 1 else stoch.argmax(-1).int()
+        return Packed(deter.half(), packed, sound)
+
+    def arrays(self, packed: Packed) -> tuple[np.ndarray, np.ndarray]:
+        """What `pack` returns, of a state that was reduced. Raises ValueError as it does."""
+        _check_sound(bool(packed.sound))
+        return packed.deter.cpu().numpy(), packed.stoch.cpu().numpy().astype(self.stoch_dtype)
+
+    def _check_shapes(self, deter: torch.Tensor, stoch: torch.Tensor) -> None:
         tail = (self.groups, self.classes)
         if (
             deter.shape[-1:] != (self.deter,)
@@ -54,17 +85,6 @@ class LatentSpec:
                 f"Latent state has deter {tuple(deter.shape)} and stoch {tuple(stoch.shape)}; "
                 f"expected [..., {self.deter}] and [..., {self.groups}, {self.classes}]."
             )
-        if not (_fits(deter) and _fits(stoch)):
-            raise ValueError("Latent state has values that are not finite or do not fit float16.")
-        # Reduced where the state lives, so that a GPU sends bytes instead of one-hot floats; on a
-        # CPU by NumPy, which spends no time on waking threads for a few numbers.
-        if self.classes == 1:
-            packed = stoch.squeeze(-1).cpu().numpy()
-        elif stoch.device.type == "cpu":
-            packed = stoch.numpy().argmax(-1)
-        else:
-            packed = stoch.argmax(-1).to(torch.int32).cpu().numpy()
-        return deter.to(torch.float16).cpu().numpy(), packed.astype(self.stoch_dtype)
 
     def unpack(self, deter: np.ndarray, stoch: np.ndarray) -> LatentState:
         """Packed [..., D] and [..., S] -> a float32 state on the CPU, [..., D] and [..., S, K]."""
@@ -85,9 +105,11 @@ def _tensor(values: Any) -> torch.Tensor:
 
 
 def _fits(values: torch.Tensor) -> bool:
-    """Whether all values are finite and within float16; NaN fails both comparisons."""
-    if values.device.type == "cpu":
-        array = values.numpy()
-        return bool(array.min(initial=0) >= -HALF_MAX and array.max(initial=0) <= HALF_MAX)
-    low, high = values.aminmax()
-    return float(low) >= -HALF_MAX and float(high) <= HALF_MAX
+    """Whether all values, on the CPU, are finite and within float16; NaN fails both comparisons."""
+    array = values.numpy()
+    return bool(array.min(initial=0) >= -HALF_MAX and array.max(initial=0) <= HALF_MAX)
+
+
+def _check_sound(sound: bool) -> None:
+    if not sound:
+        raise ValueError("Latent state has values that are not finite or do not fit float16.")
