@@ -295,7 +295,7 @@ def test_mixed_precision_learns_acts_and_keeps_losses_in_float32(
 ) -> None:
     # What a GPU does, on a CPU: the networks in bfloat16, the rest in float32.
     half = torch.autocast("cpu", torch.bfloat16)
-    monkeypatch.setattr("agents.dreamer.autocast", lambda device, precision: half)
+    monkeypatch.setattr("agents.dreamer.agent.autocast", lambda device, precision: half)
     agent = make(SPECS[name], model={"latent": latent})
     batch = random_batch(agent.spec, 4, 6)
     seen: list[torch.dtype] = []
@@ -308,7 +308,7 @@ def test_mixed_precision_learns_acts_and_keeps_losses_in_float32(
             seen.extend(x.dtype for x in (*a, result) if torch.is_tensor(x))
             return result
 
-        monkeypatch.setattr(f"agents.dreamer.{one.__name__}", watched)
+        monkeypatch.setattr(f"agents.dreamer.agent.{one.__name__}", watched)
     metrics, states = agent.train_on(batch)
     assert all(p.grad.abs().sum() > 0 for p in agent.actor.parameters())  # type: ignore[union-attr]
     batch.context = states.map(lambda x: x[:, 0])  # float32, as replay hands it out

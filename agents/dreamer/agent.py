@@ -15,7 +15,6 @@ Hafner et al., "Mastering diverse control tasks through world models" (Nature 20
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -23,65 +22,20 @@ import torch
 from torch import Tensor, nn
 
 from agents.base import check_mode
+from agents.dreamer.config import DreamerConfig
 from agents.normalize import ReturnScale
 from agents.pipeline import Pipeline
 from agents.policies import Policy
 from agents.returns import lambda_return, replay_return
 from worldmodel import seeding
-from worldmodel.accelerate import PRECISIONS, autocast
-from worldmodel.config import ConfigError, check_ranges, unknown
+from worldmodel.accelerate import autocast
 from worldmodel.nets import EMACopy, count_parameters
-from worldmodel.optim import LaProp, OptimConfig, Step, check_memory
+from worldmodel.optim import LaProp, Step, check_memory
 from worldmodel.ranks import Ranks
 from worldmodel.replay import LatentSpec, Replay
 from worldmodel.replay.ring import available_memory
-from worldmodel.rssm import Head, HeadConfig, ModelConfig, ModelOutput, WorldModel, filter_replay
+from worldmodel.rssm import Head, HeadConfig, ModelOutput, WorldModel, filter_replay
 from worldmodel.types import MASK_KEY, Batch, EnvSpec, LatentState
-
-
-@dataclass
-class DreamerConfig:
-    """batch_size, batch_length: sequences and steps of one update. horizon: imagined steps.
-    lam: of the lambda-returns. entropy: weight of the policy's entropy, nats. actor_layers,
-    critic_layers: hidden layers. actor_unimix: share of uniform in discrete policies.
-    slow_rate: EMA rate of the slow critic. slow_scale: weight of staying near it.
-    replay_value_scale: weight of the critic's loss on recorded rewards.
-    return_rate: EMA rate of the return range. imagination_starts: states of each sequence that
-    start a rollout, drawn at random; 0 means all. freeze_model: the world model learns nothing;
-    actor and critic alone do, in its dreams. precision: of the networks on a GPU ("bfloat16" or
-    "float32"); a CPU computes in float32. cuda_graph: on a GPU, an update is recorded once and then
-    launched whole, while the host goes on (see `agents.pipeline`)."""
-
-    name: str = "dreamer"
-    batch_size: int = 16
-    batch_length: int = 64
-    horizon: int = 15
-    lam: float = 0.95
-    entropy: float = 3e-4
-    actor_layers: int = 3
-    critic_layers: int = 3
-    actor_unimix: float = 0.01
-    slow_rate: float = 0.02
-    slow_scale: float = 1.0
-    replay_value_scale: float = 0.3
-    return_rate: float = 0.01
-    imagination_starts: int = 0
-    freeze_model: bool = False
-    precision: str = "bfloat16"
-    cuda_graph: bool = True
-    model: ModelConfig = field(default_factory=ModelConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-
-    def __post_init__(self) -> None:
-        share, weight, layers, rows = (0, 1), (0, 1e6), (0, 64), 1 << 16
-        check_ranges(self, {
-            "batch_size": (1, rows), "batch_length": (2, rows), "imagination_starts": (0, rows),
-            "horizon": (1, 10_000), "actor_layers": layers, "critic_layers": layers,
-            "lam": share, "actor_unimix": share, "slow_rate": share, "return_rate": share,
-            "entropy": weight, "slow_scale": weight, "replay_value_scale": weight,
-        })  # fmt: skip
-        if self.precision not in PRECISIONS:
-            raise ConfigError(unknown("precision", self.precision, PRECISIONS))
 
 
 class ActState(NamedTuple):
