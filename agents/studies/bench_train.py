@@ -24,6 +24,7 @@ from agents.studies.bench_timing import Clock, Phases, Window, rounded, timed, t
 from worldmodel.config import ConfigError, RunError, check_ranges
 
 LOOP = "loop"  # what is left of the loop itself
+WARM = 6  # updates
 
 
 @dataclass
@@ -62,14 +63,16 @@ def measure(settings: Settings) -> Iterator[Mapping[str, Any]]:
 def _measured(settings: Settings, trainer: Trainer) -> Iterator[Mapping[str, Any]]:
     loop, alone = [], []  # seconds of one update, with all that belongs to it and without
     clock, counters = Clock(trainer.device), trainer.counters
-    phases = Phases(clock)
+    phases = Phases(time.perf_counter)  # which waits for no GPU: that would end all overlap
     bar = Progress(trainer.config.steps, (0, 0), None, lambda text: None)
     with Stopper() as stop:
-        while counters.updates < 2:  # until it learns and has warmed up
+        while counters.updates < WARM:  # until it learns, and a GPU replays what it recorded
             _step(trainer, bar, stop)
         start, updates = counters.agent_steps, 0
         for _ in range(settings.windows):
-            done, window = _loop(settings, trainer, phases, lambda: _step(trainer, bar, stop))
+            done, window = _loop(
+                settings, trainer, clock, phases, lambda: _step(trainer, bar, stop)
+            )
             loop.append(_each(window, done))
             alone.append(_each(timed(clock, partial(_updates, trainer, done)), done))
             updates += done
@@ -113,7 +116,11 @@ def _step(trainer: Trainer, bar: Progress, stop: Stopper) -> None:
 
 
 def _loop(
-    settings: Settings, trainer: Trainer, phases: Phases, step: Callable[[], None]
+    settings: Settings,
+    trainer: Trainer,
+    clock: Clock,
+    phases: Phases,
+    step: Callable[[], None],
 ) -> tuple[int, Window]:
     """The loop for a while, until it has done an update: how many, and what they took."""
     before, began = trainer.counters.updates, time.perf_counter()
@@ -127,7 +134,7 @@ def _loop(
                 with phases.inside(LOOP):
                     step()
 
-    window = timed(phases.clock, work)
+    window = timed(clock, work)
     return trainer.counters.updates - before, window
 
 

@@ -7,9 +7,12 @@ same device with the same threads, measured in the same run.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,13 +42,17 @@ PHASES = (
 
 @dataclass
 class Settings(bench_subject.Subject):
-    """windows: of one update each, with and without phases in turn; warmup: updates before."""
+    """windows: of so many updates each (null: 1, and 20 on a GPU, where one begins before the last
+    is settled), in turn with one update under clocks; warmup: updates before (null: 2, and 6 on a
+    GPU, which records one of them)."""
 
     windows: int = 5
-    warmup: int = 2
+    updates: int | None = None
+    warmup: int | None = None
 
     def __post_init__(self) -> None:
-        check_ranges(self, {"windows": (1, 1e6), "warmup": (1, 1e6)})
+        at_least_one = (1, 1e6)
+        check_ranges(self, dict.fromkeys(("windows", "updates", "warmup"), at_least_one))
 
 
 @dataclass
@@ -111,17 +118,23 @@ def run(settings: Settings) -> Measured:
     clock, replay = Clock(made.device), bench_subject.filled_replay(made)
     memory = Memory(made.device)
 
-    def update() -> None:
-        made.agent.update(replay)
+    gpu = made.device.type == "cuda"
+    count = settings.updates or (20 if gpu else 1)
 
-    first_s = timed(clock, update).wall
-    for _ in range(settings.warmup - 1):
-        update()
-    flops = _flops(made, replay, update)
+    def updates(count: int) -> None:
+        for _ in range(count):
+            made.agent.update(replay)
+
+    first_s = timed(clock, partial(updates, 1)).wall
+    updates((settings.warmup or (6 if gpu else 2)) - 1)
+    flops = _flops(made, replay)
     windows, phased = [], []
     for _ in range(settings.windows):
-        windows.append(timed(clock, update))
-        phased.append(_phases(Phases(clock), made, replay, update))
+        if gpu:
+            updates(1)  # whose window begins with one under way
+        window = timed(clock, partial(updates, count))
+        windows.append(Window(window.wall / count, window.cpu / count))
+        phased.append(_phases(Phases(clock), made, replay))
     peak_memory = memory.peak()
     phases = {
         name: Spent(
@@ -155,7 +168,7 @@ def wrap(phases: Phases, made: bench_subject.Made, replay: Any) -> None:
         phases.wrap(Batch, "to", "to device")
     phases.wrap(agent, "behaviour_losses", "actor-critic")
     phases.wrap(agent, "imagine", "imagination")
-    phases.wrap(agent.optim, "step", "optimizer")
+    phases.wrap(agent.optim, "attempt", "optimizer")
     phases.wrap(torch.Tensor, "backward", "backward")
     phases.wrap(agent.slow_critic, "update", "optimizer")
 
@@ -174,20 +187,29 @@ def about(made: bench_subject.Made) -> dict[str, Any]:
     }
 
 
-def _flops(made: bench_subject.Made, replay: Any, update: Callable[[], None]) -> dict[str, Spent]:
+def _flops(made: bench_subject.Made, replay: Any) -> dict[str, Spent]:
     """FLOPs of one update by phase. Counting slows everything down, so that nothing is timed."""
     with FlopCounterMode(display=False) as counter:
-        phases = Phases(lambda: 0.0, lambda: float(counter.get_total_flops()))
-        return _phases(phases, made, replay, update)
+        return _phases(Phases(lambda: 0.0, lambda: float(counter.get_total_flops())), made, replay)
 
 
-def _phases(
-    phases: Phases, made: bench_subject.Made, replay: Any, update: Callable[[], None]
-) -> dict[str, Spent]:
-    """One update with a clock on its parts."""
-    with phases:
+def _phases(phases: Phases, made: bench_subject.Made, replay: Any) -> dict[str, Spent]:
+    """One update with a clock on its parts, which are launched one after the other."""
+    with phases, _in_parts(made.agent, replay):
         wrap(phases, made, replay)
         with phases.inside(REST):
-            update()
+            made.agent.update(replay)
     phases.check_entered()
     return phases.spent
+
+
+@contextlib.contextmanager
+def _in_parts(agent: Any, replay: Any) -> Iterator[None]:
+    """Updates as Python runs them: of a recording, nothing inside can be timed."""
+    agent.settle(replay)
+    kept = agent.config, agent._pipeline
+    agent.config, agent._pipeline = dataclasses.replace(agent.config, cuda_graph=False), None
+    try:
+        yield
+    finally:
+        agent.config, agent._pipeline = kept
