@@ -14,7 +14,7 @@ export PYTHON
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow fuzz lint doctor clean
+.PHONY: help setup demo test test-gpu test-slow fuzz lint doctor clean
 
 help:  ## this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "  make %-11s%s\n", $$1, $$2 }' Makefile
@@ -30,6 +30,9 @@ demo: setup  ## train on Pendulum from pixels, evaluate, write runs/demo (minute
 
 test: lint  ## lint, types, layers and the tests (under ten minutes)
 	"$(BIN)/python" -m pytest $(ARGS)
+
+test-gpu: setup  ## the tests that need a CUDA GPU
+	"$(BIN)/python" -m pytest -m gpu $(ARGS)
 
 test-slow: setup  ## the tests marked slow, learning included
 	"$(BIN)/python" -m pytest -m slow --timeout 3600 $(ARGS)

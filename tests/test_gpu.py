@@ -1,0 +1,139 @@
+"""On a CUDA GPU, an update is the update of a CPU; run by `make test-gpu`.
+
+Bounds: losses and gradient norm of one update of the paper's agent (size 1m, 4 x 16 steps) from
+the same weights, batch and draws, relative to a CPU's in float32: 1e-3 in float32, 0.05 in bfloat16
+(where rounding flips some of the draws).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from agents.dreamer import Dreamer
+from agents.run.train import train
+from agents.studies import bench_subject
+from agents.studies.bench_faults import Settings, compare, small_run
+from worldmodel import distributions
+from worldmodel.types import Batch
+
+pytestmark = pytest.mark.gpu
+CPU = torch.device("cpu")
+BOUNDS = {"float32": 1e-3, "bfloat16": 0.05}
+UPDATES = 8
+
+
+@pytest.fixture
+def gpu() -> Iterator[torch.device]:
+    assert torch.cuda.is_available(), "These tests need a CUDA GPU."
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*CUDA graph")  # that it could not be recorded
+        yield torch.device("cuda")
+
+
+def subject(device: torch.device, **given: Any) -> bench_subject.Subject:
+    return bench_subject.Subject(**({"batch": 4, "length": 16, "device": str(device)} | given))
+
+
+def batches(agent: Any, replay: Any, count: int) -> list[Batch]:
+    return [replay.sample(agent.batch_size, agent.batch_length) for _ in range(count)]
+
+
+def draws_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every device draws the same numbers, in float32 from one generator of the CPU."""
+    generator = torch.Generator().manual_seed(0)
+
+    def exponential(x: Tensor) -> Tensor:
+        uniform = torch.rand(x.shape, generator=generator)
+        return x.copy_(uniform.log_().neg_())
+
+    def normal(x: Tensor, **_: Any) -> Tensor:
+        return torch.randn(x.shape, generator=generator).to(x)
+
+    monkeypatch.setattr(distributions, "exponential_", exponential)
+    monkeypatch.setattr(torch, "randn_like", normal)
+
+
+@pytest.mark.parametrize("precision", BOUNDS)
+def test_one_update_finds_the_losses_of_a_cpu(
+    gpu: torch.device, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {}
+    for device in (CPU, gpu):
+        made = bench_subject.make(subject(device, precision=precision))
+        (batch,) = batches(made.agent, bench_subject.filled_replay(made), 1)
+        with monkeypatch.context() as patch:
+            draws_of_the_host(patch)
+            metrics, _ = made.agent.train_on(batch.to(device))
+        found[device] = {k: float(v) for k, v in metrics.items()}
+    for name, value in found[CPU].items():
+        if name.startswith("loss/") or name == "grad_norm":
+            near = pytest.approx(value, rel=BOUNDS[precision], abs=1e-4)
+            assert found[gpu][name] == near, name
+
+
+@pytest.mark.parametrize("precision", BOUNDS)
+def test_recorded_updates_find_what_launched_ones_find(gpu: torch.device, precision: str) -> None:
+    norms: dict[bool, dict[str, float]] = {}
+    for graph in (False, True):
+        made = bench_subject.make(subject(gpu, precision=precision))
+        agent: Dreamer = made.agent
+        agent.config = replace(agent.config, cuda_graph=graph)
+        replay = bench_subject.filled_replay(made)
+        torch.manual_seed(1)
+        for _ in range(UPDATES):
+            agent.update(replay)
+            agent.settle(replay)  # at once, so that both begin at the same stored states
+        state = agent.state_dict()
+        assert state["optim"]["updates"] == UPDATES
+        norms[graph] = {k: float(v.float().norm()) for k, v in state["module"].items()}
+        if graph:
+            assert agent._pipeline is not None
+            assert agent._pipeline._recorded._replay is not None  # it was recorded
+    assert norms[True] == pytest.approx(norms[False], rel=1e-2, abs=1e-3)
+
+
+def test_one_that_is_not_finite_is_told_one_later_and_changes_nothing(gpu: torch.device) -> None:
+    made = bench_subject.make(subject(gpu))
+    agent, replay = made.agent, bench_subject.filled_replay(made)
+    for _ in range(UPDATES):
+        agent.update(replay)
+    agent.settle(replay)
+    sample = replay.sample
+    before = agent.optim.flat.clone()
+
+    def poisoned(*args: Any) -> Batch:
+        batch: Batch = sample(*args)
+        batch.reward[0, 1] = float("nan")
+        return batch
+
+    replay.sample = poisoned
+    agent.update(replay)
+    replay.sample = sample
+    with pytest.raises(FloatingPointError, match="Weights were not changed"):
+        agent.settle(replay)
+    assert torch.equal(agent.optim.flat, before)
+    agent.update(replay)
+    assert agent.settle(replay)["grad_norm"] > 0
+    assert agent.optim.updates == UPDATES + 1
+
+
+def test_a_run_learns_stops_and_goes_on(gpu: torch.device, tmp_path: Path) -> None:
+    config = replace(small_run(tmp_path / "a", Settings(steps=100)), device=str(gpu))
+    config.deterministic, config.checkpoint_minutes = True, 1.0
+    try:
+        train(config, lambda text: None)
+        other = replace(config, run=str(tmp_path / "b"))
+        train(replace(other, steps=70), lambda text: None)
+        train(other, lambda text: None)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    differences = [x for x in compare(tmp_path / "a", tmp_path / "b") if "agent" in x]
+    assert differences == []
