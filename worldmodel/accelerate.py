@@ -54,11 +54,12 @@ def set_deterministic(wanted: bool) -> None:
 
     On a CPU, with the same number of threads, they all do; on a GPU some get slower, and one that
     has no such form raises RuntimeError. A GPU's matrix library reads its setting when it starts.
+    Where any will do, a GPU tries several for each convolution, once, and keeps the quickest.
     """
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(wanted)
-    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.benchmark = not wanted
 
 
 def keep_freed_memory() -> bool:

@@ -12,7 +12,7 @@ import agents
 from agents.run.cli import CONFIGS, register
 from agents.run.settings import TrainConfig
 from worldmodel import config, seeding
-from worldmodel.accelerate import keep_freed_memory, pick_device, set_threads
+from worldmodel.accelerate import keep_freed_memory, pick_device, set_deterministic, set_threads
 from worldmodel.envs import env_spec, make_env
 from worldmodel.replay import LatentSpec, Replay, ReplayConfig
 from worldmodel.types import ActionSpec, EnvSpec, ObsSpec
@@ -78,6 +78,7 @@ def make(subject: Subject) -> Made:
     settings = compose(subject)
     device = pick_device(settings.device)
     set_threads(settings.threads)
+    set_deterministic(settings.deterministic)
     keep_freed_memory()
     seeding.seed_everything(0)
     try:
