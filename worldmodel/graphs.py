@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -67,7 +67,7 @@ class Recorded:
             return OnItsWay(self._run())
 
     @contextlib.contextmanager
-    def _own_stream(self):  # type: ignore[no-untyped-def]
+    def _own_stream(self) -> Iterator[None]:
         """After all that was asked for elsewhere, and before all that will be."""
         if self._stream is None:
             yield
