@@ -1,17 +1,15 @@
-"""Functions that a CPU computes in one pass over memory, each with its plain definition.
+"""Functions that one pass over memory computes, each with its plain definition.
 
 On a CPU in float32 they run as loops in machine code (`worldmodel.kernels`, loaded at the first
-call); everywhere else, in graphs that are exported or compiled, and for other types, as the plain
-PyTorch definition beside them. Both give the same numbers but for rounding, gradients included.
+call), on a CUDA GPU as Triton kernels (`worldmodel.gpu`, likewise); everywhere else, in graphs that
+are exported or compiled, and for other types, as the plain PyTorch definition beside them. All give
+the same numbers but for rounding, gradients included.
 """
 
 from __future__ import annotations
 
-import ctypes
-import itertools
-from collections.abc import Sequence
+import importlib.util
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +20,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import Parameter
 from torch.nn import functional as F
 
-_TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-ALONE = 1 << 15  # numbers that one thread handles sooner than it finds a second one
+from worldmodel.threads import array_of, ranges, share, sums_for
+
+GPU_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def in_loops(*tensors: Tensor) -> bool:
@@ -36,74 +35,39 @@ def in_loops(*tensors: Tensor) -> bool:
     return not (torch.compiler.is_compiling() or torch.jit.is_tracing())
 
 
+def on_gpu(*tensors: Tensor) -> bool:
+    """Whether all are ordinary tensors on a CUDA GPU, for kernels in Triton."""
+    for x in tensors:
+        if not x.is_cuda or x.dtype not in GPU_TYPES or x.numel() == 0:
+            return False
+        if type(x) is not Tensor and type(x) is not Parameter:
+            return False
+    return _has_triton() and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+
+
+@cache
+def _has_triton() -> bool:
+    """Whether Triton, part of torch's builds for a GPU, is there and knows this GPU."""
+    found = importlib.util.find_spec("triton") is not None
+    return found and torch.cuda.get_device_capability() >= (8, 0)  # has bfloat16
+
+
+@cache
+def _gpu() -> Any:
+    from worldmodel import gpu  # and with it Triton
+
+    return gpu
+
+
 def _learns(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 @cache
-def loops() -> Any:
+def _loops() -> Any:
     from worldmodel import kernels  # numba takes a while to load
 
     return kernels
-
-
-@cache
-def _team() -> Any:
-    """`GOMP_parallel` of the OpenMP library that torch itself runs on, or None.
-
-    Its threads wait for the next operation by spinning. Threads of our own would have to share the
-    cores with them, which takes longer than doing without.
-    """
-    own = Path(torch.__file__).parent / "lib"
-    for library in (*sorted(own.glob("libgomp*.so*")), "libgomp.so.1"):
-        try:
-            return ctypes.CDLL(str(library)).GOMP_parallel
-        except (OSError, AttributeError):
-            continue
-    return None
-
-
-def ranges(count: int, numbers: int) -> list[tuple[int, int]]:
-    """[0, count) in as many ranges as torch has threads; in one where there is little to do."""
-    threads = min(torch.get_num_threads(), count) if numbers > ALONE else 1
-    if threads == 1:
-        return [(0, count)]
-    edges = [count * i // threads for i in range(threads + 1)]
-    return list(itertools.pairwise(edges))
-
-
-def share(
-    kernel: Any, parts: list[tuple[int, int]], *args: Any, own: Sequence[np.ndarray] = ()
-) -> None:
-    """kernel(first, last, *args, *own) for every part, side by side; `own` has a row for each."""
-    if len(parts) == 1:
-        kernel(*parts[0], *args, *(array[0] for array in own))
-        return
-    numbers, failures = itertools.count(), []
-
-    def work(_: Any) -> None:  # in each thread of the team, however many there are
-        try:
-            while (i := next(numbers)) < len(parts):
-                kernel(*parts[i], *args, *(array[i] for array in own))
-        except BaseException as error:  # would be lost in the library
-            failures.append(error)
-
-    team = _team()
-    if team is None:
-        work(None)
-    else:
-        team(_TASK(work), None, len(parts), 0)
-    if failures:
-        raise failures[0]
-
-
-def sums_for(parts: list[tuple[int, int]], width: int) -> np.ndarray:
-    """Zeros [parts, width] to add to, each row on cache lines of its own."""
-    return np.zeros((len(parts), width + 32), np.float32)[:, :width]
-
-
-def array_of(x: Tensor) -> np.ndarray:
-    return x.detach().numpy()
 
 
 # RMSNorm and SiLU.
@@ -120,6 +84,8 @@ def norm_silu(x: Tensor, scale: Tensor, eps: float, blocks: int = 1) -> Tensor:
             return _norm_silu(x.contiguous(), scale, eps, blocks)
         out: Tensor = _NormSiLU.apply(x, scale, eps, blocks)
         return out
+    if on_gpu(x, scale):
+        return _gpu().norm_silu(x, scale, eps, blocks)
     return F.silu(rms_norm(unblock(x, blocks), scale, eps))
 
 
@@ -144,7 +110,7 @@ def _norm_silu(x: Tensor, scale: Tensor, eps: float, s: int) -> Tensor:
     parts, w = _lines(x, c, s)
     out = x.new_empty(x.shape if s == 1 else (x.shape[0], x.shape[1] * s, w * s, c))
     rows, result = array_of(x).reshape(-1, c), out.numpy().reshape(-1, c)
-    share(loops().norm_silu, parts, rows, array_of(scale), np.float32(eps), w, s, result)
+    share(_loops().norm_silu, parts, rows, array_of(scale), np.float32(eps), w, s, result)
     return out
 
 
@@ -156,7 +122,7 @@ def _norm_silu_back(
     dx, sums = torch.empty_like(x), sums_for(parts, c)
     above, rows, below = (array_of(t).reshape(-1, c) for t in (grad.contiguous(), x, dx))
     args = above, rows, array_of(scale), np.float32(eps), w, s, below
-    share(loops().norm_silu_back, parts, *args, own=(sums,))
+    share(_loops().norm_silu_back, parts, *args, own=(sums,))
     return dx, torch.from_numpy(sums.sum(0))
 
 
@@ -182,6 +148,8 @@ def pool_norm_silu(x: Tensor, scale: Tensor, eps: float) -> Tensor:
     if in_loops(x, scale):
         out: Tensor = _PoolNormSiLU.apply(x, scale, eps)
         return out
+    if on_gpu(x, scale) and x.shape[1] % 2 == x.shape[2] % 2 == 0:
+        return _gpu().pool_norm_silu(x, scale, eps)
     pooled = F.max_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
     return norm_silu(pooled, scale, eps)
 
@@ -197,7 +165,7 @@ class _PoolNormSiLU(torch.autograd.Function):
         place, out = torch.empty_like(most, dtype=torch.uint8), torch.empty_like(most)
         rows, *results = (array_of(t).reshape(-1, c) for t in (x, most, place, out))
         parts, floor = ranges(n * h // 2, x.numel()), np.float32(eps)
-        share(loops().pool_norm_silu, parts, rows, array_of(scale), floor, w // 2, *results)
+        share(_loops().pool_norm_silu, parts, rows, array_of(scale), floor, w // 2, *results)
         ctx.save_for_backward(most, place, scale)
         ctx.eps, ctx.parts = eps, parts
         return out
@@ -210,7 +178,7 @@ class _PoolNormSiLU(torch.autograd.Function):
         dmost, dscale = _norm_silu_back(grad, most, scale, ctx.eps, 1)
         dx = grad.new_empty(n, 2 * h, 2 * w, c)
         above, places, below = (array_of(t).reshape(-1, c) for t in (dmost, place, dx))
-        share(loops().unpool, ctx.parts, above, places, w, below)
+        share(_loops().unpool, ctx.parts, above, places, w, below)
         return dx, dscale, None
 
 
@@ -224,7 +192,7 @@ def image_input(images: Tensor, mean: Tensor) -> Tensor:
     out = mean.new_empty(images.shape)
     rows = images.contiguous().numpy().reshape(len(images), -1)
     result, centre = out.numpy().reshape(rows.shape), array_of(mean).reshape(-1)
-    share(loops().image_input, ranges(len(rows), rows.size), rows, centre, result)
+    share(_loops().image_input, ranges(len(rows), rows.size), rows, centre, result)
     return out
 
 
@@ -237,6 +205,8 @@ def image_loss(x: Tensor, centre: Tensor, target: Tensor, blocks: int) -> Tensor
     if in_loops(x, centre) and type(target) is Tensor:
         out: Tensor = _ImageLoss.apply(x, centre, target, blocks)
         return out
+    if on_gpu(x, centre) and type(target) is Tensor:
+        return _gpu().image_loss(x, centre, target, blocks)
     image = torch.sigmoid(unblock(x, blocks).float() + centre)
     return (image - target.float() / 255.0).square().sum((1, 2))
 
@@ -252,7 +222,7 @@ class _ImageLoss(torch.autograd.Function):
         sums = np.empty((len(x), mean.shape[1]), np.float32)
         rows = np.empty((len(parts), mean.shape[1]), np.float32)
         args = blocks, mean, images, x.shape[1], s, sums
-        share(loops().image_loss, parts, *args, own=(rows,))
+        share(_loops().image_loss, parts, *args, own=(rows,))
         ctx.save_for_backward(x, centre, target)
         ctx.rest = s, parts
         return torch.from_numpy(sums).view(len(x), *centre.shape[1:]).sum(1)
@@ -268,7 +238,7 @@ class _ImageLoss(torch.autograd.Function):
         wide = grad.unsqueeze(1).expand(-1, *centre.shape[1:]).reshape(len(x), -1).numpy()
         rows = np.empty((len(parts), mean.shape[1]), np.float32)
         args = wide, blocks, mean, images, x.shape[1], s, below
-        share(loops().image_loss_back, parts, *args, own=(rows,))
+        share(_loops().image_loss_back, parts, *args, own=(rows,))
         return dx, None, None, None
 
 
@@ -292,8 +262,10 @@ def two_hot_mean(logits: Tensor, bins: Tensor) -> Tensor:
         rows, result = array_of(logits.contiguous()).reshape(-1, len(bins)), out.numpy().reshape(-1)
         parts = ranges(len(rows), rows.size)
         own = (np.empty((len(parts), len(bins)), np.float32),)
-        share(loops().two_hot_mean, parts, rows, bins.numpy(), result, own=own)
+        share(_loops().two_hot_mean, parts, rows, bins.numpy(), result, own=own)
         return out
+    if on_gpu(logits, bins) and not _learns(logits):
+        return _gpu().two_hot_mean(logits, bins)
     probs = torch.softmax(logits, -1)
     middle = bins.shape[0] // 2
     high = probs[..., middle + 1 :]
@@ -307,6 +279,8 @@ def two_hot_log_prob(logits: Tensor, above: Tensor, weight: Tensor) -> Tensor:
     if in_loops(logits, weight):
         out: Tensor = _TwoHotLogProb.apply(logits, above, weight)
         return out
+    if on_gpu(logits, weight):
+        return _gpu().two_hot_log_prob(logits, above, weight)
     wide = logits.expand(len(above), *logits.shape)
     at_low = wide.gather(-1, (above - 1).unsqueeze(-1)).squeeze(-1)
     at_high = wide.gather(-1, above.unsqueeze(-1)).squeeze(-1)
@@ -324,7 +298,7 @@ class _TwoHotLogProb(torch.autograd.Function):
         bins, shares = above.numpy().reshape(len(above), -1), weight.numpy().reshape(len(above), -1)
         result, norms = out.numpy().reshape(len(above), -1), norm.numpy().reshape(-1)
         parts = ranges(len(rows), rows.size)
-        share(loops().two_hot_log_prob, parts, rows, bins, shares, norms, result)
+        share(_loops().two_hot_log_prob, parts, rows, bins, shares, norms, result)
         ctx.save_for_backward(logits, above, weight, norm)
         ctx.parts = parts
         return out
@@ -339,5 +313,5 @@ class _TwoHotLogProb(torch.autograd.Function):
             t.contiguous().numpy().reshape(len(above), -1) for t in (above, weight, grad)
         )
         args = grads, rows, bins, shares, norm.numpy().reshape(-1), below
-        share(loops().two_hot_log_prob_back, ctx.parts, *args)
+        share(_loops().two_hot_log_prob_back, ctx.parts, *args)
         return dx, None, None

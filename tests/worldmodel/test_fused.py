@@ -27,7 +27,7 @@ def pixels(*shape: int) -> Tensor:
 @pytest.fixture(params=[1, 2, 3])
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """How many threads share the work, however little it is."""
-    monkeypatch.setattr(fused, "ALONE", 0)
+    monkeypatch.setattr("worldmodel.threads.ALONE", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: request.param)
     return int(request.param)
 

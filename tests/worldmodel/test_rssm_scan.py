@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from tests.model_batches import SPECS, random_batch, random_state, scramble, tiny
-from worldmodel import fused
 from worldmodel.rssm import WorldModel, scan
 from worldmodel.rssm.core import RSSM
 from worldmodel.types import LatentState
@@ -18,7 +17,7 @@ LATENTS = ("categorical", "gaussian")
 @pytest.fixture(params=[1, 2])
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """How many threads share the work, however little it is."""
-    monkeypatch.setattr(fused, "ALONE", 0)
+    monkeypatch.setattr("worldmodel.threads.ALONE", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: request.param)
     return int(request.param)
 
@@ -132,7 +131,8 @@ def test_draws_follow_their_distribution() -> None:
     params = torch.tensor([[2.0, 0.0, -1.0, 0.5]]).expand(20000, 3, 4).contiguous()
     torch.manual_seed(0)
     out = torch.empty_like(params)
-    scan.draw(core, params, scan.clocks(core, torch.empty_like(params)), out)
+    ops = scan.steps_for(core, len(params), params)
+    ops.draw(params, None, ops.noise(torch.empty_like(params)), out.flatten(1))
     assert torch.equal(out.sum(-1), torch.ones(20000, 3))
     torch.testing.assert_close(out.mean((0, 1)), core.dist(params).probs[0, 0], rtol=0, atol=0.01)  # type: ignore[union-attr]
 

@@ -49,7 +49,8 @@ class RSSM(nn.Module):
         self.unimix = unimix
         self.eps = 1e-4  # of every norm
         stoch = groups * self.classes
-        out = groups * (2 if self.gaussian else classes)  # mean and std, or logits
+        self.numbers = 2 if self.gaussian else classes  # mean and std, or logits
+        out = groups * self.numbers
         self.deter_in = nn.Sequential(Linear(deter, hidden), NormSiLU(hidden))
         self.stoch_in = nn.Sequential(Linear(stoch, hidden), NormSiLU(hidden))
         self.action_in = nn.Sequential(Linear(action, hidden), NormSiLU(hidden))
@@ -154,7 +155,7 @@ class RSSM(nn.Module):
     def stepper(
         self, start: LatentState, steps: int
     ) -> Callable[[LatentState, Tensor], LatentState]:
-        """`step` for many steps from `start` on: sooner, where a CPU needs no gradient."""
+        """`step` for many steps from `start` on: sooner, where no gradient is needed."""
         if not torch.is_grad_enabled() and scan.usable(self, steps, start.deter, start.stoch):
             return scan.Stepper(self, len(start.deter))
         return self.step

@@ -1,27 +1,93 @@
 """Loops in machine code for one step of the recurrent core, and back; see `worldmodel.kernels`.
 
 Rows b are independent. A layer of D numbers lies in blocks, [G, B, D / G], where a block-diagonal
-product reads or writes it, and side by side, [B, D], elsewhere. Their plain definition is
-`RSSM.recur` and `RSSM.sample`; `worldmodel.rssm.scan` calls them.
+product reads or writes it, and side by side, [B, D], elsewhere. `worldmodel.rssm.steps` says what
+each loop computes; their plain definition is `RSSM.recur` and `RSSM.sample`.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from worldmodel.kernels import compiled, exp, f32, sigmoid, tanh
+from worldmodel.kernels import compiled, exp, expanded, f32, sigmoid, tanh
+
+
+@expanded
+def normed(x, scale, eps, out):  # type: ignore[no-untyped-def]
+    """silu(RMSNorm(x)) of one row."""
+    total = f32(0.0)
+    for k in range(len(x)):
+        total += x[k] * x[k]
+    r = f32(1.0) / np.sqrt(total / f32(len(x)) + eps)
+    for k in range(len(x)):
+        y = x[k] * r * scale[k]
+        out[k] = y * sigmoid(y)
+
+
+@expanded
+def normed_back(grad, x, scale, eps, dx, dscale):  # type: ignore[no-untyped-def]
+    """The gradient of `normed` to x; adds the one to the scale."""
+    wide = f32(len(x))
+    total = f32(0.0)
+    for k in range(len(x)):
+        total += x[k] * x[k]
+    r = f32(1.0) / np.sqrt(total / wide + eps)
+    dot = f32(0.0)
+    for k in range(len(x)):
+        h = x[k] * r
+        y = h * scale[k]
+        q = sigmoid(y)
+        t = grad[k] * q * (f32(1.0) + y * (f32(1.0) - q))
+        dscale[k] += t * h
+        t *= scale[k]
+        dx[k] = t
+        dot += t * h
+    mean = dot * r / wide
+    for k in range(len(x)):
+        dx[k] = r * (dx[k] - x[k] * mean)
 
 
 @compiled
-def mix_norm_silu(first, last, own, shared, scale, eps, x, out):  # type: ignore[no-untyped-def]
-    """x [B, D] = own in blocks + shared; out, in blocks: silu(RMSNorm(x))."""
+def embed(first, last, deter, stoch, bias, scale, eps, reset, out):  # type: ignore[no-untyped-def]
+    """deter [B, n, h] (the last of n) and stoch [B, h], each plus its bias; their norms."""
+    for b in range(first, last):
+        for i in range(2):
+            x = stoch[b] if i else deter[b, -1]
+            if reset[b]:
+                x[:] = bias[i]
+            else:
+                for k in range(len(x)):
+                    x[k] += bias[i, k]
+            normed(x, scale[i], eps, out[b, i])
+
+
+@compiled
+def embed_back(first, last, grad, deter, stoch, scale, eps, reset, ddeter, dstoch, sums):  # type: ignore[no-untyped-def]
+    """sums [4 h]: of the two biases, then of the two scales."""
+    h = stoch.shape[1]
+    for b in range(first, last):
+        for i in range(2):
+            x, dx = (stoch[b], dstoch[b]) if i else (deter[b, -1], ddeter[b, -1])
+            dbias, dscale = sums[i * h : (i + 1) * h], sums[(i + 2) * h : (i + 3) * h]
+            normed_back(grad[b, i], x, scale[i], eps, dx, dscale)
+            for k in range(h):
+                dbias[k] += dx[k]
+            if reset[b]:
+                dx[:] = f32(0.0)
+
+
+@compiled
+def mix(first, last, own, shared, action, bias, scale, eps, reset, x, out):  # type: ignore[no-untyped-def]
+    """x [B, D] = own in blocks + shared + action + bias; out, in blocks: silu(RMSNorm(x))."""
     d = own.shape[2]
     for b in range(first, last):
         total = f32(0.0)
         for g in range(own.shape[0]):
             for k in range(d):
-                v = own[g, b, k] + shared[b, g * d + k]
-                x[b, g * d + k] = v
+                i = g * d + k
+                v = shared[b, i] + action[b, i] + bias[i]
+                v += f32(0.0) if reset[b] else own[g, b, k]
+                x[b, i] = v
                 total += v * v
         r = f32(1.0) / np.sqrt(total / f32(x.shape[1]) + eps)
         for g in range(own.shape[0]):
@@ -31,8 +97,8 @@ def mix_norm_silu(first, last, own, shared, scale, eps, x, out):  # type: ignore
 
 
 @compiled
-def mix_norm_silu_back(first, last, grad, x, scale, eps, dx, dscale):  # type: ignore[no-untyped-def]
-    """The gradient [B, D] of `mix_norm_silu` to x, for grad in blocks; adds that to the scale."""
+def mix_back(first, last, grad, x, scale, eps, dx, dscale):  # type: ignore[no-untyped-def]
+    """The gradient [B, D] of `mix` to x, for grad in blocks; adds that to the scale."""
     d, wide = grad.shape[2], f32(x.shape[1])
     for b in range(first, last):
         total = f32(0.0)
@@ -57,38 +123,56 @@ def mix_norm_silu_back(first, last, grad, x, scale, eps, dx, dscale):  # type: i
 
 
 @compiled
-def gru(first, last, gates, bias, deter, out):  # type: ignore[no-untyped-def]
+def gru(first, last, gates, bias, deter, reset, out):  # type: ignore[no-untyped-def]
     """gates [G, B, 3 D / G] without bias: reset, candidate, update; deter, out: [B, D]."""
     d = gates.shape[2] // 3
     for b in range(first, last):
         for g in range(gates.shape[0]):
             for k in range(d):
-                reset = sigmoid(gates[g, b, k] + bias[g, k])
+                open_ = sigmoid(gates[g, b, k] + bias[g, k])
                 raw = gates[g, b, d + k] + bias[g, d + k]
-                candidate = tanh(reset * raw)
+                candidate = tanh(open_ * raw)
                 update = sigmoid(gates[g, b, 2 * d + k] + bias[g, 2 * d + k] - f32(1.0))
-                h = deter[b, g * d + k]
+                h = f32(0.0) if reset[b] else deter[b, g * d + k]
                 out[b, g * d + k] = h + update * (candidate - h)
 
 
 @compiled
-def gru_back(first, last, grad, gates, bias, deter, dgates, ddeter):  # type: ignore[no-untyped-def]
-    """The gradients of `gru` to gates and deter, for grad [B, D]."""
+def gru_back(first, last, grad, direct, again, gates, bias, deter, reset, dgates):  # type: ignore[no-untyped-def]
+    """grad, direct: [B, D], to what `gru` gave; the gradient to deter goes into direct."""
     d = gates.shape[2] // 3
     for b in range(first, last):
         for g in range(gates.shape[0]):
             for k in range(d):
-                reset = sigmoid(gates[g, b, k] + bias[g, k])
+                i = g * d + k
+                open_ = sigmoid(gates[g, b, k] + bias[g, k])
                 raw = gates[g, b, d + k] + bias[g, d + k]
-                candidate = tanh(reset * raw)
+                candidate = tanh(open_ * raw)
                 update = sigmoid(gates[g, b, 2 * d + k] + bias[g, 2 * d + k] - f32(1.0))
-                dh = grad[b, g * d + k]
+                h = f32(0.0) if reset[b] else deter[b, i]
+                dh = grad[b, i] + (f32(0.0) if again[b] else direct[b, i])
                 dc = dh * update * (f32(1.0) - candidate * candidate)
-                dgates[g, b, k] = dc * raw * reset * (f32(1.0) - reset)
-                dgates[g, b, d + k] = dc * reset
-                du = dh * (candidate - deter[b, g * d + k])
+                dgates[g, b, k] = dc * raw * open_ * (f32(1.0) - open_)
+                dgates[g, b, d + k] = dc * open_
+                du = dh * (candidate - h)
                 dgates[g, b, 2 * d + k] = du * update * (f32(1.0) - update)
-                ddeter[b, g * d + k] = dh * (f32(1.0) - update)
+                direct[b, i] = dh * (f32(1.0) - update)
+
+
+@compiled
+def infer(first, last, deter, seen, scale, eps, out):  # type: ignore[no-untyped-def]
+    """The first of deter [B, n, h] plus seen [B, h], and its norm."""
+    for b in range(first, last):
+        x = deter[b, 0]
+        for k in range(len(x)):
+            x[k] += seen[b, k]
+        normed(x, scale, eps, out[b])
+
+
+@compiled
+def infer_back(first, last, grad, deter, scale, eps, ddeter, sums):  # type: ignore[no-untyped-def]
+    for b in range(first, last):
+        normed_back(grad[b], deter[b, 0], scale, eps, ddeter[b, 0], sums)
 
 
 @compiled
