@@ -131,8 +131,9 @@ def test_draws_follow_their_distribution() -> None:
     params = torch.tensor([[2.0, 0.0, -1.0, 0.5]]).expand(20000, 3, 4).contiguous()
     torch.manual_seed(0)
     out = torch.empty_like(params)
-    ops = scan.steps_for(core, len(params), params)
-    ops.draw(params, None, ops.noise(torch.empty_like(params)), out.flatten(1))
+    vectors = scan.Vectors(*(x.detach() for x in scan.weights_of(core, params.dtype)[1]))
+    ops = scan.steps_for(core, len(params), params, vectors)
+    ops.draw(params, ops.noise(torch.empty_like(params)), out.flatten(1), biased=True)
     assert torch.equal(out.sum(-1), torch.ones(20000, 3))
     torch.testing.assert_close(out.mean((0, 1)), core.dist(params).probs[0, 0], rtol=0, atol=0.01)  # type: ignore[union-attr]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from worldmodel import distributions
-from worldmodel.rssm.steps import Steps
+from worldmodel.rssm.steps import Steps, Vectors
 from worldmodel.threads import ranges, share, sums_for
 
 
@@ -24,10 +24,13 @@ def _kernels() -> Any:
 class Loops(Steps):
     """For rows of `width` numbers, which threads share."""
 
-    def __init__(self, gaussian: bool, unimix: float, eps: float, rows: int, width: int) -> None:
-        super().__init__(gaussian, unimix, eps)
+    def __init__(
+        self, gaussian: bool, unimix: float, eps: float, vectors: Vectors, rows: int, width: int
+    ) -> None:
+        super().__init__(gaussian, unimix, eps, vectors)
         self.parts = ranges(rows, rows * width)
         self.kernels, self.least = _kernels(), np.float32(eps)
+        self.arrays = Vectors(*(x.numpy() for x in vectors))  # type: ignore[arg-type]
 
     def sums(self, width: int) -> np.ndarray:
         return sums_for(self.parts, width)
@@ -35,54 +38,47 @@ class Loops(Steps):
     def total(self, sums: np.ndarray) -> Tensor:
         return torch.from_numpy(sums.sum(0))
 
-    def embed(
-        self, deter: Tensor, stoch: Tensor, bias: Tensor, scale: Tensor, reset: Tensor, out: Tensor
-    ) -> None:
-        x = deter.numpy(), stoch.numpy(), bias.numpy(), scale.numpy()
-        share(self.kernels.embed, self.parts, *x, self.least, reset.numpy(), out.numpy())
+    def embed(self, deter: Tensor, stoch: Tensor, reset: Tensor, out: Tensor) -> None:
+        x = deter.numpy(), stoch.numpy(), self.arrays.embed_b, self.arrays.embed_scale, self.least
+        share(self.kernels.embed, self.parts, *x, reset.numpy(), out.numpy())
 
     def embed_back(
-        self, grad: Tensor, deter: Tensor, stoch: Tensor, scale: Tensor, reset: Tensor,
-        ddeter: Tensor, dstoch: Tensor, sums: np.ndarray,
+        self, grad: Tensor, deter: Tensor, stoch: Tensor, reset: Tensor, ddeter: Tensor,
+        dstoch: Tensor, sums: np.ndarray,
     ) -> None:  # fmt: skip
-        x = grad.numpy(), deter.numpy(), stoch.numpy(), scale.numpy()
+        x = grad.numpy(), deter.numpy(), stoch.numpy(), self.arrays.embed_scale, self.least
         rest = reset.numpy(), ddeter.numpy(), dstoch.numpy()
-        share(self.kernels.embed_back, self.parts, *x, self.least, *rest, own=(sums,))
+        share(self.kernels.embed_back, self.parts, *x, *rest, own=(sums,))
 
     def mix(
-        self, own: Tensor, shared: Tensor, action: Tensor, bias: Tensor, scale: Tensor,
-        reset: Tensor, mixed: Tensor, out: Tensor,
+        self, own: Tensor, shared: Tensor, action: Tensor, reset: Tensor, mixed: Tensor,
+        out: Tensor,
     ) -> None:  # fmt: skip
-        x = own.numpy(), shared.numpy(), action.numpy(), bias.numpy(), scale.numpy()
-        rest = reset.numpy(), mixed.numpy(), out.numpy()
-        share(self.kernels.mix, self.parts, *x, self.least, *rest)
+        x = own.numpy(), shared.numpy(), action.numpy(), self.arrays.mix_b, self.arrays.mix_scale
+        rest = self.least, reset.numpy(), mixed.numpy(), out.numpy()
+        share(self.kernels.mix, self.parts, *x, *rest)
 
-    def mix_back(
-        self, grad: Tensor, mixed: Tensor, scale: Tensor, dmixed: Tensor, sums: np.ndarray
-    ) -> None:
-        x = grad.numpy(), mixed.numpy(), scale.numpy(), self.least, dmixed.numpy()
+    def mix_back(self, grad: Tensor, mixed: Tensor, dmixed: Tensor, sums: np.ndarray) -> None:
+        x = grad.numpy(), mixed.numpy(), self.arrays.mix_scale, self.least, dmixed.numpy()
         share(self.kernels.mix_back, self.parts, *x, own=(sums,))
 
-    def gru(self, gates: Tensor, bias: Tensor, deter: Tensor, reset: Tensor, out: Tensor) -> None:
-        x = gates.numpy(), bias.view(len(gates), -1).numpy(), deter.numpy(), reset.numpy()
-        share(self.kernels.gru, self.parts, *x, out.numpy())
+    def gru(self, gates: Tensor, deter: Tensor, reset: Tensor, out: Tensor) -> None:
+        x = gates.numpy(), self.arrays.gates_b, deter.numpy(), reset.numpy(), out.numpy()
+        share(self.kernels.gru, self.parts, *x)
 
     def gru_back(
-        self, grad: Tensor, direct: Tensor, again: Tensor, gates: Tensor, bias: Tensor,
-        deter: Tensor, reset: Tensor, dgates: Tensor,
+        self, grad: Tensor, direct: Tensor, again: Tensor, gates: Tensor, deter: Tensor,
+        reset: Tensor, dgates: Tensor,
     ) -> None:  # fmt: skip
-        x = grad.numpy(), direct.numpy(), again.numpy(), gates.numpy()
-        rest = bias.view(len(gates), -1).numpy(), deter.numpy(), reset.numpy(), dgates.numpy()
-        share(self.kernels.gru_back, self.parts, *x, *rest)
+        x = grad.numpy(), direct.numpy(), again.numpy(), gates.numpy(), self.arrays.gates_b
+        share(self.kernels.gru_back, self.parts, *x, deter.numpy(), reset.numpy(), dgates.numpy())
 
-    def infer(self, deter: Tensor, seen: Tensor, scale: Tensor, out: Tensor) -> None:
-        x = deter.numpy(), seen.numpy(), scale.numpy(), self.least, out.numpy()
+    def infer(self, deter: Tensor, seen: Tensor, out: Tensor) -> None:
+        x = deter.numpy(), seen.numpy(), self.arrays.infer_scale, self.least, out.numpy()
         share(self.kernels.infer, self.parts, *x)
 
-    def infer_back(
-        self, grad: Tensor, deter: Tensor, scale: Tensor, ddeter: Tensor, sums: np.ndarray
-    ) -> None:
-        x = grad.numpy(), deter.numpy(), scale.numpy(), self.least, ddeter.numpy()
+    def infer_back(self, grad: Tensor, deter: Tensor, ddeter: Tensor, sums: np.ndarray) -> None:
+        x = grad.numpy(), deter.numpy(), self.arrays.infer_scale, self.least, ddeter.numpy()
         share(self.kernels.infer_back, self.parts, *x, own=(sums,))
 
     def noise(self, out: Tensor) -> Tensor:
@@ -93,9 +89,9 @@ class Loops(Steps):
                 distributions.exponential_(step)
         return out
 
-    def draw(self, params: Tensor, bias: Tensor | None, noise: Tensor, out: Tensor) -> None:
-        if bias is not None:
-            params += bias.view(params.shape[1:])
+    def draw(self, params: Tensor, noise: Tensor, out: Tensor, biased: bool) -> None:
+        if not biased:
+            params += self.vectors.out_b.view(params.shape[1:])
         rows, drawn = _rows(params), _rows(noise)
         split, latents = ranges(len(rows), params.numel()), out.numpy().reshape(drawn.shape)
         if self.gaussian:

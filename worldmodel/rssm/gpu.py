@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from worldmodel.gpu import launch, power, programs, sizes
 from worldmodel.rssm import gpu_kernels as kernels
-from worldmodel.rssm.steps import Steps
+from worldmodel.rssm.steps import Steps, Vectors
 
 NUMBERS = 1024  # of a row, that a program handles where they do not depend on one another
 
@@ -19,86 +18,78 @@ class Launches(Steps):
     """For rows B on a device."""
 
     def __init__(
-        self, gaussian: bool, unimix: float, eps: float, rows: int, device: torch.device
+        self, gaussian: bool, unimix: float, eps: float, vectors: Vectors, rows: int
     ) -> None:
-        super().__init__(gaussian, unimix, eps)
-        self.rows, self.device = rows, device
+        super().__init__(gaussian, unimix, eps, vectors)
+        self.rows = rows
 
     def sums(self, width: int) -> Tensor:
-        return torch.zeros(self.rows, width, device=self.device)
+        return self.vectors.mix_b.new_zeros(self.rows, width)
 
     def total(self, sums: Tensor) -> Tensor:
         return sums.sum(0)
 
-    def embed(
-        self, deter: Tensor, stoch: Tensor, bias: Tensor, scale: Tensor, reset: Tensor, out: Tensor
-    ) -> None:
+    def embed(self, deter: Tensor, stoch: Tensor, reset: Tensor, out: Tensor) -> None:
         rows, heads, h = deter.shape
-        args = deter, stoch, bias, scale, reset, out, heads - 1, h, self.eps
-        launch(kernels.embed, (rows, 2), *args, **_row(h))
+        x = deter, stoch, self.vectors.embed_b, self.vectors.embed_scale, reset, out
+        launch(kernels.embed, (rows, 2), *x, heads - 1, h, self.eps, **_row(h))
 
     def embed_back(
-        self, grad: Tensor, deter: Tensor, stoch: Tensor, scale: Tensor, reset: Tensor,
-        ddeter: Tensor, dstoch: Tensor, sums: Tensor,
+        self, grad: Tensor, deter: Tensor, stoch: Tensor, reset: Tensor, ddeter: Tensor,
+        dstoch: Tensor, sums: Tensor,
     ) -> None:  # fmt: skip
         rows, heads, h = deter.shape
-        args = grad, deter, stoch, scale, reset, ddeter, dstoch, sums, heads - 1, h, self.eps
-        launch(kernels.embed_back, (rows, 2), *args, **_row(h))
+        x = grad, deter, stoch, self.vectors.embed_scale, reset, ddeter, dstoch, sums
+        launch(kernels.embed_back, (rows, 2), *x, heads - 1, h, self.eps, **_row(h))
 
     def mix(
-        self, own: Tensor, shared: Tensor, action: Tensor, bias: Tensor, scale: Tensor,
-        reset: Tensor, mixed: Tensor, out: Tensor,
+        self, own: Tensor, shared: Tensor, action: Tensor, reset: Tensor, mixed: Tensor,
+        out: Tensor,
     ) -> None:  # fmt: skip
         rows, wide = mixed.shape
-        args = own, shared, action, bias, scale, reset, mixed, out, rows, own.shape[2], wide
-        launch(kernels.mix, (rows,), *args, self.eps, **_row(wide))
+        x = own, shared, action, self.vectors.mix_b, self.vectors.mix_scale, reset, mixed, out
+        launch(kernels.mix, (rows,), *x, rows, own.shape[2], wide, self.eps, **_row(wide))
 
-    def mix_back(
-        self, grad: Tensor, mixed: Tensor, scale: Tensor, dmixed: Tensor, sums: Tensor
-    ) -> None:
+    def mix_back(self, grad: Tensor, mixed: Tensor, dmixed: Tensor, sums: Tensor) -> None:
         rows, wide = mixed.shape
-        args = grad, mixed, scale, dmixed, sums, rows, grad.shape[2], wide, self.eps
-        launch(kernels.mix_back, (rows,), *args, **_row(wide))
+        x = grad, mixed, self.vectors.mix_scale, dmixed, sums
+        launch(kernels.mix_back, (rows,), *x, rows, grad.shape[2], wide, self.eps, **_row(wide))
 
-    def gru(self, gates: Tensor, bias: Tensor, deter: Tensor, reset: Tensor, out: Tensor) -> None:
+    def gru(self, gates: Tensor, deter: Tensor, reset: Tensor, out: Tensor) -> None:
         grid, rest, size = _numbers(deter, gates)
-        launch(kernels.gru, grid, gates, bias, deter, reset, out, *rest, **size)
+        launch(kernels.gru, grid, gates, self.vectors.gates_b, deter, reset, out, *rest, **size)
 
     def gru_back(
-        self, grad: Tensor, direct: Tensor, again: Tensor, gates: Tensor, bias: Tensor,
-        deter: Tensor, reset: Tensor, dgates: Tensor,
+        self, grad: Tensor, direct: Tensor, again: Tensor, gates: Tensor, deter: Tensor,
+        reset: Tensor, dgates: Tensor,
     ) -> None:  # fmt: skip
         grid, rest, size = _numbers(deter, gates)
-        args = grad, direct, again, gates, bias, deter, reset, dgates
-        launch(kernels.gru_back, grid, *args, *rest, **size)
+        x = grad, direct, again, gates, self.vectors.gates_b, deter, reset, dgates
+        launch(kernels.gru_back, grid, *x, *rest, **size)
 
-    def infer(self, deter: Tensor, seen: Tensor, scale: Tensor, out: Tensor) -> None:
+    def infer(self, deter: Tensor, seen: Tensor, out: Tensor) -> None:
         rows, heads, h = deter.shape
-        args = deter, seen, scale, out, heads, h, self.eps
-        launch(kernels.infer, (rows,), *args, **_row(h))
+        x = deter, seen, self.vectors.infer_scale, out
+        launch(kernels.infer, (rows,), *x, heads, h, self.eps, **_row(h))
 
-    def infer_back(
-        self, grad: Tensor, deter: Tensor, scale: Tensor, ddeter: Tensor, sums: Tensor
-    ) -> None:
+    def infer_back(self, grad: Tensor, deter: Tensor, ddeter: Tensor, sums: Tensor) -> None:
         rows, heads, h = deter.shape
-        args = grad, deter, scale, ddeter, sums, heads, h, self.eps
-        launch(kernels.infer_back, (rows,), *args, **_row(h))
+        x = grad, deter, self.vectors.infer_scale, ddeter, sums
+        launch(kernels.infer_back, (rows,), *x, heads, h, self.eps, **_row(h))
 
     def noise(self, out: Tensor) -> Tensor:
         # The kernel makes exponential clocks of uniform numbers.
         return out.normal_() if self.gaussian else out.uniform_()
 
-    def draw(self, params: Tensor, bias: Tensor | None, noise: Tensor, out: Tensor) -> None:
-        *_, groups, classes = params.shape
+    def draw(self, params: Tensor, noise: Tensor, out: Tensor, biased: bool) -> None:
+        _, groups, classes = params.shape
         count = params.numel() // classes
-        args = params, noise if bias is None else bias, noise, out, count, groups
-        rest, biased = (classes, self.unimix), bias is not None
         size = sizes(classes, count)
-        grid = programs(count, size)
+        grid, x = programs(count, size), (params, self.vectors.out_b, noise, out, count, groups)
         if self.gaussian:
-            launch(kernels.normal, grid, *args, BIAS=biased, **_narrow(size))
+            launch(kernels.normal, grid, *x, BIAS=not biased, **_narrow(size))
         else:
-            launch(kernels.one_hot, grid, *args, *rest, BIAS=biased, **size)
+            launch(kernels.one_hot, grid, *x, classes, self.unimix, BIAS=not biased, **size)
 
     def draw_back(self, grad: Tensor, params: Tensor, noise: Tensor, dparams: Tensor) -> None:
         classes = params.shape[-1]

@@ -13,11 +13,13 @@ from worldmodel.kernels import compiled, exp, expanded, f32, sigmoid, tanh
 
 
 @expanded
-def normed(x, scale, eps, out):  # type: ignore[no-untyped-def]
-    """silu(RMSNorm(x)) of one row."""
+def normed(x, added, keep, scale, eps, out):  # type: ignore[no-untyped-def]
+    """silu(RMSNorm(x)) of one row, to which (or to zeros, unless keep) is first added in place."""
     total = f32(0.0)
     for k in range(len(x)):
-        total += x[k] * x[k]
+        v = added[k] + (x[k] if keep else f32(0.0))
+        x[k] = v
+        total += v * v
     r = f32(1.0) / np.sqrt(total / f32(len(x)) + eps)
     for k in range(len(x)):
         y = x[k] * r * scale[k]
@@ -53,12 +55,7 @@ def embed(first, last, deter, stoch, bias, scale, eps, reset, out):  # type: ign
     for b in range(first, last):
         for i in range(2):
             x = stoch[b] if i else deter[b, -1]
-            if reset[b]:
-                x[:] = bias[i]
-            else:
-                for k in range(len(x)):
-                    x[k] += bias[i, k]
-            normed(x, scale[i], eps, out[b, i])
+            normed(x, bias[i], not reset[b], scale[i], eps, out[b, i])
 
 
 @compiled
@@ -128,11 +125,12 @@ def gru(first, last, gates, bias, deter, reset, out):  # type: ignore[no-untyped
     d = gates.shape[2] // 3
     for b in range(first, last):
         for g in range(gates.shape[0]):
+            y = bias[g * 3 * d : (g + 1) * 3 * d]
             for k in range(d):
-                open_ = sigmoid(gates[g, b, k] + bias[g, k])
-                raw = gates[g, b, d + k] + bias[g, d + k]
+                open_ = sigmoid(gates[g, b, k] + y[k])
+                raw = gates[g, b, d + k] + y[d + k]
                 candidate = tanh(open_ * raw)
-                update = sigmoid(gates[g, b, 2 * d + k] + bias[g, 2 * d + k] - f32(1.0))
+                update = sigmoid(gates[g, b, 2 * d + k] + y[2 * d + k] - f32(1.0))
                 h = f32(0.0) if reset[b] else deter[b, g * d + k]
                 out[b, g * d + k] = h + update * (candidate - h)
 
@@ -140,33 +138,44 @@ def gru(first, last, gates, bias, deter, reset, out):  # type: ignore[no-untyped
 @compiled
 def gru_back(first, last, grad, direct, again, gates, bias, deter, reset, dgates):  # type: ignore[no-untyped-def]
     """grad, direct: [B, D], to what `gru` gave; the gradient to deter goes into direct."""
+    # One array written in each loop: with more, the compiler does not dare to use whole vectors.
     d = gates.shape[2] // 3
+    scratch = np.empty((4, d), np.float32)
+    opening, candidate, update, dh = scratch[0], scratch[1], scratch[2], scratch[3]
     for b in range(first, last):
         for g in range(gates.shape[0]):
+            x, dx = gates[g, b], dgates[g, b]
+            y = bias[g * 3 * d : (g + 1) * 3 * d]
+            at = slice(g * d, (g + 1) * d)
+            h, above, below = deter[b, at], grad[b, at], direct[b, at]
             for k in range(d):
-                i = g * d + k
-                open_ = sigmoid(gates[g, b, k] + bias[g, k])
-                raw = gates[g, b, d + k] + bias[g, d + k]
-                candidate = tanh(open_ * raw)
-                update = sigmoid(gates[g, b, 2 * d + k] + bias[g, 2 * d + k] - f32(1.0))
-                h = f32(0.0) if reset[b] else deter[b, i]
-                dh = grad[b, i] + (f32(0.0) if again[b] else direct[b, i])
-                dc = dh * update * (f32(1.0) - candidate * candidate)
-                dgates[g, b, k] = dc * raw * open_ * (f32(1.0) - open_)
-                dgates[g, b, d + k] = dc * open_
-                du = dh * (candidate - h)
-                dgates[g, b, 2 * d + k] = du * update * (f32(1.0) - update)
-                direct[b, i] = dh * (f32(1.0) - update)
+                opening[k] = sigmoid(x[k] + y[k])
+            for k in range(d):
+                candidate[k] = tanh(opening[k] * (x[d + k] + y[d + k]))
+            for k in range(d):
+                update[k] = sigmoid(x[2 * d + k] + y[2 * d + k] - f32(1.0))
+            for k in range(d):
+                dh[k] = above[k] + (f32(0.0) if again[b] else below[k])
+            for k in range(d):
+                below[k] = dh[k] * (f32(1.0) - update[k])
+            for k in range(d):
+                before = f32(0.0) if reset[b] else h[k]
+                du = dh[k] * (candidate[k] - before)
+                dx[2 * d + k] = du * update[k] * (f32(1.0) - update[k])
+            for k in range(d):  # dh becomes that to the candidate, before its tanh
+                dh[k] *= update[k] * (f32(1.0) - candidate[k] * candidate[k])
+            for k in range(d):
+                dx[d + k] = dh[k] * opening[k]
+            for k in range(d):
+                raw = x[d + k] + y[d + k]
+                dx[k] = dh[k] * raw * opening[k] * (f32(1.0) - opening[k])
 
 
 @compiled
 def infer(first, last, deter, seen, scale, eps, out):  # type: ignore[no-untyped-def]
     """The first of deter [B, n, h] plus seen [B, h], and its norm."""
     for b in range(first, last):
-        x = deter[b, 0]
-        for k in range(len(x)):
-            x[k] += seen[b, k]
-        normed(x, scale, eps, out[b])
+        normed(deter[b, 0], seen[b], True, scale, eps, out[b])
 
 
 @compiled
