@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def lambda_return(reward: Tensor, cont: Tensor, value: Tensor, lam: float) -> Tensor:
@@ -17,11 +18,7 @@ def lambda_return(reward: Tensor, cont: Tensor, value: Tensor, lam: float) -> Te
     """
     _same_shape(reward=reward, cont=cont, value=value)
     base = reward + cont * (1.0 - lam) * value
-    decay = cont * lam
-    returns = [value[..., -1]]
-    for t in range(value.shape[-1] - 1, 0, -1):
-        returns.append(base[..., t] + decay[..., t] * returns[-1])
-    return torch.stack(returns[:0:-1], -1)
+    return _recur(base[..., 1:], (cont * lam)[..., 1:], value[..., -1])
 
 
 def replay_return(
@@ -38,11 +35,23 @@ def replay_return(
     live = (~is_terminal).to(reward.dtype) * discount
     through = (~is_last).to(reward.dtype) * lam  # no return flows across an episode's end
     base = reward + (1.0 - through) * live * bootstrap
-    decay = live * through
-    returns = [bootstrap[:, -1]]
-    for t in range(reward.shape[1] - 1, 0, -1):
-        returns.append(base[:, t] + decay[:, t] * returns[-1])
-    return torch.stack(returns[:0:-1], 1)
+    return _recur(base[:, 1:], (live * through)[:, 1:], bootstrap[:, -1])
+
+
+def _recur(base: Tensor, decay: Tensor, last: Tensor) -> Tensor:
+    """R_t = base_t + decay_t R_{t+1} along the last axis, beyond whose end is R = last [...].
+
+    By doubling, in log2 T rounds instead of T steps: each row then says how R_t follows from the
+    one 1, 2, 4, ... steps later.
+    """
+    out = torch.cat([base, last.unsqueeze(-1)], -1)
+    decay = F.pad(decay, (0, 1))
+    length, reach = out.shape[-1], 1
+    while reach < length:
+        out = out + decay * F.pad(out[..., reach:], (0, reach))
+        decay = decay * F.pad(decay[..., reach:], (0, reach))
+        reach *= 2
+    return out[..., :-1]
 
 
 def _same_shape(**tensors: Tensor) -> None:

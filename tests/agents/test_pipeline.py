@@ -14,7 +14,7 @@ from torch import Tensor
 from agents.dreamer import Dreamer, DreamerConfig
 from agents.pipeline import Pipeline
 from agents.run.train import train
-from agents.studies.bench_faults import Settings, compare, small_run
+from agents.studies.bench_faults import Settings, small_run
 from tests.model_batches import SPECS, random_batch, tiny
 from tests.recorded_ops import RecordedOps
 from worldmodel import checkpoint, fused

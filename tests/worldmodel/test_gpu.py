@@ -22,6 +22,7 @@ TYPES = {
     torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int64: "*i64", torch.uint8: "*u8",
     torch.bool: "*i1",
 }  # fmt: skip
+KERNEL_TESTS = ("worldmodel/gpu_fused", "worldmodel/gpu_scan", "agents/gpu_update")
 HELPERS = {"sigmoid", "tanh", "place", "normed", "normed_back", "gated", "softmax"}
 needs_triton = pytest.mark.skipif(not TRITON, reason="Triton is not installed (Linux only)")
 
@@ -29,7 +30,7 @@ needs_triton = pytest.mark.skipif(not TRITON, reason="Triton is not installed (L
 @needs_triton
 def test_the_kernels_equal_their_definitions() -> None:
     """On a CPU by Triton's interpreter, in a process of its own; on a GPU, where there is one."""
-    files = [f"tests/worldmodel/{name}.py" for name in ("gpu_fused", "gpu_scan")]
+    files = [f"tests/{name}.py" for name in KERNEL_TESTS]
     alone = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files],

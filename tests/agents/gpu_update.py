@@ -1,0 +1,90 @@
+"""A whole update with Triton's kernels, against one with the plain definitions of all of them.
+
+`tests/worldmodel/test_gpu.py` runs this file in a process of its own; see `gpu_doubles`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from agents.dreamer import Dreamer, DreamerConfig
+from tests.model_batches import SPECS, random_batch, scramble, tiny
+from tests.worldmodel.gpu_doubles import DEVICE, launched, pretend
+from worldmodel import fused
+from worldmodel.optim import OptimConfig
+from worldmodel.rssm import scan
+from worldmodel.rssm.gpu import Launches
+
+KINDS: dict[str, dict[str, Any]] = {
+    "image": {},
+    "mixed": {"latent": "gaussian", "centre_images": True},
+}
+
+
+def update(kind: str, count: int = 2) -> dict[str, Tensor]:
+    """Metrics and weights after so many updates."""
+    torch.manual_seed(0)
+    config = DreamerConfig(
+        batch_size=3,
+        batch_length=5,
+        horizon=3,
+        model=tiny(**KINDS[kind]),
+        optim=OptimConfig(lr=1e-3, warmup=0),
+        precision="float32",
+    )
+    agent = Dreamer(SPECS[kind], config, torch.device(DEVICE))
+    scramble(agent, scale=0.1)
+    told = {}
+    for seed in range(count):
+        batch = random_batch(agent.spec, seed=seed).to(agent.device)
+        metrics, states = agent.train_on(batch)
+        told |= {f"{name} {seed}": value for name, value in metrics.items()}
+        told |= {f"{name} {seed}": value for name, value in states._asdict().items()}
+    return told | {name: value.clone() for name, value in agent.named_parameters()}
+
+
+@pytest.fixture(autouse=True)
+def _gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def noise(self: Launches, out: Tensor) -> Tensor:
+        """All at once it would be other numbers than those of the definition."""
+        for step in out.view(-1, *out.shape[-3:]):
+            step.normal_() if self.gaussian else step.uniform_()
+        return out
+
+    if DEVICE == "cpu":
+        pretend(monkeypatch)
+    monkeypatch.setattr(Launches, "noise", noise)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_update_is_that_of_the_definitions(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with launched(monkeypatch) as names:
+        found = update(kind)
+    assert {"norm_silu_back", "image_loss", "two_hot_log_prob_back", "gru", "embed_back"} <= {
+        *names
+    }
+    for module in (fused, scan):
+        monkeypatch.setattr(module, "on_gpu", lambda *tensors: False)
+    with launched(monkeypatch) as names:
+        expected = update(kind)
+    assert names == []
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_in_bfloat16_an_update_finds_nearly_the_same_losses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nearly: rounding flips some of the draws."""
+    exact = update("image", 1)
+    half = torch.autocast(DEVICE, torch.bfloat16)
+    monkeypatch.setattr("agents.dreamer.agent.autocast", lambda device, precision: half)
+    rounded = update("image", 1)
+    for name, value in exact.items():
+        if name.startswith("loss/"):
+            torch.testing.assert_close(rounded[name], value, rtol=0.05, atol=0.02, msg=name)
+    assert any(not torch.equal(rounded[name], value) for name, value in exact.items())
