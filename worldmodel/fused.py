@@ -37,19 +37,23 @@ def in_loops(*tensors: Tensor) -> bool:
 
 def on_gpu(*tensors: Tensor) -> bool:
     """Whether all are ordinary tensors on a CUDA GPU, for kernels in Triton."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
     for x in tensors:
         if not x.is_cuda or x.dtype not in GPU_TYPES or x.numel() == 0:
             return False
         if type(x) is not Tensor and type(x) is not Parameter:
             return False
-    return _has_triton() and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+    return _has_triton()
 
 
 @cache
 def _has_triton() -> bool:
-    """Whether Triton, part of torch's builds for a GPU, is there and knows this GPU."""
-    found = importlib.util.find_spec("triton") is not None
-    return found and torch.cuda.get_device_capability() >= (8, 0)  # has bfloat16
+    """Whether Triton, part of torch's builds for a GPU, is there and can run on this one."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    # From that capability on a GPU computes in bfloat16.
+    return torch.cuda.get_device_capability() >= (8, 0) and bool(_gpu().works("cuda"))
 
 
 @cache

@@ -7,6 +7,7 @@ first update down and could not be captured in a CUDA graph.
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -23,6 +24,24 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
     """Run a kernel as so many programs, on the device of its first tensor."""
     with torch.cuda.device_of(args[0]):
         kernel[grid](*args, **options)
+
+
+def works(device: str) -> bool:
+    """Whether a kernel runs there; warns where none does. Triton compiles with a C compiler of the
+    system's, which may be missing."""
+    try:
+        with torch.no_grad():
+            norm_silu(torch.ones(1, 2, device=device), torch.ones(2, device=device), 1e-4, 1)
+    except Exception as error:  # of many kinds, by what is missing
+        warnings.warn(
+            f"Triton cannot run its kernels on {device} ({type(error).__name__}: {error}). Updates "
+            "will use plain PyTorch, which takes longer. It needs a C compiler (gcc) and the "
+            "headers of Python (python3-dev).",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def power(number: int) -> int:

@@ -171,3 +171,14 @@ def test_extremes_saturate() -> None:
     out = fused.norm_silu(x, torch.full((2,), 1e6, device=DEVICE), 1e-4)
     expected = torch.tensor([[0.0, 1e6], [1e6, 0.0]], device=DEVICE)
     torch.testing.assert_close(out, expected)
+
+
+def test_a_gpu_on_which_triton_fails_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gpu.works(DEVICE)
+
+    def fails(*args: object, **options: object) -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(gpu, "launch", fails)
+    with pytest.warns(RuntimeWarning, match="cannot run .* Failed to find C compiler"):
+        assert not gpu.works(DEVICE)
