@@ -28,6 +28,7 @@ HEAVY = {
     "numba",
     "pygame",
     "tensorboard",
+    "triton",
 }
 
 

@@ -51,7 +51,7 @@ def observed(core: RSSM, state: LatentState, inputs: tuple[Tensor, ...]) -> dict
     )
     found = {"deter": states.deter, "stoch": states.stoch, "params": params}
     g = torch.Generator().manual_seed(3)
-    loss = sum((x * torch.randn(x.shape, generator=g)).sum() for x in found.values())
+    loss = sum((x * torch.randn(x.shape, generator=g).to(x.device)).sum() for x in found.values())
     leaves |= {k: p for k, p in core.named_parameters() if not k.startswith("prior")}
     grads = torch.autograd.grad(torch.as_tensor(loss), list(leaves.values()))
     return found | {f"to {k}": g for k, g in zip(leaves, grads, strict=True)}
