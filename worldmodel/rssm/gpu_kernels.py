@@ -23,7 +23,7 @@ def embed(deter, stoch, bias, scale, reset, out, last, h, eps, WIDE: tl.constexp
     """Program (b, i): i = 0 for deter, number `last` of its row b; i = 1 for stoch."""
     b, i = tl.program_id(0).to(tl.int64), tl.program_id(1)
     k = tl.arange(0, WIDE)
-    of_deter, of_stoch = (k < h) & (i == 0), (k < h) & (i == 1)
+    of_deter, of_stoch = k < h * (1 - i), k < h * i
     at_deter, at_stoch = deter + (b * (last + 1) + last) * h + k, stoch + b * h + k
     x = tl.load(at_deter, mask=of_deter, other=0.0) + tl.load(at_stoch, mask=of_stoch, other=0.0)
     x = tl.where(tl.load(reset + b) != 0, 0.0, x.to(tl.float32))
@@ -43,7 +43,7 @@ def embed_back(
     """sums [B, 4 h]: of the two biases, then of the two scales."""
     b, i = tl.program_id(0).to(tl.int64), tl.program_id(1)
     k = tl.arange(0, WIDE)[None, :]
-    of_deter, of_stoch = (k < h) & (i == 0), (k < h) & (i == 1)
+    of_deter, of_stoch = k < h * (1 - i), k < h * i
     to_deter, to_stoch = (b * (last + 1) + last) * h + k, b * h + k
     x = tl.load(deter + to_deter, mask=of_deter, other=0.0).to(tl.float32)
     x += tl.load(stoch + to_stoch, mask=of_stoch, other=0.0).to(tl.float32)
@@ -197,7 +197,8 @@ def one_hot(
         tl.store(params + at, x, mask=inside)
     p = softmax(tl.where(k < c, x, -float("inf")))
     clock = -tl.log(tl.load(noise + at, mask=inside, other=0.5))
-    speed = tl.where(k < c, ((1.0 - unimix) * p + unimix / c) / clock, -1.0)
+    counts = (k < c) & (p == p)  # a NaN takes no part
+    speed = tl.where(counts, ((1.0 - unimix) * p + unimix / c) / clock, -1.0)
     chosen = tl.argmax(speed, 1)[:, None]
     hot = tl.where(k == chosen, 1.0, 0.0) + p * 0.0  # no draw from what is not a number
     tl.store(out + at, hot, mask=inside)
