@@ -46,7 +46,7 @@ class Settings:
     base_image: int = 64
     batches: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16])
     lengths: list[int] = field(default_factory=lambda: [8, 16, 32, 64])
-    sizes: list[str] = field(default_factory=lambda: ["1m", "12m", "25m"])
+    sizes: list[str] = field(default_factory=lambda: ["1m", "12m", "25m", "50m", "100m", "200m"])
     images: list[int] = field(default_factory=lambda: [32, 64, 96, 128])
     horizon: int = 15
     imagination_starts: int = 0
@@ -135,7 +135,9 @@ def plot(rows: Sequence[Row], costs: Mapping[str, str], path: Path) -> Path:
         draw(panel, curves, "", label, "")
         panel.set_xscale("log")
         panel.set_yscale("log")
-        panel.set_xticks(x, [str(row["x"]) for row in line])
+        # Sizes do not lie evenly, and the large ones near one another.
+        angle = 45 if axis == "size" else 0
+        panel.set_xticks(x, [str(row["x"]) for row in line], rotation=angle)
         ticks = [2**n for n in range(1 + math.ceil(math.log2(top)))]
         panel.set_yticks(ticks, [str(tick) for tick in ticks])
         panel.set_ylim(0.9, 5 * top)  # room for the legend

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from agents.dreamer import Dreamer, DreamerConfig
 from tests.model_batches import SPECS, random_batch, scramble, tiny
+from tests.recorded_ops import Recorder
 from tests.worldmodel.gpu_doubles import DEVICE, launched, pretend
 from worldmodel import fused
 from worldmodel.optim import OptimConfig
@@ -25,8 +26,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def update(kind: str, count: int = 2) -> dict[str, Tensor]:
-    """Metrics and weights after so many updates."""
+def make(kind: str) -> Dreamer:
     torch.manual_seed(0)
     config = DreamerConfig(
         batch_size=3,
@@ -38,7 +38,12 @@ def update(kind: str, count: int = 2) -> dict[str, Tensor]:
     )
     agent = Dreamer(SPECS[kind], config, torch.device(DEVICE))
     scramble(agent, scale=0.1)
-    told = {}
+    return agent
+
+
+def update(kind: str, count: int = 2) -> dict[str, Tensor]:
+    """Metrics and weights after so many updates."""
+    agent, told = make(kind), {}
     for seed in range(count):
         batch = random_batch(agent.spec, seed=seed).to(agent.device)
         metrics, states = agent.train_on(batch)
@@ -88,3 +93,14 @@ def test_in_bfloat16_an_update_finds_nearly_the_same_losses(
         if name.startswith("loss/"):
             torch.testing.assert_close(rounded[name], value, rtol=0.05, atol=0.02, msg=name)
     assert any(not torch.equal(rounded[name], value) for name, value in exact.items())
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="a GPU's own recording fails where this would")
+def test_nothing_is_read_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = make("image")
+    batch = random_batch(agent.spec)
+    agent.train_on(batch)  # constants are made at the first call
+    with launched(monkeypatch, run=False) as names, Recorder() as recorder:
+        agent._learn(batch, None)
+    assert names
+    assert recorder.calls
