@@ -78,4 +78,3 @@ def go_back(trainer: Trainer, error: Diverged) -> None:
         f"{error} Went back to step {counters.agent_steps:,}, update {counters.updates:,}, with "
         f"{SLOWER:g} times the learning rate ({counters.rollbacks} of {most})."
     )
-
