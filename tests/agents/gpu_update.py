@@ -29,9 +29,9 @@ KINDS: dict[str, dict[str, Any]] = {
 def make(kind: str) -> Dreamer:
     torch.manual_seed(0)
     config = DreamerConfig(
-        batch_size=3,
-        batch_length=5,
-        horizon=3,
+        batch_size=2,
+        batch_length=4,
+        horizon=2,
         model=tiny(**KINDS[kind]),
         optim=OptimConfig(lr=1e-3, warmup=0),
         precision="float32",
@@ -45,7 +45,7 @@ def update(kind: str, count: int = 2) -> dict[str, Tensor]:
     """Metrics and weights after so many updates."""
     agent, told = make(kind), {}
     for seed in range(count):
-        batch = random_batch(agent.spec, seed=seed).to(agent.device)
+        batch = random_batch(agent.spec, 2, 4, seed).to(agent.device)
         metrics, states = agent.train_on(batch)
         told |= {f"{name} {seed}": value for name, value in metrics.items()}
         told |= {f"{name} {seed}": value for name, value in states._asdict().items()}
@@ -98,7 +98,7 @@ def test_in_bfloat16_an_update_finds_nearly_the_same_losses(
 @pytest.mark.skipif(DEVICE != "cpu", reason="a GPU's own recording fails where this would")
 def test_nothing_is_read_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
     agent = make("image")
-    batch = random_batch(agent.spec)
+    batch = random_batch(agent.spec, 2, 4)
     agent.train_on(batch)  # constants are made at the first call
     with launched(monkeypatch, run=False) as names, Recorder() as recorder:
         agent._learn(batch, None)

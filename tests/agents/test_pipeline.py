@@ -184,7 +184,7 @@ def test_updates_that_fail_late_are_counted_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last one of all as well, which only the last save brings to its end."""
-    config = replace(small_run(tmp_path, Settings(steps=100)), checkpoint_minutes=1.0)
+    config = replace(small_run(tmp_path, Settings(steps=80)), checkpoint_minutes=1.0)
     train(replace(config, run=str(tmp_path / "all")), SILENT)
     updates = checkpoint.load(tmp_path / "all")["counters"]["updates"]
     learn, calls = Dreamer._learn, []
@@ -204,12 +204,12 @@ def test_updates_that_fail_late_are_counted_once(
 
 @pytest.mark.usefixtures("late")
 def test_deterministic_runs_do_not_depend_on_when_they_were_saved(tmp_path: Path) -> None:
-    config = replace(small_run(tmp_path / "a", Settings(steps=100)), deterministic=True)
+    config = replace(small_run(tmp_path / "a", Settings(steps=70)), deterministic=True)
     config.checkpoint_minutes = 1.0
     try:
         train(config, SILENT)
-        other = replace(config, run=str(tmp_path / "b"), eval_every=config.eval_every)
-        train(replace(other, steps=70), SILENT)
+        other = replace(config, run=str(tmp_path / "b"))
+        train(replace(other, steps=55), SILENT)
         train(other, SILENT)
     finally:
         torch.use_deterministic_algorithms(False)
