@@ -77,8 +77,9 @@ class Agent(Protocol):
 
         Raises FloatingPointError where a loss is not finite; its attribute `batch`, where it
         has one, is the batch that made it. An agent may only begin the update, and return and
-        raise what belongs to the one before; it then has a method `settle(replay)`, which brings
-        to its end what has begun, and is called before anything is saved.
+        raise what belongs to the one before (the error's `under_way` says that one has begun
+        since); it then has a method `settle(replay)`, which brings to its end what has begun, and
+        is called before anything is saved.
         """
         ...
 

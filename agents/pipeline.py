@@ -31,6 +31,9 @@ Learn = Callable[[Batch, LatentState | None], tuple[dict[str, Tensor], LatentSta
 class Pipeline:
     """One update after the other of a function that learns from a batch.
 
+    A FloatingPointError has the `batch` that made it, and says how many later updates are
+    `under_way`.
+
     learn: see `Learn`. check: raises FloatingPointError where a step was not finite. latent: how
     fresh states are stored; None where they are not. recorded: as what `learn` runs.
     """
@@ -79,6 +82,7 @@ class Pipeline:
             self._check(Step(found["finite"], found["loss"], found["norms"]))
         except FloatingPointError as error:
             error.batch = batch  # type: ignore[attr-defined]  # for whoever looks for the cause
+            error.under_way = int(self._under_way is not None)  # type: ignore[attr-defined]
             raise
         if self._latent is not None:
             packed = Packed(found["deter"], found["stoch"], found["sound"])

@@ -7,6 +7,7 @@ the same weights, batch and draws, relative to a CPU's in float32: 1e-3 in float
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,6 +27,7 @@ from worldmodel.rssm.steps import Steps
 from worldmodel.types import Batch
 
 pytestmark = pytest.mark.gpu
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first product
 CPU = torch.device("cpu")
 BOUNDS = {"float32": 1e-3, "bfloat16": 0.05}
 UPDATES = 8

@@ -53,7 +53,8 @@ def set_deterministic(wanted: bool) -> None:
     """Allow only operations that give the same bits for the same input, or any again.
 
     On a CPU, with the same number of threads, they all do; on a GPU some get slower, and one that
-    has no such form raises RuntimeError. A GPU's matrix library reads its setting when it starts.
+    has no such form raises RuntimeError. A GPU's matrix library reads its setting at the first
+    product of the process, so call this before that.
     Where any will do, a GPU tries several for each convolution, once, and keeps the quickest.
     """
     if wanted:
@@ -91,6 +92,8 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     """Mixed precision on a CUDA GPU ("bfloat16"); float32 elsewhere, where bfloat16 is slower."""
     if precision not in PRECISIONS:
         raise ValueError(f"Unknown precision '{precision}'. Known: bfloat16, float32.")
-    if device.type == "cuda" and precision == "bfloat16":
-        return torch.autocast("cuda", torch.bfloat16)
+    if device.type == "cuda":
+        if precision == "bfloat16":
+            return torch.autocast("cuda", torch.bfloat16)
+        torch.backends.cudnn.allow_tf32 = False  # float32 in convolutions, too, as in products
     return contextlib.nullcontext()

@@ -44,16 +44,16 @@ def on_gpu(*tensors: Tensor) -> bool:
             return False
         if type(x) is not Tensor and type(x) is not Parameter:
             return False
-    return _has_triton()
+    return _has_triton(tensors[0].device)
 
 
 @cache
-def _has_triton() -> bool:
+def _has_triton(device: torch.device) -> bool:
     """Whether Triton, part of torch's builds for a GPU, is there and can run on this one."""
     if importlib.util.find_spec("triton") is None:
         return False
     # From that capability on a GPU computes in bfloat16.
-    return torch.cuda.get_device_capability() >= (8, 0) and bool(_gpu().works("cuda"))
+    return torch.cuda.get_device_capability(device) >= (8, 0) and bool(_gpu().works(device))
 
 
 @cache

@@ -26,7 +26,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
         kernel[grid](*args, **options)
 
 
-def works(device: str) -> bool:
+def works(device: torch.device | str) -> bool:
     """Whether a kernel runs there; warns where none does. Triton compiles with a C compiler of the
     system's, which may be missing."""
     try:

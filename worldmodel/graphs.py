@@ -14,6 +14,7 @@ On other devices the same object calls the function as it is.
 from __future__ import annotations
 
 import contextlib
+import gc
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -102,6 +103,7 @@ class Recorded:
         return self._outputs
 
     def _record(self) -> Callable[[], None]:
+        gc.collect()  # a graph that is freed while another one is recorded may spoil it
         graph, generator = torch.cuda.CUDAGraph(), _generator(self._device)
         spare = generator.clone_state()
         try:
@@ -134,7 +136,8 @@ def _home(x: Tensor) -> Tensor:
 
 
 def _told(error: RuntimeError) -> str:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
     return (
-        f"The update could not be recorded as a CUDA graph ({str(error).splitlines()[0]}), so its "
+        f"The update could not be recorded as a CUDA graph ({reason}), so its "
         "kernels are launched one by one, which is slower. agent.cuda_graph=false says so at once."
     )

@@ -22,6 +22,7 @@ def show(trainer: Trainer, before: Counters, bar: Progress) -> None:
         return crossed(old, new, every)
 
     if due(settings.log_every):
+        trainer.settle()
         values = report.metrics(trainer)
         if ranks.first:
             trainer.log.scalars(new, values)

@@ -24,7 +24,8 @@ class Diverged(RuntimeError):
 
 
 class NonFinite:
-    """Counts skipped updates in a row and keeps the first ones for whoever looks for the cause.
+    """Counts skipped updates in a row and keeps the first ones for whoever looks for the cause:
+    the batch and the agent's state (where updates settle late, after the one that has begun since).
 
     limit: skipped updates in a row after which `skip` raises Diverged.
     """

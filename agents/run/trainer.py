@@ -174,9 +174,11 @@ class Trainer:
         counters.train_seconds += time.monotonic() - began - evaluating
         self._agree_on(stop)
         minutes = before.train_seconds / 60, counters.train_seconds / 60
-        if crossed(*minutes, self.config.checkpoint_minutes) and not self.nonfinite.row:
-            self.save()
-            self.ranks.all_or_none(lambda: still_room(self))
+        if crossed(*minutes, self.config.checkpoint_minutes):
+            self.settle()
+            if not self.nonfinite.row:
+                self.save()
+                self.ranks.all_or_none(lambda: still_room(self))
         bar.update(self.clock, counters.updates, counters.train_seconds)
 
     def _agree_on(self, stop: Stopper) -> None:
@@ -247,12 +249,14 @@ class Trainer:
         try:
             metrics = learn()
         except FloatingPointError as error:
+            later = getattr(error, "under_way", 0)
             counters.skipped += 1
-            counters.updates += begun - 1
+            counters.updates += begun - 1 - later
             self.say(self.nonfinite.skip(error, self.agent, counters.updates))
+            counters.updates += later
             return
         self.means.add(metrics)
-        if begun:
+        if metrics:  # it was finite
             self.nonfinite.row = 0
         counters.updates += begun
 

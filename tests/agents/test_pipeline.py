@@ -18,6 +18,7 @@ from agents.studies.bench_faults import Settings, small_run
 from tests.model_batches import SPECS, random_batch, tiny
 from tests.recorded_ops import RecordedOps
 from worldmodel import checkpoint, fused
+from worldmodel.config import RunError
 from worldmodel.optim import OptimConfig
 from worldmodel.types import Batch, LatentState
 
@@ -171,7 +172,7 @@ def late(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("late")
 def test_a_run_counts_keeps_and_logs_what_settles_late(tmp_path: Path) -> None:
-    config = replace(small_run(tmp_path, Settings(steps=100)), checkpoint_minutes=1.0)
+    config = replace(small_run(tmp_path, Settings(steps=90)), checkpoint_minutes=1.0)
     train(config, SILENT)
     saved = checkpoint.load(tmp_path)
     assert saved["counters"]["updates"] == saved["agent"]["optim"]["updates"] > 4
@@ -196,10 +197,36 @@ def test_updates_that_fail_late_are_counted_once(
         return learn(agent, batch, states)
 
     monkeypatch.setattr(Dreamer, "_learn", poisoned)
-    train(replace(config, run=str(tmp_path / "some")), SILENT)
+    said: list[str] = []
+    train(replace(config, run=str(tmp_path / "some")), said.append)
+    told = [text.partition(":")[0] for text in said if text.startswith("skipped")]
+    assert told == [f"skipped update {number}" for number in (2, 2, updates - 2)]
     saved = checkpoint.load(tmp_path / "some")
     assert saved["counters"]["skipped"] == 3
     assert saved["counters"]["updates"] == saved["agent"]["optim"]["updates"] == updates - 3
+
+
+@pytest.mark.usefixtures("late")
+def test_no_checkpoint_follows_an_update_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that goes back would otherwise come to weights that fail already."""
+    learn, calls = Dreamer._learn, []
+
+    def poisoned(agent: Dreamer, batch: Batch, states: LatentState | None) -> Any:
+        calls.append(1)
+        if len(calls) > 3:
+            batch.reward[0, 1] = float("nan")
+        return learn(agent, batch, states)
+
+    monkeypatch.setattr(Dreamer, "_learn", poisoned)
+    config = replace(small_run(tmp_path, Settings(steps=100)), nonfinite_limit=3, max_rollbacks=0)
+    config.checkpoint_minutes = 1e-9  # after every step
+    with pytest.raises(RunError, match="3 updates in a row were not finite"):
+        train(config, SILENT)
+    counters = checkpoint.load(tmp_path)["counters"]
+    assert counters["updates"] == 3
+    assert counters["skipped"] == 0
 
 
 @pytest.mark.usefixtures("late")
