@@ -76,12 +76,12 @@ def compose(subject: Subject) -> TrainConfig:
 def make(subject: Subject) -> Made:
     """The agent with fresh weights, on its device; threads and memory are set as in training."""
     settings = compose(subject)
-    device = pick_device(settings.device)
     set_threads(settings.threads)
     set_deterministic(settings.deterministic)
     keep_freed_memory()
     seeding.seed_everything(0)
     try:
+        device = pick_device(settings.device)
         spec = _spec(subject, settings)
         agent = agents.make(settings.agent.name, spec, settings.agent, device)
     except config.ConfigError:

@@ -51,7 +51,7 @@ class Settings(bench_subject.Subject):
     warmup: int | None = None
 
     def __post_init__(self) -> None:
-        at_least_one = (1, 1e6)
+        at_least_one = (1, 1_000_000)
         check_ranges(self, dict.fromkeys(("windows", "updates", "warmup"), at_least_one))
 
 

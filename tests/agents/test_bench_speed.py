@@ -283,3 +283,8 @@ def test_impossible_wishes_are_one_line(words: list[str], error: str) -> None:
     assert bench_command(said.append, words) == 2
     assert len(said) == 1
     assert error in said[0]
+
+
+def test_a_device_that_is_not_there_is_said() -> None:
+    with pytest.raises(ConfigError, match=r"Device 'cuda:63' is not there"):
+        list(bench_update.measure(bench_update.Settings(**SMALL | {"device": "cuda:63"})))
