@@ -14,6 +14,7 @@ from worldmodel.config import ConfigError
 SMALL = Settings(windows=3, updates=20_000, plain_updates=500, steps=2000)
 
 
+@pytest.mark.slow
 def test_compares_what_it_measured() -> None:
     figures = {figure["name"]: figure for figure in measure(SMALL)}
     rates = {name: f["value"] for name, f in figures.items() if name.startswith("planning")}

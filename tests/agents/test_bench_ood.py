@@ -82,6 +82,7 @@ def test_unknown_names_are_errors() -> None:
         Settings("x", levels=["huge"])
 
 
+@pytest.mark.slow
 def test_a_study_of_a_tiny_run(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     asked = Settings(

@@ -89,10 +89,9 @@ def use_everything(dtype: torch.dtype) -> None:
                 core.stepper(start, 2)(start, torch.zeros(4, 2))
 
 
+@pytest.mark.slow
 @needs_triton
-@pytest.mark.parametrize(
-    "dtype", [torch.bfloat16, pytest.param(torch.float32, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_the_kernels_compile_for_an_h100(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
