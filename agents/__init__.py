@@ -12,7 +12,7 @@ import torch
 
 from agents.base import Agent, Policy
 from worldmodel import checkpoint, config
-from worldmodel.accelerate import out_of_memory
+from worldmodel.accel.devices import out_of_memory
 from worldmodel.types import EnvSpec
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def load(run_folder: str | Path, device: str = "auto") -> Policy:
     Raises ConfigError where the folder is not a run, and CheckpointError where its checkpoint is
     missing, damaged or of another shape.
     """
-    from worldmodel.accelerate import pick_device
+    from worldmodel.accel.devices import pick_device
     from worldmodel.envs import EnvConfig
 
     folder = Path(run_folder)

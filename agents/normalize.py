@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from worldmodel.ranks import Ranks
+from worldmodel.accel.ranks import Ranks
 
 
 class ReturnScale(nn.Module):

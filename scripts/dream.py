@@ -2,7 +2,7 @@
 
 import sys
 
-from agents.dreams.cli import dream_command
+from agents.apps.dreams.cli import dream_command
 
 if __name__ == "__main__":
     raise SystemExit(dream_command(print, sys.argv[1:]))

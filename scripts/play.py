@@ -2,7 +2,7 @@
 
 import sys
 
-from agents.play.cli import play_command
+from agents.apps.play.cli import play_command
 
 if __name__ == "__main__":
     raise SystemExit(play_command(print, sys.argv[1:]))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from worldmodel.graphs import Recorded
+from worldmodel.accel.graphs import Recorded
 
 # What a recording cannot hold: reads by the host, sizes that depend on them, the host's numbers.
 FORBIDDEN = (

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from agents.dreamer import Dreamer
 from agents.run.train import train
-from agents.studies import bench_subject
-from agents.studies.bench_faults import Settings, compare, small_run
+from scripts.studies import bench_subject
+from scripts.studies.bench_faults import Settings, compare, small_run
 from worldmodel import distributions
 from worldmodel.rssm.steps import Steps
 from worldmodel.types import Batch

@@ -15,7 +15,7 @@ import pytest
 
 import agents
 from agents.run import cli
-from agents.run.settings import TrainConfig
+from agents.run.config import TrainConfig
 from worldmodel import config
 
 ROOT = Path(__file__).resolve().parents[1]

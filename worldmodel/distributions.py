@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from worldmodel import fused
+from worldmodel.accel import fused
 
 
 def symlog(x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from worldmodel import fused
+from worldmodel.accel import fused
 
 
 def image_loss(x: Tensor, blocks: int, centre: Tensor, target: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldmodel import fused
+from worldmodel.accel import fused
 
 # Standard deviation of a unit normal cut at two deviations is 0.8796 = 1 / 1.1368.
 _TRUNC_CORRECTION = 1.1368

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from worldmodel.accel.ranks import Ranks
 from worldmodel.config import ConfigError, check_ranges
-from worldmodel.ranks import Ranks
 
 
 @dataclass

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from agents.deploy.config import CautionConfig, DeployConfig, FallbackConfig, RetrainConfig
 from agents.deploy.decision import Decision
 from agents.deploy.runtime import Runtime
-from agents.deploy.settings import CautionConfig, DeployConfig, FallbackConfig, RetrainConfig
 
 __all__ = [
     "CautionConfig",

@@ -11,11 +11,12 @@ from omegaconf import MISSING
 
 import agents
 from agents.deploy import sources
+from agents.deploy.config import DeployConfig
 from agents.deploy.export.write import ExportOptions, export_agent
-from agents.deploy.settings import DeployConfig
 from agents.deploy.trial import Trial, World, alone, fallback_alone, guarded
 from agents.run.cli import see_working_folder
-from worldmodel import accelerate, config
+from worldmodel import config
+from worldmodel.accel import devices
 from worldmodel.config import ConfigError
 from worldmodel.envs import EnvError
 from worldmodel.envs.shifts import LEVELS, shift_named
@@ -94,7 +95,7 @@ def deploy_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
 
 
 def _deploy(asked: DeployCommand, say: Callable[[str], None]) -> int:
-    accelerate.set_threads(1)
+    devices.set_threads(1)
     world, folder = asked.world, asked.folder
     settings = replace(
         asked.deploy,
@@ -190,7 +191,7 @@ def _export(words: list[str], say: Callable[[str], None]) -> int:
     asked = config.from_cli(ExportCommand, words)
     if asked.detector not in ("auto", "no"):
         raise ConfigError(config.unknown("detector", asked.detector, ("auto", "no")))
-    accelerate.set_threads(1)
+    devices.set_threads(1)
     policy = sources.load_policy(asked.run)
     detector = sources.load_detector(asked.run, policy) if asked.detector == "auto" else None
     say("with the run's detector" if detector is not None else "without a detector")

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from agents.deploy.settings import FallbackConfig
+from agents.deploy.config import FallbackConfig
 from worldmodel.config import ConfigError, unknown
 from worldmodel.types import ActionSpec
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from agents.deploy.clock import Clock
+from agents.deploy.config import FallbackConfig
 from agents.deploy.fallback import Fallback, Own, make, rest_action
-from agents.deploy.settings import FallbackConfig
 from agents.deploy.worker import ThreadWorker, answered
 from worldmodel.config import ConfigError
 from worldmodel.types import ActionSpec

@@ -16,18 +16,19 @@ from omegaconf import MISSING
 import agents
 from agents.base import Policy, check_mode, random_actions
 from agents.run.collect import told_action
-from worldmodel import accelerate, config, seeding
+from worldmodel import config, seeding
+from worldmodel.accel import devices
 from worldmodel.config import ConfigError, RunError
 from worldmodel.envs import make_env
 from worldmodel.envs.pictures import Scene, with_object
 from worldmodel.envs.shifts import SHIFTS
 from worldmodel.ood import store
 from worldmodel.ood.api import Track
+from worldmodel.ood.config import DetectorConfig
 from worldmodel.ood.conformal import episodes_needed, rank
 from worldmodel.ood.detector import CombinedDetector
 from worldmodel.ood.heat import draw_heat_maps
 from worldmodel.ood.patches import WorstPatch
-from worldmodel.ood.settings import DetectorConfig
 from worldmodel.replay import RowIndex
 from worldmodel.rssm.model import WorldModel
 from worldmodel.types import LatentState
@@ -247,7 +248,7 @@ def table(detector: CombinedDetector) -> str:
 
 def fit_detector(settings: FitConfig, say: Said) -> Path:
     """Fit, calibrate and store the detector of a run; returns its folder."""
-    accelerate.set_threads(settings.threads)
+    devices.set_threads(settings.threads)
     detector = fit_run(settings, say)
     folder = store.save(
         settings.run, detector, pictures(detector, settings), {"mode": settings.mode}

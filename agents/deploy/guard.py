@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from agents.deploy import decision as words
-from agents.deploy.settings import CautionConfig, DeployConfig
+from agents.deploy.config import CautionConfig, DeployConfig
 
 
 class Verdict(NamedTuple):

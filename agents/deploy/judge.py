@@ -9,9 +9,9 @@ import numpy as np
 from agents.deploy import decision as words
 from agents.deploy.brain import Thought
 from agents.deploy.check import Checked
+from agents.deploy.config import DeployConfig
 from agents.deploy.fallbacks import Fallbacks
 from agents.deploy.guard import Guard, Verdict
-from agents.deploy.settings import DeployConfig
 from worldmodel.ood.api import Score
 from worldmodel.types import ActionSpec
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 from agents.deploy.decision import Decision
-from agents.deploy.quiet import Rest, calm, no_garbage_pauses
+from agents.deploy.realtime import Rest, calm, no_garbage_pauses
 from agents.deploy.runtime import Runtime
 from worldmodel.config import RunError
 

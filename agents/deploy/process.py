@@ -160,7 +160,7 @@ def _serve(make: Callable[[], Job], memory: Mapping[str, Any], pipe: Connection)
     """The child: make the job, then answer until the other end is gone."""
     os.environ["OMP_NUM_THREADS"] = "1"
     try:
-        from agents.deploy.quiet import calm
+        from agents.deploy.realtime import calm
 
         calm()
         job, views = make(), _views(memory)

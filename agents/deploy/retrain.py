@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from agents.deploy.settings import RetrainConfig
+from agents.deploy.config import RetrainConfig
 from worldmodel.replay import Replay, ReplayConfig
 from worldmodel.types import EnvSpec
 

@@ -17,14 +17,14 @@ from agents.deploy import decision as words
 from agents.deploy.brain import Request, Thought
 from agents.deploy.check import Checked, InputCheck
 from agents.deploy.clock import Clock, SystemClock
+from agents.deploy.config import DeployConfig
 from agents.deploy.decision import Decision
 from agents.deploy.fallbacks import Fallbacks
+from agents.deploy.formatting import flags, floats, line, needed
 from agents.deploy.journal import Journal, Scribe
 from agents.deploy.judge import Judge, Judged
 from agents.deploy.retrain import RetrainMonitor, RetrainRequest, Row
-from agents.deploy.settings import DeployConfig
 from agents.deploy.tally import Tally
-from agents.deploy.told import flags, floats, line, needed
 from agents.deploy.worker import Answer, Worker
 from worldmodel.config import ConfigError, RunError
 from worldmodel.ood.api import Score

@@ -13,13 +13,13 @@ from omegaconf import OmegaConf
 import agents
 from agents.deploy.brain import Brain, Engine
 from agents.deploy.clock import Clock, SystemClock
+from agents.deploy.config import DeployConfig
 from agents.deploy.engine import AgentEngine
 from agents.deploy.export.engine import ExportEngine
 from agents.deploy.export.manifest import MANIFEST
 from agents.deploy.process import ProcessWorker
 from agents.deploy.retrain import RetrainRequest
 from agents.deploy.runtime import Runtime
-from agents.deploy.settings import DeployConfig
 from agents.deploy.worker import Answer, ThreadWorker, Worker
 from worldmodel import config
 from worldmodel.checkpoint import CheckpointError

@@ -10,10 +10,10 @@ import numpy as np
 
 from agents.deploy import decision as words
 from agents.deploy.brain import Engine
+from agents.deploy.config import FallbackConfig
 from agents.deploy.fallback import make, rest_action
-from agents.deploy.quiet import Rest, calm, no_garbage_pauses
+from agents.deploy.realtime import Rest, calm, no_garbage_pauses
 from agents.deploy.runtime import Runtime
-from agents.deploy.settings import FallbackConfig
 from worldmodel.envs import EnvConfig, make_env
 from worldmodel.envs.shifts import Shifted
 from worldmodel.types import EnvSpec

@@ -23,15 +23,15 @@ from torch import Tensor, nn
 
 from agents.base import check_mode
 from agents.dreamer.config import DreamerConfig
+from agents.dreamer.pipeline import Pipeline
 from agents.normalize import ReturnScale
-from agents.pipeline import Pipeline
 from agents.policies import Policy
 from agents.returns import lambda_return, replay_return
 from worldmodel import seeding
-from worldmodel.accelerate import autocast
+from worldmodel.accel.devices import autocast
+from worldmodel.accel.ranks import Ranks
 from worldmodel.nets import EMACopy, count_parameters
 from worldmodel.optim import LaProp, Step, check_memory
-from worldmodel.ranks import Ranks
 from worldmodel.replay import LatentSpec, Replay
 from worldmodel.replay.ring import available_memory
 from worldmodel.rssm import Head, HeadConfig, ModelOutput, WorldModel, filter_replay

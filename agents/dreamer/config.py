@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from worldmodel.accelerate import PRECISIONS
+from worldmodel.accel.devices import PRECISIONS
 from worldmodel.config import ConfigError, check_ranges, unknown
 from worldmodel.optim import OptimConfig
 from worldmodel.rssm import ModelConfig
@@ -21,7 +21,7 @@ class DreamerConfig:
     start a rollout, drawn at random; 0 means all. freeze_model: the world model learns nothing;
     actor and critic alone do, in its dreams. precision: of the networks on a GPU ("bfloat16" or
     "float32"); a CPU computes in float32. cuda_graph: on a GPU, an update is recorded once and then
-    launched whole, while the host goes on (see `agents.pipeline`)."""
+    launched whole, while the host goes on (see `agents.dreamer.pipeline`)."""
 
     name: str = "dreamer"
     batch_size: int = 16

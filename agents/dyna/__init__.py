@@ -5,7 +5,7 @@ experiment: whole experiments in compiled code. exact: what can be computed from
 """
 
 from agents.dyna.agent import Dyna
-from agents.dyna.settings import (
+from agents.dyna.config import (
     Dyna2Config,
     DynaConfig,
     DynaQConfig,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from agents.base import check_mode
-from agents.dyna.settings import DynaConfig
+from agents.dyna.config import DynaConfig
 from worldmodel.config import ConfigError
 from worldmodel.types import EnvSpec
 

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from agents.dyna.config import DynaConfig
 from agents.dyna.kernels import acting_values, choose, learn
 from agents.dyna.memory import CALLS, UPDATES, new_memory
-from agents.dyna.settings import DynaConfig
 from worldmodel.envs.table import WorldTable
 from worldmodel.models.tables import compiled, random_state, uniform
 from worldmodel.models.tabular import TabularConfig, TabularModel

@@ -19,8 +19,8 @@ import math
 
 import numpy as np
 
+from agents.dyna.config import PRIORITIZED, TRAJECTORY
 from agents.dyna.memory import CALLS, SIZE, UPDATES, Memory, pop, push
-from agents.dyna.settings import PRIORITIZED, TRAJECTORY
 from worldmodel.models.tables import (
     KNOWN,
     TIME,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from agents.dyna.settings import DynaConfig
+from agents.dyna.config import DynaConfig
 from worldmodel.models.tables import compiled, random_state
 
 SIZE, STAMPS, UPDATES, CALLS = 0, 1, 2, 3  # Memory.counters

@@ -12,13 +12,13 @@ from omegaconf import MISSING, DictConfig
 
 import agents
 from agents.run import report
+from agents.run.config import TrainConfig
 from agents.run.evaluate import evaluate, frames_of
-from agents.run.settings import TrainConfig
 from agents.run.train import train
 from worldmodel import checkpoint, config
+from worldmodel.accel.ranks import launched_first
 from worldmodel.envs.config import MOST_ENVS
 from worldmodel.log import write_video
-from worldmodel.ranks import launched_first
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 GROUP = "agent"

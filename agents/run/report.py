@@ -25,7 +25,7 @@ from worldmodel.replay import RowIndex
 from worldmodel.types import Batch, EnvSpec
 
 if TYPE_CHECKING:
-    from agents.run.settings import Counters
+    from agents.run.config import Counters
     from agents.run.trainer import Trainer
 
 SUMMARY = "summary.json"

@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from agents.run.collect import told
-from agents.run.settings import Counters
+from agents.run.config import Counters
 from worldmodel import checkpoint
 
 MOST = 1 << 62  # of anything that is counted

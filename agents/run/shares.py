@@ -19,12 +19,12 @@ from torch import Tensor
 import agents
 from agents.base import Agent
 from worldmodel import seeding
+from worldmodel.accel.ranks import Ranks
 from worldmodel.config import ConfigError
-from worldmodel.ranks import Ranks
 from worldmodel.replay import clear
 
 if TYPE_CHECKING:
-    from agents.run.settings import TrainConfig
+    from agents.run.config import TrainConfig
 
 
 def share_of(settings: TrainConfig, ranks: Ranks) -> TrainConfig:

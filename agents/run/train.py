@@ -7,15 +7,15 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from agents.run import report, shares
+from agents.run.config import TrainConfig, check_folder
 from agents.run.lock import HOLDER, RunLock
 from agents.run.nonfinite import Diverged, go_back
-from agents.run.room import make_folder
-from agents.run.settings import TrainConfig, check_folder
+from agents.run.resources import make_folder
 from agents.run.trainer import Trainer
 from worldmodel import checkpoint
-from worldmodel.accelerate import out_of_memory
+from worldmodel.accel.devices import out_of_memory
+from worldmodel.accel.ranks import FailedElsewhere, RankLost, Ranks
 from worldmodel.config import ConfigError, RunError
-from worldmodel.ranks import FailedElsewhere, RankLost, Ranks
 
 
 def train(settings: TrainConfig, say: Callable[[str], None]) -> int:

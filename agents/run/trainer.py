@@ -7,8 +7,8 @@ Where the environments have processes of their own, the updates that step k earn
 step k + 1 is under way there: its actions were chosen before them. No step is under way when
 anything is logged or saved.
 
-It knows the Agent protocol and no algorithm. Several ranks (worldmodel.ranks) go through it side
-by side, and meet where this says `ranks`: everything that decides what happens next is equal on
+It knows the Agent protocol and no algorithm. Several ranks (`accel.ranks`) go through it side by
+side, and meet where this says `ranks`: everything that decides what happens next is equal on
 all of them.
 """
 
@@ -22,13 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import agents
-from agents.run import begin, due, kept, report, shares
+from agents.run import checkpoints, report, reporting, setup, shares
 from agents.run.collect import Collector, Episode
-from agents.run.evaluate import EvalResult, evaluate
-from agents.run.nonfinite import NonFinite
-from agents.run.progress import Progress, Stopper
-from agents.run.room import check_room, make_folder, still_room
-from agents.run.settings import (
+from agents.run.config import (
     CONFIG,
     Counters,
     TrainConfig,
@@ -36,13 +32,17 @@ from agents.run.settings import (
     check_unused,
     crossed,
 )
+from agents.run.evaluate import EvalResult, evaluate
+from agents.run.nonfinite import NonFinite
+from agents.run.progress import Progress, Stopper
+from agents.run.resources import check_room, make_folder, still_room
 from agents.run.warm import warm_start
 from worldmodel import checkpoint, config, seeding
-from worldmodel.accelerate import keep_freed_memory, set_deterministic, set_threads
+from worldmodel.accel.devices import keep_freed_memory, set_deterministic, set_threads
+from worldmodel.accel.ranks import RankLost, Ranks
 from worldmodel.config import RunError
 from worldmodel.envs import Vector, describe, env_spec, make_vector
 from worldmodel.log import Means, RunLog, log_sizes
-from worldmodel.ranks import RankLost, Ranks
 from worldmodel.replay import Replay
 from worldmodel.replay.datasets import Dataset
 
@@ -82,12 +82,12 @@ class Trainer:
         self.envs, dataset = ranks.all_or_none(lambda: self._world(begun))
         try:
             ranks.all_or_none(lambda: self._make(begun, dataset))
-            saved = kept.restore(self) if begun else None
+            saved = checkpoints.restore(self) if begun else None
             if not begun:
                 ranks.all_or_none(lambda: warm_start(self.share, self.agent, self.spec, self.say))
             shares.join(self.agent, ranks)
             if dataset is not None:
-                ranks.all_or_none(lambda: begin.fill(self.replay, dataset, self.agent))
+                ranks.all_or_none(lambda: setup.fill(self.replay, dataset, self.agent))
             self.collector = ranks.all_or_none(lambda: self._make_collector(saved))
             if ranks.first:
                 config.write(self.folder / CONFIG, settings)
@@ -110,7 +110,7 @@ class Trainer:
         if not self.ranks.first:
             seeding.seed_everything(settings.seed)  # all begin alike, and then draw their own
         latent = self.agent.latent_spec
-        self.replay = begin.make_replay(
+        self.replay = setup.make_replay(
             settings, self.spec, latent, not begun, shares.shard(self.place, self.ranks.rank)
         )
         if self.ranks.first and not begun:
@@ -169,7 +169,7 @@ class Trainer:
             self._learn_owed(stop)
         else:
             self._collect(self.collector, bar, stop)
-        due.show(self, before, bar)
+        reporting.show(self, before, bar)
         evaluating = counters.eval_seconds - before.eval_seconds
         counters.train_seconds += time.monotonic() - began - evaluating
         self._agree_on(stop)
@@ -278,7 +278,7 @@ class Trainer:
     def save(self) -> None:
         """Checkpoint everything, all or nothing."""
         self.settle()
-        kept.save(self)
+        checkpoints.save(self)
 
     def finish(self) -> dict[str, Any] | None:
         """The last evaluation, where there is an environment, summary.json, the agent's video and
@@ -339,8 +339,8 @@ class Trainer:
             envs = make_vector(settings.env, seed=seeding.spawn(settings.seed, "environments"))
             self.spec = env_spec(envs)
             return envs, None
-        dataset = None if begun else begin.recording(settings, self.say)
-        self.spec = begin.recorded_spec(settings) if dataset is None else dataset.spec
+        dataset = None if begun else setup.recording(settings, self.say)
+        self.spec = setup.recorded_spec(settings) if dataset is None else dataset.spec
         return None, dataset
 
     def _make_collector(self, saved: dict[str, Any] | None) -> Collector | None:

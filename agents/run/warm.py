@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from agents.base import Agent
-from agents.run.settings import CONFIG, TrainConfig
+from agents.run.config import CONFIG, TrainConfig
 from worldmodel import checkpoint, config
 from worldmodel.config import ConfigError, RunError
 from worldmodel.types import EnvSpec
@@ -94,7 +94,7 @@ def _source(settings: TrainConfig, ours: Mapping[str, Tensor]) -> tuple[dict[str
     held = {n for n in fitted if any(k.startswith(f"model.heads.{n}.") for k in weights)}
     new = [name for name in fitted if name not in held]
     if new and "heads" in settings.load_parts:
-        from agents.rewards.compose import with_heads
+        from agents.apps.rewards.compose import with_heads
 
         whole = with_heads(folder, dict.fromkeys(new, 1.0), device="cpu").weights
         weights |= {f"model.{name}": value for name, value in whole.items()}

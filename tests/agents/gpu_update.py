@@ -15,7 +15,7 @@ from agents.dreamer import Dreamer, DreamerConfig
 from tests.model_batches import SPECS, random_batch, scramble, tiny
 from tests.recorded_ops import Recorder
 from tests.worldmodel.gpu_doubles import DEVICE, launched, pretend
-from worldmodel import fused
+from worldmodel.accel import fused
 from worldmodel.optim import OptimConfig
 from worldmodel.rssm import scan
 from worldmodel.rssm.gpu import Launches

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
+from agents.apps.play.session import Session
+from agents.apps.play.starts import Recorded
+from agents.apps.play.world import World
 from agents.base import Policy
 from agents.dreamer import Dreamer, DreamerConfig
-from agents.play.session import Session
-from agents.play.starts import Recorded
-from agents.play.world import World
 from agents.run.collect import Collector
-from agents.run.settings import TrainConfig
+from agents.run.config import TrainConfig
 from agents.run.train import train
 from tests.model_batches import scramble, tiny
 from worldmodel.envs import EnvConfig, env_spec, make_env, make_vector

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from agents.dreamer import DreamerConfig
-from agents.run.settings import TrainConfig
+from agents.run.config import TrainConfig
 from agents.run.train import train
 from worldmodel.envs import EnvConfig
 from worldmodel.replay import LatentSpec, Replay, ReplayConfig

@@ -12,7 +12,7 @@ import torch
 import agents
 from agents.base import Policy, random_actions
 from agents.dreamer import DreamerConfig
-from agents.run.settings import TrainConfig
+from agents.run.config import TrainConfig
 from agents.run.train import train
 from tests.agents.counting_agent import ENV, CountingAgent, CountingConfig
 from worldmodel import checkpoint

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from agents.studies import bench_dyna
-from agents.studies.bench import bench_command
-from agents.studies.bench_dyna import Settings, measure
+from scripts.studies import bench_dyna
+from scripts.studies.bench import bench_command
+from scripts.studies.bench_dyna import Settings, measure
 from worldmodel.config import ConfigError
 
 SMALL = Settings(windows=3, updates=20_000, plain_updates=500, steps=2000)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agents.studies.bench_guard import Settings, measure, shortfall
+from scripts.studies.bench_guard import Settings, measure, shortfall
 from tests.agents.rewards_run import LENGTH, make_run
 from worldmodel.config import ConfigError
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agents.studies import bench_ood
-from agents.studies.bench_ood import Settings, alarm, auroc, judge, measure, summaries
-from agents.studies.bench_ood_plots import roc
-from agents.studies.tracks import kept, read, write
+from scripts.studies import bench_ood
+from scripts.studies.bench_ood import Settings, alarm, auroc, judge, measure, summaries
+from scripts.studies.bench_ood_plots import roc
+from scripts.studies.tracks import kept, read, write
 from tests.agents.rewards_run import make_run
 from tests.worldmodel.ood_tracks import tiny_config, tiny_model, tracks
 from worldmodel.config import ConfigError

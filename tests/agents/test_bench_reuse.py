@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from agents.studies import bench_reuse
-from agents.studies.bench import MEASURES
-from agents.studies.bench_reuse import Settings, Study
+from scripts.studies import bench_reuse
+from scripts.studies.bench import MEASURES
+from scripts.studies.bench_reuse import Settings, Study
 from tests.agents.test_run_train import settings
 from worldmodel.config import ConfigError, RunError
 

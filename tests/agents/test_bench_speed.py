@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from agents.studies import (
+from scripts.studies import (
     bench_act,
     bench_env,
     bench_replay,
@@ -23,8 +23,8 @@ from agents.studies import (
     bench_train,
     bench_update,
 )
-from agents.studies.bench import bench_command
-from agents.studies.bench_timing import Memory, Phases, apart, matmul_peak, timed, told
+from scripts.studies.bench import bench_command
+from scripts.studies.bench_timing import Memory, Phases, apart, matmul_peak, timed, told
 from worldmodel.config import ConfigError, RunError
 
 TINY = [

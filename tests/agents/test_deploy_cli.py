@@ -15,7 +15,7 @@ from agents.deploy import DeployConfig, FallbackConfig, RetrainConfig
 from agents.deploy.cli import deploy_command, export_command
 from agents.deploy.loop import Sensed, run_loop
 from agents.deploy.sources import open_runtime, reward_range, spec_of
-from agents.studies.bench_deploy import Settings, measure
+from scripts.studies.bench_deploy import Settings, measure
 from tests.agents.deploy_doubles import Bench, observation
 from tests.agents.rewards_run import LENGTH, make_run
 from worldmodel.config import RunError

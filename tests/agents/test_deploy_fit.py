@@ -20,7 +20,7 @@ from agents.deploy.fit import (
 from tests.agents.rewards_run import LENGTH, make_run
 from worldmodel.config import ConfigError
 from worldmodel.envs.shifts import Shifted
-from worldmodel.ood.settings import DetectorConfig
+from worldmodel.ood.config import DetectorConfig
 
 
 @pytest.fixture(scope="module")

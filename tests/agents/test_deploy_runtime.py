@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from agents.deploy import DeployConfig, FallbackConfig, RetrainConfig
-from agents.deploy.settings import CautionConfig
+from agents.deploy.config import CautionConfig
 from tests.agents.deploy_doubles import DISCRETE, Bench, observation
 from worldmodel.config import ConfigError, RunError
 from worldmodel.replay import Replay

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from agents.deploy.clock import SystemClock
+from agents.deploy.config import FallbackConfig
 from agents.deploy.fallbacks import Fallbacks
 from agents.deploy.journal import Journal, Scribe
 from agents.deploy.process import ProcessWorker
-from agents.deploy.quiet import Rest, no_garbage_pauses
-from agents.deploy.settings import FallbackConfig
+from agents.deploy.realtime import Rest, no_garbage_pauses
 from agents.deploy.worker import Answer, ThreadWorker
 from worldmodel.types import ActionSpec
 

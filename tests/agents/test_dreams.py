@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from agents.apps.dreams import branches, honesty, page, summary
+from agents.apps.dreams.config import DreamConfig
+from agents.apps.dreams.episodes import Experience, experience, windows
 from agents.base import Policy
-from agents.dreams import branches, honesty, page, summary
-from agents.dreams.episodes import Experience, experience, windows
-from agents.dreams.settings import DreamConfig
 from agents.random import Random, RandomConfig
 from agents.run.evaluate import evaluate
 from tests.agents.play_runs import counting

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 import agents
-from agents.dreams.cli import dream_command
-from agents.dreams.episodes import experience
-from agents.dreams.settings import DreamConfig
+from agents.apps.dreams.cli import dream_command
+from agents.apps.dreams.config import DreamConfig
+from agents.apps.dreams.episodes import experience
 from agents.random import RandomConfig
 from tests.agents.play_runs import counting, left_right, run_folder
 from worldmodel.config import keys_of
@@ -54,7 +54,7 @@ def replayed(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report on recorded episodes, made while no environment could be."""
     out = tmp_path_factory.mktemp("out") / "replayed"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("agents.dreams.episodes.evaluate", None)
+        patch.setattr("agents.apps.dreams.episodes.evaluate", None)
         code, said = command(f"run={run}", *SMALL, "source=replay", "pick=[2,0]", f"out={out}")
     assert code == 0, said
     assert "recorded episodes, which it learned from" in said
@@ -181,7 +181,7 @@ def test_random_actions_are_left_out_where_their_episodes_are_too_short(
             found.episodes[:] = [(stream, start, start + 4) for stream, start, _ in found.episodes]
         return found
 
-    monkeypatch.setattr("agents.dreams.cli.experience", short)
+    monkeypatch.setattr("agents.apps.dreams.cli.experience", short)
     code, said = command(f"run={run}", *SMALL, f"out={tmp_path}")
     assert code == 0, said
     assert "left out: random actions, whose episodes are too short" in said

@@ -14,7 +14,7 @@ import agents
 from agents.dyna import Dyna, Dyna2Config, DynaConfig, DynaQConfig, PrioritizedSweepingConfig
 from agents.dyna.experiment import Experiment
 from agents.run import cli
-from agents.run.settings import TrainConfig
+from agents.run.config import TrainConfig
 from agents.run.train import train
 from agents.run.trainer import Trainer
 from tests.test_scripts import command, composed

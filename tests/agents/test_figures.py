@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from agents.dyna.exact import shortest_path
-from agents.studies.figures import changing_mazes, dyna_maze, speed_up, sweeping, values
-from agents.studies.figures.job import Check, Job, Settings, drawn_check, mean_check
-from agents.studies.plot import FIGURES, make_figure, plot_command
+from scripts.studies.figures import changing_mazes, dyna_maze, speed_up, sweeping, values
+from scripts.studies.figures.job import Check, Job, Settings, drawn_check, mean_check
+from scripts.studies.plot import FIGURES, make_figure, plot_command
 from worldmodel.config import ConfigError
 
 

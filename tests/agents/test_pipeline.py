@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from agents.dreamer import Dreamer, DreamerConfig
-from agents.pipeline import Pipeline
+from agents.dreamer.pipeline import Pipeline
 from agents.run.train import train
-from agents.studies.bench_faults import Settings, small_run
+from scripts.studies.bench_faults import Settings, small_run
 from tests.model_batches import SPECS, random_batch, tiny
 from tests.recorded_ops import RecordedOps
-from worldmodel import checkpoint, fused
+from worldmodel import checkpoint
+from worldmodel.accel import fused
 from worldmodel.config import RunError
 from worldmodel.optim import OptimConfig
 from worldmodel.types import Batch, LatentState

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from agents.apps.play.film import bars, picture_of, write_numbered
+from agents.apps.play.session import Node, Session, label_of
+from agents.apps.play.show import film_of, save_film, shown
+from agents.apps.play.world import World, allowed, allows
 from agents.base import Policy
-from agents.play.film import bars, picture_of, write_numbered
-from agents.play.session import Node, Session, label_of
-from agents.play.show import film_of, save_film, shown
-from agents.play.world import World, allowed, allows
 from agents.random import Random, RandomConfig
 from tests.agents.play_runs import CPU, counting, left_right, policy, session
 from worldmodel.config import ConfigError, RunError

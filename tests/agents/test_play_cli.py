@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-import agents.play
-from agents.play import cli
-from agents.play.cli import is_local, listen, open_run, play_command
+import agents.apps.play
+from agents.apps.play import cli
+from agents.apps.play.cli import is_local, listen, open_run, play_command
 from agents.random import RandomConfig
 from tests.agents.play_runs import left_right, run_folder
 from worldmodel.config import ConfigError, RunError
@@ -100,8 +100,8 @@ def test_a_run_without_replay_starts_in_the_real_environment(run: Path, tmp_path
 def test_a_missing_page_library_is_named(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nicegui", None)  # an import of it now fails
     for name in ("serve", "page", "dialogs"):
-        monkeypatch.delitem(sys.modules, f"agents.play.{name}", raising=False)
-        monkeypatch.delattr(agents.play, name, raising=False)
+        monkeypatch.delitem(sys.modules, f"agents.apps.play.{name}", raising=False)
+        monkeypatch.delattr(agents.apps.play, name, raising=False)
     port = free_port()
     code, line = said(f"run={run}", f"port={port}")
     assert code == 2

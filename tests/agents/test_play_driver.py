@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agents.play import driver as driver_module
-from agents.play.driver import Driver, number, whole
+from agents.apps.play import driver as driver_module
+from agents.apps.play.driver import Driver, number, whole
 from tests.agents.play_runs import counting, left_right, session
 from worldmodel.envs import EnvConfig
 

@@ -20,7 +20,7 @@ import imageio.v2 as imageio
 import numpy as np
 import pytest
 
-from agents.play.cli import listen
+from agents.apps.play.cli import listen
 from tests.agents.play_runs import left_right, run_folder
 
 ROOT = Path(__file__).resolve().parents[2]

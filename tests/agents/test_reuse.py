@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import agents
-from agents import reuse
+from agents.apps import reuse
 from agents.run.train import train
-from agents.studies.bench_faults import Settings, small_run
+from scripts.studies.bench_faults import Settings, small_run
 from tests.agents.test_run_train import SILENT, summary_of
 from worldmodel import checkpoint, config
 
@@ -74,7 +74,7 @@ def test_an_actor_from_dreams_is_an_ordinary_run(old: Path, tmp_path: Path) -> N
 def test_a_fitted_head_pays_the_new_actor_and_its_function_judges_it(
     old: Path, tmp_path: Path
 ) -> None:
-    from agents.rewards.cli import fit_reward_command
+    from agents.apps.rewards.cli import fit_reward_command
 
     said: list[str] = []
     words = ["name=still", f"reward={old / 'tasks.py'}:still", "updates=20"]

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from agents.rewards import fit, preferences, report
-from agents.rewards.experience import Experience
-from agents.rewards.latents import Latents, filtered
-from agents.rewards.sources import Labels
-from agents.rewards.split import Examples, split
+from agents.apps.rewards import fit, preferences, report
+from agents.apps.rewards.experience import Experience
+from agents.apps.rewards.latents import Latents, filtered
+from agents.apps.rewards.sources import Labels
+from agents.apps.rewards.split import Examples, split
 from tests.agents.rewards_run import replay_of
 from tests.model_batches import random_batch, scramble, spec_of, tiny
 from worldmodel import dream

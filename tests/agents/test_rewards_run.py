@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import agents
-from agents import rewards
+from agents.apps import rewards
+from agents.apps.rewards import store
+from agents.apps.rewards.cli import fit_reward_command
+from agents.apps.rewards.experience import Experience
 from agents.base import Policy
-from agents.rewards import store
-from agents.rewards.cli import fit_reward_command
-from agents.rewards.experience import Experience
 from agents.run.evaluate import evaluate
 from tests.agents.counting_agent import CountingConfig
 from tests.agents.rewards_run import HERE, LENGTH, make_run

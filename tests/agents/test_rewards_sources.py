@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-import agents.rewards.sources as sources
-from agents.rewards.experience import Experience
-from agents.rewards.goals import Goals, goal_observations, look
-from agents.rewards.preferences import read_pairs, split_pairs
-from agents.rewards.sources import Labels, parse
-from agents.rewards.split import check_shown, chosen, split
+import agents.apps.rewards.sources as sources
+from agents.apps.rewards.experience import Experience
+from agents.apps.rewards.goals import Goals, goal_observations, look
+from agents.apps.rewards.preferences import read_pairs, split_pairs
+from agents.apps.rewards.sources import Labels, parse
+from agents.apps.rewards.split import check_shown, chosen, split
 from agents.run.collect import Collector
 from tests.agents.counting_agent import CountingAgent, CountingConfig
 from tests.agents.rewards_run import replay_of

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import agents
-from agents.run.settings import TrainConfig
+from agents.run.config import TrainConfig
 from agents.run.train import train
 from agents.run.trainer import Trainer
 from tests.agents.counting_agent import CountingAgent, CountingConfig

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agents.run.settings import TrainConfig
+from agents.run.config import TrainConfig
 from agents.run.train import train
 from agents.run.trainer import Trainer
-from agents.studies import bench_overlap
-from agents.studies.bench_faults import compare
+from scripts.studies import bench_overlap
+from scripts.studies.bench_faults import compare
 from tests.agents.counting_agent import CountingConfig
 from worldmodel import checkpoint
 from worldmodel.config import RunError

@@ -17,17 +17,17 @@ import pytest
 import torch
 
 from agents.run import cli, shares
+from agents.run.config import TrainConfig
 from agents.run.lock import HOLDER
-from agents.run.settings import TrainConfig
 from agents.run.train import train
-from agents.studies.bench_faults import Settings, compare, small_run
+from scripts.studies.bench_faults import Settings, compare, small_run
 from tests.agents.counting_agent import CountingAgent, CountingConfig
 from tests.envs_for_tests import CountingEnv
 from tests.rank_pairs import begin, end, together
 from worldmodel import checkpoint, config
+from worldmodel.accel.ranks import Ranks
 from worldmodel.config import ConfigError, RunError
 from worldmodel.envs import EnvConfig
-from worldmodel.ranks import Ranks
 from worldmodel.replay import Replay, ReplayConfig
 from worldmodel.replay.datasets.sources import open_source
 from worldmodel.replay.delta import DELTA
@@ -233,10 +233,10 @@ def test_a_kill_within_a_save_loses_that_save_alone(tmp_path: Path, moment: str)
     both = [shares.shard(tmp_path / "killed" / "replay", rank) / DELTA for rank in (0, 1)]
 
     def killed(rank: int) -> None:
-        from agents.run import kept
+        from agents.run import checkpoints
         from agents.run.trainer import Trainer
 
-        write, calls = kept._write, []
+        write, calls = checkpoints._write, []
 
         def dies(*args: Any) -> None:
             calls.append(1)
@@ -247,7 +247,7 @@ def test_a_kill_within_a_save_loses_that_save_alone(tmp_path: Path, moment: str)
                 os.kill(os.getpid(), signal.SIGKILL)
             write(*args)
 
-        kept._write = dies
+        checkpoints._write = dies
         Trainer(replace(config, checkpoint_minutes=0.02 / 60), SILENT, Ranks.join()).run()
 
     ranks = begin(killed)

@@ -12,8 +12,8 @@ import torch
 
 from agents.run.train import train
 from agents.run.trainer import Trainer
-from agents.studies import bench_faults
-from agents.studies.bench_faults import Settings, compare, kill, live, small_run
+from scripts.studies import bench_faults
+from scripts.studies.bench_faults import Settings, compare, kill, live, small_run
 from worldmodel import checkpoint
 
 SILENT = lambda text: None  # noqa: E731

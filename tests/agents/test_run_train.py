@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from agents.run import room
-from agents.run.settings import TrainConfig, crossed
+from agents.run import resources
+from agents.run.config import TrainConfig, crossed
 from agents.run.train import train
 from agents.run.trainer import Trainer
 from tests.agents.counting_agent import ENV, CountingConfig
@@ -296,7 +296,7 @@ def test_refuses_a_run_that_cannot_fit_on_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=100)
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(ConfigError, match="only 1e-07 GB are free"):
         train(settings(tmp_path), SILENT)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from agents.dreamer import DreamerConfig
-from agents.run.settings import TrainConfig
+from agents.run.config import TrainConfig
 from agents.run.trainer import Trainer
 from tests.agents.counting_agent import ENV, CountingConfig
 from tests.agents.test_run_train import SILENT

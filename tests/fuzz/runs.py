@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.dreamer import DreamerConfig
-from agents.run.settings import TrainConfig
+from agents.run.config import TrainConfig
 from agents.run.trainer import Trainer
 from tests.agents.counting_agent import ENV
 from worldmodel.envs import EnvConfig

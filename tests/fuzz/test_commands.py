@@ -12,11 +12,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from agents import reuse
-from agents.dreams.settings import DreamConfig
-from agents.reuse import dream_settings
-from agents.rewards import cli as rewards
-from agents.rewards.settings import FitConfig
+from agents.apps import reuse
+from agents.apps.dreams.config import DreamConfig
+from agents.apps.reuse import dream_settings
+from agents.apps.rewards import cli as rewards
+from agents.apps.rewards.config import FitConfig
 from agents.run import cli
 from tests.fuzz.common import WORDS, cases, ours
 from tests.fuzz.test_configs import NUMBERS, SETTINGS, YAMLS

@@ -12,7 +12,7 @@ import agents
 from agents.dreamer import DreamerConfig
 from agents.random import RandomConfig
 from agents.run.cli import EvaluateConfig
-from agents.run.settings import TrainConfig
+from agents.run.config import TrainConfig
 from tests.fuzz.common import WORDS, cases, ours
 from worldmodel import config
 from worldmodel.types import ActionSpec, EnvSpec, ObsSpec

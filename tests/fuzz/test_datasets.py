@@ -17,9 +17,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from agents.rewards.experience import Experience
-from agents.rewards.preferences import COLUMNS, read_pairs
-from agents.rewards.sources import labels_of, parse
+from agents.apps.rewards.experience import Experience
+from agents.apps.rewards.preferences import COLUMNS, read_pairs
+from agents.apps.rewards.sources import labels_of, parse
 from tests.fuzz.common import ARRAYS, MARKER, WORDS, altered, cases, damaged, ours
 from tests.fuzz.test_checkpoints import CALLS
 from tests.replay_rows import add, make

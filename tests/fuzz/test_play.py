@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.play import show
-from agents.play.cli import PlayConfig, is_local, listen
-from agents.play.driver import Driver, number, whole
-from agents.play.session import MOST_CONTEXT, Session
+from agents.apps.play import show
+from agents.apps.play.cli import PlayConfig, is_local, listen
+from agents.apps.play.driver import Driver, number, whole
+from agents.apps.play.session import MOST_CONTEXT, Session
 from tests.agents.play_runs import counting, session
 from tests.fuzz.common import ARRAYS, JSON, ODD_FLOATS, ODD_INTS, SCALARS, WORDS, cases, ours
 from worldmodel import config

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldmodel import fused
+from worldmodel.accel import fused
 from worldmodel.rssm import scan
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -36,7 +36,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> None:
 @contextlib.contextmanager
 def launched(patch: pytest.MonkeyPatch, run: bool = True) -> Iterator[list[str]]:
     """The names of the kernels that are launched meanwhile (and run, or only noted)."""
-    from worldmodel import gpu
+    from worldmodel.accel import gpu
     from worldmodel.rssm import gpu as rssm_gpu
 
     names: list[str] = []

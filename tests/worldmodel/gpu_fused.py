@@ -1,4 +1,4 @@
-"""The Triton kernels of `worldmodel.gpu` against their plain definitions in float64.
+"""The Triton kernels of `worldmodel.accel.gpu` against their plain definitions in float64.
 
 `test_gpu.py` runs this file in a process of its own; see `gpu_doubles`.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.worldmodel.gpu_doubles import DEVICE, launched, pretend
-from worldmodel import fused, gpu
+from worldmodel.accel import fused, gpu
 
 # Of the largest number: rounding in the type that lies in memory, and some for sums of it.
 EXACT = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}

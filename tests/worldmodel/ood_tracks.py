@@ -10,7 +10,7 @@ import torch
 from worldmodel import seeding
 from worldmodel.models.vae import VAEConfig
 from worldmodel.ood.api import Track
-from worldmodel.ood.settings import DetectorConfig
+from worldmodel.ood.config import DetectorConfig
 from worldmodel.rssm.model import ModelConfig, WorldModel
 from worldmodel.types import ActionSpec, EnvSpec, ObsSpec
 

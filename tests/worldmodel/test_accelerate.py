@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from worldmodel.accelerate import autocast, pick_device, set_threads
+from worldmodel.accel.devices import autocast, pick_device, set_threads
 
 
 def test_auto_takes_a_gpu_only_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldmodel import fused, kernels
+from worldmodel.accel import fused, kernels
 from worldmodel.nets import ChannelNormSiLU, PoolStage, UpsampleConv2d
 
 Function = Callable[..., Tensor]
@@ -27,7 +27,7 @@ def pixels(*shape: int) -> Tensor:
 @pytest.fixture(params=[1, 2, 3])
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """How many threads share the work, however little it is."""
-    monkeypatch.setattr("worldmodel.threads.ALONE", 0)
+    monkeypatch.setattr("worldmodel.accel.threads.ALONE", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: request.param)
     return int(request.param)
 

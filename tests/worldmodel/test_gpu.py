@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.worldmodel.gpu_doubles import TRITON, pretend
-from worldmodel import fused
+from worldmodel.accel import fused
 from worldmodel.rssm.core import RSSM
 from worldmodel.types import LatentState
 
@@ -99,7 +99,7 @@ def test_the_kernels_compile_for_an_h100(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from worldmodel import gpu
+    from worldmodel.accel import gpu
     from worldmodel.rssm import gpu as rssm_gpu
 
     modules = gpu.kernels, rssm_gpu.kernels
@@ -132,12 +132,12 @@ def test_without_a_gpu_triton_is_neither_needed_nor_imported() -> None:
     code = """
 import sys, torch
 sys.modules["triton"] = None  # importing it fails
-from worldmodel import fused
+from worldmodel.accel import fused
 from worldmodel.rssm.core import RSSM
 core = RSSM(16, 8, 2, 4, blocks=2, embed=8, action=2)
 first = torch.zeros(2, 3, dtype=torch.bool)
 core.observe(core.initial(2), torch.zeros(2, 3, 8), torch.zeros(2, 3, 2), first)
 fused.norm_silu(torch.zeros(2, 8), torch.ones(8), 1e-4)
-assert not any(name.startswith("worldmodel.gpu") for name in sys.modules)
+assert not any(name.startswith("worldmodel.accel.gpu") for name in sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.recorded_ops import RecordedOps
-from worldmodel.graphs import Recorded, Tensors
+from worldmodel.accel.graphs import Recorded, Tensors
 
 CPU = torch.device("cpu")
 

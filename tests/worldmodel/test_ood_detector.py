@@ -14,9 +14,9 @@ from tests.worldmodel.ood_tracks import SPEC, STEPS, tiny_config, tiny_model, tr
 from worldmodel.config import ConfigError, RunError
 from worldmodel.ood import store
 from worldmodel.ood.api import Detector, Score, Track
+from worldmodel.ood.config import DetectorConfig
 from worldmodel.ood.detector import CombinedDetector
 from worldmodel.ood.heat import draw_heat_maps, heat_map
-from worldmodel.ood.settings import DetectorConfig
 from worldmodel.ood.trace import trace
 from worldmodel.rssm.model import WorldModel
 from worldmodel.types import EnvSpec

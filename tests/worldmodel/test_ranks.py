@@ -12,10 +12,10 @@ from agents.run import shares
 from tests.model_batches import CONTINUOUS, IMAGE, VECTOR, random_batch, spec_of, tiny
 from tests.rank_pairs import together
 from worldmodel import distributions
+from worldmodel.accel.ranks import FailedElsewhere, RankLost, Ranks
 from worldmodel.config import ConfigError, RunError
 from worldmodel.models.ensemble import EnsembleConfig
 from worldmodel.optim import LaProp, OptimConfig
-from worldmodel.ranks import FailedElsewhere, RankLost, Ranks
 from worldmodel.types import Batch
 
 SPEC = spec_of(CONTINUOUS, image=IMAGE, v=VECTOR)

@@ -17,7 +17,7 @@ LATENTS = ("categorical", "gaussian")
 @pytest.fixture(params=[1, 2])
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """How many threads share the work, however little it is."""
-    monkeypatch.setattr("worldmodel.threads.ALONE", 0)
+    monkeypatch.setattr("worldmodel.accel.threads.ALONE", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: request.param)
     return int(request.param)
 

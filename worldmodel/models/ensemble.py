@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldmodel.accel.ranks import Ranks
 from worldmodel.nets import BlockLinear, init_weight
-from worldmodel.ranks import Ranks
 
 
 @dataclass

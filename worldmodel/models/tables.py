@@ -15,14 +15,14 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from worldmodel.kernels import machine_code, state_of
+from worldmodel.accel.kernels import machine_code, state_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 TIME, KNOWN, USED = 0, 1, 2  # Tables.counters: transitions seen, states left, rows in use
 
 
 def compiled(function: F) -> F:
-    """The function in machine code, kept on disk (`worldmodel.kernels.machine_code`) for each state
+    """The function in machine code, kept on disk (`accel.kernels.machine_code`) for each state
     of the sources: all files beside this one's caller, and this one.
 
     Arrays are lent by the caller and must not be made inside (_nrt=False), and every call is

@@ -14,10 +14,10 @@ from worldmodel.models.vae import VAE
 from worldmodel.ood.api import FIRST_KEY, STAMP_KEY, Memory, Score, Track
 from worldmodel.ood.autoencoder import train_vae
 from worldmodel.ood.checks import checked, checked_tracks
+from worldmodel.ood.config import DetectorConfig, make_parts
 from worldmodel.ood.conformal import threshold
 from worldmodel.ood.look import Looker
 from worldmodel.ood.scorer import SLOW, Scorer
-from worldmodel.ood.settings import DetectorConfig, make_parts
 from worldmodel.ood.stale import Stale
 from worldmodel.ood.trace import looks, trace
 from worldmodel.rssm.codec import image_shape

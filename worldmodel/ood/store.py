@@ -21,12 +21,12 @@ import torch
 from omegaconf import OmegaConf
 
 from worldmodel import checkpoint, config
+from worldmodel.atomic import replaced
 from worldmodel.config import ConfigError, RunError
+from worldmodel.ood.config import DetectorConfig
 from worldmodel.ood.detector import CombinedDetector
-from worldmodel.ood.settings import DetectorConfig
 from worldmodel.rssm.model import WorldModel
 from worldmodel.types import EnvSpec
-from worldmodel.whole import replaced
 
 FOLDER, ABOUT, WEIGHTS = "detector", "detector.json", "weights.pt"
 FORMAT = 1

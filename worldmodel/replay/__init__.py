@@ -1,11 +1,11 @@
 """Recorded experience: one ring of rows per environment, drawn from as sequences."""
 
 from worldmodel.replay.buffer import Replay
+from worldmodel.replay.config import ReplayConfig
 from worldmodel.replay.folder import clear, holds_committed
 from worldmodel.replay.index import ReplayDamaged
 from worldmodel.replay.latents import LatentSpec
 from worldmodel.replay.rows import RowIndex
-from worldmodel.replay.settings import ReplayConfig
 
 __all__ = [
     "LatentSpec",

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from worldmodel.replay import rows as held
+from worldmodel.replay.config import ReplayConfig, place_of, rows_per_env
 from worldmodel.replay.files import Saver, open_ring
 from worldmodel.replay.index import Index
 from worldmodel.replay.latents import LatentSpec, Packed
 from worldmodel.replay.ring import Ring
 from worldmodel.replay.rows import RowIndex
 from worldmodel.replay.schema import FIRST, FLAGS, LAST, ROW, Schema
-from worldmodel.replay.settings import ReplayConfig, place_of, rows_per_env
 from worldmodel.types import Batch, EnvSpec, LatentState
 
 # Sequences per environment that may wait in the online queue; older ones are left to chance.

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from worldmodel import fused
+from worldmodel.accel import fused
+from worldmodel.accel.ranks import Ranks
 from worldmodel.distributions import FactoredOneHot, Point, symlog
 from worldmodel.losses import image_loss
 from worldmodel.nets import (
@@ -24,7 +25,6 @@ from worldmodel.nets import (
     UpConv2d,
     UpsampleConv2d,
 )
-from worldmodel.ranks import Ranks
 from worldmodel.types import MASK_KEY, EnvSpec, LatentState
 
 CONVOLUTIONS = ("pool", "strided", "patch")

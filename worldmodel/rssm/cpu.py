@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from worldmodel import distributions
+from worldmodel.accel.threads import ranges, share, sums_for
 from worldmodel.rssm.steps import Steps, Vectors
-from worldmodel.threads import ranges, share, sums_for
 
 
 @cache

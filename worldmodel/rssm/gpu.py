@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from worldmodel.gpu import launch, power, programs, sizes
+from worldmodel.accel.gpu import launch, power, programs, sizes
 from worldmodel.rssm import gpu_kernels as kernels
 from worldmodel.rssm.steps import Steps, Vectors
 

@@ -1,4 +1,4 @@
-"""Triton kernels for one step of the recurrent core, and back; see `worldmodel.gpu_kernels`.
+"""Triton kernels for one step of the recurrent core, and back; see `worldmodel.accel.gpu_kernels`.
 
 A program handles a row b, or some numbers of it, and adds to the sums over rows that belong to it
 alone. Biases, scales, noise and sums are float32. `worldmodel.rssm.steps` says what each kernel
@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from worldmodel.gpu_kernels import normed, normed_back, sigmoid
+from worldmodel.accel.gpu_kernels import normed, normed_back, sigmoid
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Loops in machine code for one step of the recurrent core, and back; see `worldmodel.kernels`.
+"""Loops in machine code for one step of the recurrent core, and back; see `accel.kernels`.
 
 Rows b are independent. A layer of D numbers lies in blocks, [G, B, D / G], where a block-diagonal
 product reads or writes it, and side by side, [B, D], elsewhere. `worldmodel.rssm.steps` says what
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from worldmodel.kernels import compiled, exp, expanded, f32, sigmoid, tanh
+from worldmodel.accel.kernels import compiled, exp, expanded, f32, sigmoid, tanh
 
 
 @expanded

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from worldmodel.fused import in_loops, on_gpu
+from worldmodel.accel.fused import in_loops, on_gpu
 from worldmodel.rssm.steps import Steps, Vectors
 from worldmodel.types import LatentState
 

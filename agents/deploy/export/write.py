@@ -18,11 +18,11 @@ from agents.deploy.export.engine import ExportEngine
 from agents.deploy.export.manifest import FORMAT, MANIFEST, Export, seal
 from agents.deploy.export.parity import observations, parity
 from agents.deploy.export.step import LATENTS, Foretell, Step, check_exportable
+from worldmodel.atomic import replaced
 from worldmodel.checkpoint import spec_to_dict
 from worldmodel.config import ConfigError, RunError, unknown
 from worldmodel.log import write_json
 from worldmodel.replay import Replay
-from worldmodel.whole import replaced
 
 RUNNER = Path(__file__).with_name("standalone.py")
 CANDIDATES = ("half", "int8")

@@ -1,0 +1,1 @@
+"""What people do with a trained run: dreams, play, rewards and reuse."""

@@ -1,0 +1,170 @@
+"""`scripts/play.py`: settings in, a page on localhost, exit code out."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import MISSING
+
+import agents
+from agents.apps.play.session import Session
+from agents.apps.play.starts import Recorded
+from agents.apps.play.world import World
+from worldmodel import checkpoint, config
+from worldmodel.accel import devices
+
+HIGHEST_PORT = 65535
+
+
+@dataclass
+class PlayConfig:
+    """Which run's dream to step into, and where its page is served."""
+
+    run: str = MISSING  # run folder
+    port: int = 8123  # 0 takes any free one
+    host: str = "127.0.0.1"  # this machine alone; 0.0.0.0 lets the network in, without a password
+    seed: int = 0  # of the dreams, and of the first fresh reset
+    device: str = "auto"
+    threads: int = 1  # CPU threads inside operations; 0 leaves torch's choice
+    patience: float = 10.0  # seconds that a browser may be away before its walk is let go
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= HIGHEST_PORT:
+            raise config.ConfigError(
+                f"port is {self.port}; it must be 1 to {HIGHEST_PORT}, or 0 for any free one."
+            )
+        if not 0 <= self.seed < 2**31:
+            raise config.ConfigError(f"seed is {self.seed}; it must be 0 to 2**31 - 1.")
+        if self.threads < 0:
+            raise config.ConfigError(f"threads is {self.threads}; it must not be negative.")
+        if not 0 < self.patience <= 3600:
+            raise config.ConfigError(f"patience is {self.patience}; it must be 0 to 3600 seconds.")
+
+
+def play_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
+    """Serve the page of a run's dream until Ctrl-C; the process's exit code."""
+    here = os.getcwd()  # `module:Class` names may mean modules of this folder
+    if here not in sys.path:
+        sys.path.append(here)
+    before = signal.signal(signal.SIGTERM, _ask_to_end)  # so that a kill closes everything, too
+    try:
+        return config.guarded(lambda: _play(arguments, say), say)
+    except KeyboardInterrupt:  # before the page was there
+        return 128 + signal.SIGINT
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _ask_to_end(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
+def _play(words: Sequence[str], say: Callable[[str], None]) -> int:
+    settings = config.from_cli(PlayConfig, words)
+    devices.set_threads(settings.threads)
+    run = Path(settings.run)
+    world, recorded = open_run(run, settings.device, settings.seed, say)
+    listening = listen(settings.host, settings.port)
+    try:
+        from agents.apps.play import serve
+    except ModuleNotFoundError as error:
+        listening.close()
+        if (error.name or "").split(".")[0] not in ("nicegui", "fastapi", "uvicorn", "starlette"):
+            raise
+        raise config.ConfigError(
+            'The page needs NiceGUI, which is not installed: pip install "worldmodel[play]"'
+        ) from error
+    local = is_local(settings.host)
+    address, port = settings.host, listening.getsockname()[1]
+    shown = f"[{address}]" if ":" in address else address
+    if not local:
+        say(
+            f"warning: host={address} is open to the network. Whoever reaches this port can use "
+            "the page and write films to the run folder; there is no password."
+        )
+
+    def ready() -> None:
+        say(f"Step into the dream: http://{shown}:{port}")
+        if local:
+            there = f"ssh -L {port}:{shown}:{port} <this machine>"
+            say(f"From another machine: {there}. Ctrl-C ends it.")
+
+    stage = serve.Stage(world, recorded, run, settings.seed, settings.patience, say)
+    hosts = ["localhost", "127.0.0.1", "::1", "[::1]", address] if local else None
+    serve.serve(stage, listening, hosts, ready)
+    return 0
+
+
+def open_run(
+    run: Path, device: str, seed: int, say: Callable[[str], None]
+) -> tuple[World, Recorded | None]:
+    """The world of a run folder and, where it has one, its recorded experience.
+
+    Raises ConfigError or RunError where there is no dream, or no place to start one.
+    """
+    try:
+        world = World(agents.load(run, device))
+    except checkpoint.CheckpointError as error:
+        raise config.RunError(str(error)) from error
+    except config.ConfigError:
+        raise
+    except ValueError as error:
+        raise config.ConfigError(str(error)) from error
+    if not world.spec.keys("image"):
+        say("This run sees no image: the page shows its numbers as bars.")
+    try:
+        recorded: Recorded | None = Recorded(agents.load_replay(run))
+        if recorded is not None and not recorded.episodes:
+            raise config.ConfigError(f"The replay of '{run}' is empty.")
+    except config.ConfigError as error:
+        say(f"No recorded frames, so dreams start with a fresh reset. ({error})")
+        recorded = None
+        trial = Session(world, None, seed)
+        trial.start_real(seed, 1)  # nothing else is left to start from: fail here, not in a page
+        trial.close()
+    return world, recorded
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there; RunError where that is not possible."""
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except (socket.gaierror, UnicodeError) as error:
+        raise config.RunError(
+            f"The host '{host}' is unknown: {error}. Use host=127.0.0.1 for this machine alone."
+        ) from error
+    made = socket.socket(family, kind, protocol)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(place)
+        made.listen(128)
+    except OSError as error:
+        made.close()
+        why = {
+            errno.EADDRINUSE: f"Port {port} on {host} is in use. Give another port=..., or port=0 "
+            "for any free one.",
+            errno.EACCES: f"Port {port} needs more rights. Give a port=... of 1024 or higher.",
+            errno.EADDRNOTAVAIL: f"'{host}' is no address of this machine. Use host=127.0.0.1, or "
+            "host=0.0.0.0 for every address that it has.",
+        }
+        text = why.get(error.errno or 0, f"Cannot listen on {host}:{port}: {error}.")
+        raise config.RunError(text) from error
+    return made
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine reaches that address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,191 @@
+"""A trained world model, one step and one picture at a time, for somebody who looks at it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.apps.play.film import picture_of
+from agents.base import Policy, random_actions
+from worldmodel import seeding
+from worldmodel.config import ConfigError
+from worldmodel.types import MASK_KEY, Batch, LatentState
+
+
+@dataclass(frozen=True)
+class Sight:
+    """One imagined moment. latent: [1, ...]. picture: uint8 [H, W, 3]. reward and goes_on (the
+    probability that the episode goes on, without the discount) belong to the step that led here,
+    and are None at a start. value: the critic's, None without one. mask: the actions allowed
+    next, [A] zeros and ones, or None where all are."""
+
+    latent: LatentState
+    picture: np.ndarray
+    reward: float | None = None
+    goes_on: float | None = None
+    value: float | None = None
+    mask: np.ndarray | None = None
+
+
+class World:
+    """The model and the mind of a trained agent. Every call that draws random numbers takes a
+    seed, and leaves the global generators as it found them.
+
+    Raises ConfigError where the agent has no model, or a model that cannot show what it dreams.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        name = getattr(policy.agent.Config(), "name", type(policy.agent).__name__)
+        if policy.model is None:
+            raise ConfigError(
+                f"The agent '{name}' of this run learned no world model, so there is no dream to "
+                "step into. Give the run of an agent that learns one, such as dreamer."
+            )
+        if not callable(getattr(policy.model, "decode", None)):
+            raise ConfigError(
+                f"The world model of the agent '{name}' has no decoder: it predicts, but cannot "
+                "show what. Give a run whose model has decode(state)."
+            )
+        self.policy, self.spec, self.device = policy, policy.spec, policy.device
+        self.model: Any = policy.model
+        self._value = getattr(policy.agent, "value", None)
+        self._choose = getattr(policy.agent, "imagine_action", None)
+        self._surprise = getattr(self.model, "surprise", None)
+        self._discount = float(getattr(self.model, "discount", 1.0))
+
+    @property
+    def acts(self) -> bool:
+        """Whether the agent can decide from an imagined state."""
+        return self._choose is not None
+
+    @property
+    def surprises(self) -> bool:
+        """Whether the model can say how much a real frame surprises it."""
+        return self._surprise is not None
+
+    @torch.no_grad()
+    def after(self, batch: Batch, seed: int) -> LatentState:
+        """The state [1, ...] after the last row of one sequence [1, T, ...]."""
+        batch = batch.to(self.device)
+        state: LatentState = batch.context or self.model.initial(1)
+        with noise(seed, self.device):
+            for t in range(batch.shape[1]):
+                obs = {key: value[:, t] for key, value in batch.obs.items()}
+                state = self.model.observe(state, obs, batch.action[:, t], batch.is_first[:, t])
+        return state
+
+    @torch.no_grad()
+    def see(
+        self,
+        before: LatentState,
+        obs: Mapping[str, np.ndarray],
+        action: np.ndarray | None,
+        seed: int,
+    ) -> LatentState:
+        """The state [1, ...] after one real observation; action: [A] that led to it, None at an
+        episode's start."""
+        given = np.zeros(self.spec.action.size, np.float32) if action is None else action
+        first = torch.tensor([action is None], device=self.device)
+        with noise(seed, self.device):
+            out: LatentState = self.model.observe(
+                before, self._tensors(obs), self._action(given), first
+            )
+        return out
+
+    @torch.no_grad()
+    def dream(self, before: LatentState, action: np.ndarray, seed: int) -> Sight:
+        """What action [A] leads to, as the model imagines it."""
+        with noise(seed, self.device):
+            state, reward, cont = self.model.step(before, self._action(action))
+        goes_on = min(1.0, float(cont) / self._discount)
+        return self._sight(state, float(reward), goes_on)
+
+    @torch.no_grad()
+    def look(self, latent: LatentState) -> Sight:
+        """What a state shows, without a step."""
+        return self._sight(latent, None, None)
+
+    @torch.no_grad()
+    def surprise(
+        self, before: LatentState, obs: Mapping[str, np.ndarray], action: np.ndarray, seed: int
+    ) -> float | None:
+        """KL in nats between what is foretold from a state and an action, and what the real
+        observation then says; None where the model cannot tell."""
+        if self._surprise is None:
+            return None
+        with noise(seed, self.device):
+            return float(self._surprise(before, self._tensors(obs), self._action(action)))
+
+    def decide(
+        self, latent: LatentState, mask: np.ndarray | None, mode: str, seed: int
+    ) -> np.ndarray:
+        """The agent's encoded action [A] in an imagined state; random where it cannot decide."""
+        if self._choose is None:
+            return self.random_action(mask, seed)
+        with noise(seed, self.device):
+            action = self._choose(latent, mode)[0].float().cpu().numpy()
+        if self.spec.action.kind == "continuous":
+            return np.clip(action, -1.0, 1.0)
+        return action if allows(mask, action) else self.random_action(mask, seed)
+
+    def random_action(self, mask: np.ndarray | None, seed: int) -> np.ndarray:
+        """A uniform encoded action [A] among those allowed."""
+        obs = {} if mask is None else {MASK_KEY: mask[None]}
+        return random_actions(self.spec, obs, 1, np.random.default_rng(seed))[0]
+
+    def picture(self, obs: Mapping[str, Any]) -> np.ndarray:
+        """uint8 [H, W, 3] of one observation: its images side by side, or its numbers as bars."""
+        return picture_of({key: np.asarray(value) for key, value in obs.items()}, self.spec)
+
+    def _sight(self, state: LatentState, reward: float | None, goes_on: float | None) -> Sight:
+        shown = {
+            key: value[0].float().cpu().numpy() for key, value in self.model.decode(state).items()
+        }
+        value = None if self._value is None else float(self._value(state))
+        mask = None
+        if self.spec.has_mask:
+            predicted = self.model.action_mask(state.feat)
+            mask = (
+                None
+                if predicted is None
+                else allowed(predicted[0].cpu().numpy(), self.spec.action.sizes)
+            )
+        return Sight(state, self.picture(shown), reward, goes_on, value, mask)
+
+    def _tensors(self, obs: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        return {key: torch.as_tensor(obs[key], device=self.device)[None] for key in self.spec.seen}
+
+    def _action(self, action: np.ndarray) -> Tensor:
+        return torch.as_tensor(action, dtype=torch.float32, device=self.device)[None]
+
+
+@contextlib.contextmanager
+def noise(seed: int, device: torch.device) -> Iterator[None]:
+    """Random numbers from this seed, and from where they were afterwards."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def allowed(mask: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
+    """A mask [A] of factors; one with nothing allowed is a mistake and counts as free, as it does
+    for policies."""
+    parts = np.split(np.asarray(mask, np.float32), np.cumsum(sizes)[:-1])
+    return np.concatenate([part if part.any() else np.ones_like(part) for part in parts])
+
+
+def allows(mask: np.ndarray | None, action: np.ndarray) -> bool:
+    """Whether a mask [A] allows an encoded discrete action [A]."""
+    return mask is None or not bool(np.any((action > 0.5) & (mask < 0.5)))
+
+
+def seed_of(seed: int, use: str, number: int) -> int:
+    """The seed of one use of random numbers in one node."""
+    return seeding.spawn(seed, f"{use} {number}")

@@ -1,0 +1,164 @@
+"""A new task for a model that exists: an actor trained in its dreams, without one new step.
+
+A thin composition. The run is an ordinary one that learns from a recording (the old run's replay),
+starts with the old run's model and keeps it as it is, and is paid by the heads in `control`:
+
+    offline=<replay> + from_run=RUN + agent.freeze_model=true + agent.model.control=...
+
+What comes of it is then scored in the real environment: by the task's reward, and by the functions
+and keys that the heads were fitted on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+import agents
+from agents.apps.rewards.compose import load_policy, with_heads
+from agents.apps.rewards.score import score
+from agents.run import report
+from agents.run.cli import see_working_folder
+from agents.run.config import CONFIG, TrainConfig
+from agents.run.train import train
+from worldmodel import config, seeding
+
+MODEL_PARTS = ["encoder", "core", "decoder", "heads", "ensemble"]
+
+
+@dataclass
+class DreamConfig:
+    """Which model to dream with, and what for. Any setting of scripts/train.py may be added
+    (agent.horizon=15, eval_every=500, ...); what it counts in steps is counted in updates."""
+
+    run: str = MISSING  # the run whose model and replay are used; it is not changed
+    control: dict[str, float] = field(default_factory=dict)  # heads, weighted; none: reward alone
+    to: str = ""  # run folder of the new actor; empty: <run>-<names of the heads>
+    updates: int = 0  # gradient steps; 0: as many as the old run was to have
+
+    def __post_init__(self) -> None:
+        # No default of the field: what is given would be added to it.
+        self.control = self.control or {"reward": 1.0}
+
+
+def dreams_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
+    """Train an actor in the dreams of a run's model, and score it; the process's exit code."""
+    see_working_folder()
+    return config.guarded(lambda: _train(list(arguments), say), say)
+
+
+def _train(words: list[str], say: Callable[[str], None]) -> int:
+    known = {item.name for item in fields(DreamConfig)}
+    ours = [w for w in words if "=" not in w or w.partition("=")[0].split(".")[0] in known]
+    asked = config.from_cli(DreamConfig, ours)
+    settings = dream_settings(asked, [word for word in words if word not in ours])
+    code = train(settings, say)
+    if code == 0 and settings.has_env:
+        for line in write_score(settings, asked):
+            say(line)
+    return code
+
+
+def dream_settings(asked: DreamConfig, overrides: Sequence[str] = ()) -> TrainConfig:
+    """The training run that `asked` means: the old run's settings, with a frozen model and its
+    replay for a recording.
+
+    Raises ConfigError for unknown heads and settings, and RunError for heads of another state of
+    the model.
+    """
+    folder = Path(asked.run)
+    old = run_settings(folder)
+    policy = load_policy(folder, "cpu")
+    updates = asked.updates or replace(old, updates=0).budget
+    changes: dict[str, Any] = {
+        "run": asked.to or f"{folder}-{'-'.join(asked.control)}",
+        "offline": str(old.replay_folder if old.replay.directory else folder / "replay"),
+        "updates": updates,
+        "from_run": str(folder),
+        "load_parts": MODEL_PARTS,
+        "offline_alignment": "auto",
+        "offline_action_range": None,
+        "eval_every": 0,
+    }
+    agent = replace(
+        old.agent,
+        freeze_model=True,
+        model=with_heads(folder, asked.control, policy).config,
+        optim=replace(old.agent.optim, anneal=updates if old.agent.optim.anneal else 0),
+    )
+    return changed(replace(old, **changes, agent=agent), overrides)
+
+
+def run_settings(folder: Path) -> TrainConfig:
+    """The settings of a run, from its folder. Raises ConfigError where it is none."""
+    return built(config.read(folder / CONFIG))
+
+
+def built(saved: DictConfig) -> TrainConfig:
+    """Settings out of their saved form, the agent's own class included."""
+    plain: Any = OmegaConf.to_container(saved)
+    agent = plain.pop("agent")
+    if not isinstance(agent, dict) or not isinstance(agent.get("name"), str):
+        raise config.ConfigError(
+            f"agent is {agent!r:.80}; its settings are agent.name=... and others."
+        )
+    schema = agents.agent_class(agent["name"]).Config  # type: ignore[attr-defined]
+    made = config.build(OmegaConf.create(plain), TrainConfig)
+    return replace(made, agent=config.build(OmegaConf.create(agent), schema))
+
+
+def changed(settings: TrainConfig, overrides: Sequence[str]) -> TrainConfig:
+    """The same settings with `key=value` words applied; ConfigError where one does not fit."""
+    if not overrides:
+        return settings
+    known = config.keys_of(settings)
+    for word in overrides:
+        key, equals, _ = word.partition("=")
+        if not equals or not any(k == key or k.startswith(f"{key}.") for k in known):
+            close = config.nearest(key, known)
+            hint = f" Did you mean '{close}'?" if close else ""
+            raise config.ConfigError(f"Unknown key '{key}'.{hint}")
+    saved = OmegaConf.create(OmegaConf.to_container(OmegaConf.structured(settings)))
+    try:
+        merged = OmegaConf.merge(saved, config.parse(overrides, known))
+    except config.ConfigError:
+        raise
+    except config.UNREADABLE as error:
+        raise config.ConfigError(f"Cannot read '{' '.join(overrides)}': {error}") from error
+    assert isinstance(merged, DictConfig)
+    return built(merged)
+
+
+def write_score(settings: TrainConfig, asked: DreamConfig) -> list[str]:
+    """Score a finished run in the real environment by its control, into summary.json; lines that
+    say how it did."""
+    folder = settings.folder
+    summary = report.read_summary(folder)
+    assert summary is not None
+    policy = load_policy(folder, settings.device)
+    # The episodes of the run's own last evaluation.
+    episodes, seed = settings.final_episodes, seeding.spawn(settings.seed, "evaluation")
+    found = score(policy, asked.control, asked.run, episodes, seed, settings.eval_envs)
+    parts = {name: sum(values) / len(values) for name, values in found.parts.items()}
+    summary["control"] = {
+        "weights": dict(asked.control),
+        "score_mean": found.mean,
+        "score_std": found.std,
+        "scores": found.returns,
+        "parts": parts,
+        "measured": found.measured,
+    }
+    report.write_summary(folder, summary)
+    lines = [
+        f"by control, in the real environment: {found.mean:.1f} ± {found.std:.1f} over "
+        f"{len(found.returns)} episodes"
+    ]
+    for name, value in parts.items():
+        how = "measured" if found.measured[name] else "as the head judges it"
+        lines.append(f"  {name} {asked.control[name]:+g}: {value:.1f} ({how})")
+    return [*lines, f"run folder: {os.fspath(folder)}"]

@@ -1,0 +1,96 @@
+"""The command behind scripts/fit_reward.py."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import agents
+from agents.apps.rewards import store
+from agents.apps.rewards.config import FitConfig
+from agents.apps.rewards.experience import Experience
+from agents.apps.rewards.make import fit_head
+from agents.apps.rewards.show import write_episode
+from agents.run.cli import see_working_folder
+from worldmodel import config
+from worldmodel.config import ConfigError, RunError
+
+Said = Callable[[str], None]
+
+
+def fit_reward_command(say: Said, arguments: Sequence[str] | None = None) -> int:
+    """Fit, list or remove reward heads of a run; the exit code."""
+    see_working_folder()
+    words = sys.argv[1:] if arguments is None else arguments
+    return config.guarded(lambda: _command(words, say), say)
+
+
+def _command(words: Sequence[str], say: Said) -> int:
+    settings = config.from_cli(FitConfig, _quoted(words))
+    config.read(Path(settings.run) / "config.yaml")  # ConfigError where it is no run
+    asked = {
+        "list=true": settings.list,
+        "remove=...": bool(settings.remove),
+        "show=...": settings.show >= 0,
+        "reward=...": bool(settings.reward),
+    }
+    chosen = [name for name, wanted in asked.items() if wanted]
+    if len(chosen) != 1:
+        raise ConfigError(
+            f"Ask for one thing: {', '.join(asked)}. Given: {', '.join(chosen) or 'none of them'}."
+        )
+    if settings.list:
+        say(listing(settings.run))
+    elif settings.remove:
+        say(f"removed {store.remove(settings.run, settings.remove)}")
+    elif settings.show >= 0:
+        say(f"episode {settings.show}: {_draw(settings.run, settings.show)}")
+    else:
+        if not settings.name:
+            raise ConfigError("The new head needs a name: name=hang, for example.")
+        fit_head(settings, say)
+    return 0
+
+
+def listing(run: str | Path) -> str:
+    """The heads of a run, a line each: name, source, how well it did on held-out episodes."""
+    names = store.names(run)
+    if not names:
+        return f"'{run}' has no fitted heads."
+    width = max(len(name) for name in names)
+    return "\n".join(f"{name:<{width}}  {_line(run, name)}" for name in names)
+
+
+def _line(run: str | Path, name: str) -> str:
+    try:
+        stored = store.read(run, name)
+    except RunError as error:
+        return str(error)
+    found = stored.fitted.get("held_out")
+    if found is None:
+        quality = "not judged"
+    elif "pairs" in found:
+        quality = f"{found['right']:.0%} of held-out pairs"
+    else:
+        quality = f"held-out R2 {found['r2']:.3f}"
+    stale = "" if stored.checkpoint == store.checkpoint_name(run) else ", of an older checkpoint"
+    return f"{stored.source['reward']}  ({quality}{stale})"
+
+
+def _draw(run: str, number: int) -> Path:
+    experience = Experience(agents.load_replay(run))
+    path = Path(run) / store.FOLDER / f"episode-{number:04d}.png"
+    return write_episode(path, experience, number)
+
+
+def _quoted(words: Sequence[str]) -> list[str]:
+    """The words with a source in quotes, since YAML would read its colons and commas."""
+    out = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if key in ("reward", "name", "run", "into", "remove") and value[:1] not in ("'", '"', ""):
+            escaped = value.replace("'", "''")
+            word = f"{key}{equals}'{escaped}'"
+        out.append(word)
+    return out

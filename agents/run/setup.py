@@ -1,0 +1,109 @@
+"""What a run begins with: the world it lives in, a recording to learn from, an empty replay."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from agents.base import Agent
+from agents.run.config import TrainConfig
+from worldmodel import checkpoint, seeding
+from worldmodel.config import ConfigError
+from worldmodel.envs import env_spec, make_env
+from worldmodel.envs.actions import native_space
+from worldmodel.replay import LatentSpec, Replay, clear, holds_committed
+from worldmodel.replay.datasets import Convention, Dataset
+from worldmodel.types import EnvSpec
+
+
+def recording(settings: TrainConfig, say: Callable[[str], None]) -> Dataset:
+    """The dataset that `offline` names, checked from beginning to end, and against the environment
+    where one is named; says what was found. Raises ValueError where anything does not fit."""
+    bounds = settings.offline_action_range
+    convention = Convention(
+        settings.offline_alignment,
+        settings.offline_done,
+        None if bounds is None else tuple(bounds),  # type: ignore[arg-type]
+    )
+    if settings.has_env:
+        env = make_env(replace(settings.env, num_envs=1))
+        try:
+            world = env_spec(env), native_space(env)
+        finally:
+            env.close()
+        dataset = Dataset(settings.offline, convention, *world)
+    else:
+        height, width = settings.env.image_size
+        dataset = Dataset(settings.offline, convention, image_size=(height, width))
+    for line in dataset.findings:
+        say(line)
+    return dataset
+
+
+def recorded_spec(settings: TrainConfig) -> EnvSpec:
+    """The spec of a run that learns from a recording and has begun: its own, from its checkpoint,
+    so that the recording need not be there any more."""
+    return checkpoint.spec_from_dict(checkpoint.load(settings.folder)["spec"])
+
+
+def make_replay(
+    settings: TrainConfig,
+    spec: EnvSpec,
+    latent: LatentSpec | None,
+    fresh: bool,
+    place: Path | None = None,
+) -> Replay:
+    """The run's replay, still empty; fresh: files of a run that never had a checkpoint go.
+
+    place: where its files lie, unless where the settings say. Raises ConfigError where a
+    directory that the user named holds somebody else's replay.
+    """
+    place = place or settings.replay_folder
+    if fresh:
+        if settings.replay.directory is not None and holds_committed(place):
+            raise ConfigError(
+                f"replay.directory='{place}' holds a replay already (its index.json), and this run "
+                "is a new one. Choose an empty directory; to learn from that replay, give its "
+                "folder as offline=...; to be rid of it, remove it yourself."
+            )
+        clear(place)
+    return Replay(
+        spec,
+        settings.replay,
+        1 if settings.offline else settings.env.num_envs,
+        latent,
+        seeding.spawn(settings.seed, "replay"),
+        place,
+    )
+
+
+def load_replay(
+    replay: Replay, place: Path, state: Mapping[str, Any], say: Callable[[str], None]
+) -> None:
+    """Bring the replay to a checkpoint's state; says what of it was lost. Raises ReplayDamaged."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            replay.load(place, state)
+        finally:
+            for one in caught:
+                say(f"warning: {one.message}")
+
+
+def fill(replay: Replay, dataset: Dataset, agent: Agent) -> None:
+    """Put a recording into the replay, and let the agent make it ready where it wants to.
+
+    Raises ConfigError where it holds too little for a single update.
+    """
+    dataset.fill(replay)
+    if not replay.can_sample(agent.batch_length):
+        raise ConfigError(
+            f"The recording has {dataset.rows:,} rows, but one sequence takes "
+            f"{agent.batch_length}. Lower agent.batch_length."
+        )
+    prepare = getattr(agent, "prepare", None)
+    if prepare is not None:
+        prepare(replay)

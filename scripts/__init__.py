@@ -1,0 +1,1 @@
+"""The commands; nothing in worldmodel or agents imports them."""

@@ -1,0 +1,86 @@
+"""`what=env`: how many frames a second environments give, alone and several together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from agents.base import random_actions
+from agents.run.cli import CONFIGS, register
+from agents.run.config import TrainConfig
+from scripts.studies.bench_timing import rounded
+from worldmodel import config
+from worldmodel.config import check_ranges
+from worldmodel.envs import EnvConfig, EnvError, env_spec, make_vector
+
+
+@dataclass
+class Settings:
+    """envs: of configs/env, each with what follows a "+": "dmc+env.fast_render=true". num_envs:
+    that step together in a vector. seconds: of one window, and windows: whose median is told."""
+
+    envs: list[str] = field(
+        default_factory=lambda: [
+            "pendulum", "cartpole", "dmc", "dmc+env.fast_render=true", "atari", "dyna_maze",
+        ]
+    )  # fmt: skip
+    num_envs: int = 4
+    windows: int = 5
+    seconds: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_ranges(self, {"num_envs": (1, 1024), "windows": (1, 1e6), "seconds": (1e-3, 1e6)})
+
+
+def measure(settings: Settings) -> Iterator[Mapping[str, Any]]:
+    """For each environment one figure alone, one for several one after another in this process
+    (sync) and one for a process each (async): agent steps and frames per second, all together.
+    Random actions are taken, and observations made as an agent gets them."""
+    register()
+    for name in settings.envs:
+        kind, *words = name.split("+")
+        words = ["experiment=none", f"env={kind}", *words]
+        env = config.build(config.compose_config(CONFIGS, "train", words), TrainConfig).env
+        for vector, count in (
+            ("sync", 1),
+            ("sync", settings.num_envs),
+            ("async", settings.num_envs),
+        ):
+            about = {"figure": "env", "env": name, "id": env.id, "vector": vector, "envs": count}
+            try:
+                yield {**about, **_stepped(replace(env, vector=vector), count, settings)}
+            except EnvError as error:
+                yield {**about, "left_out": str(error)}
+
+
+def _stepped(env: EnvConfig, count: int, settings: Settings) -> dict[str, Any]:
+    """Steps per second of `count` environments together, and what they look like."""
+    began = time.perf_counter()
+    envs = make_vector(env, count, seed=0)
+    try:
+        spec, rng = env_spec(envs), np.random.default_rng(0)
+        obs, _ = envs.reset()
+        start = time.perf_counter() - began
+        rates = []
+        for _ in range(settings.windows + 1):  # the first one warms up
+            done, began = 0, time.perf_counter()
+            while (passed := time.perf_counter() - began) < settings.seconds or not done:
+                action = spec.action.decode(random_actions(spec, obs, count, rng))
+                obs, *_ = envs.step(action)
+                done += count
+            rates.append(done / passed)
+    finally:
+        envs.close()
+    steps = float(np.median(rates[1:]))
+    return {
+        "steps_per_s": rounded(steps),
+        "frames_per_s": rounded(steps * env.action_repeat),
+        "best_window_frames_per_s": rounded(max(rates[1:]) * env.action_repeat),
+        "action_repeat": env.action_repeat,
+        "start_s": rounded(start),
+        "observations": {key: list(one.shape) for key, one in spec.obs.items()},
+    }

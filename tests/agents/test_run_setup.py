@@ -1,0 +1,62 @@
+"""What a run begins with: a replay of its own, wherever the user wants it."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from agents.run import setup
+from agents.run.config import TrainConfig
+from tests.agents.counting_agent import CountingConfig
+from tests.fuzz import runs
+from tests.replay_rows import LATENT, SPEC, add, make
+from worldmodel.config import ConfigError
+from worldmodel.replay import ReplayConfig
+
+
+def settings(folder: Path, place: Path) -> TrainConfig:
+    replay = ReplayConfig(capacity=60, directory=str(place))
+    return replace(runs.settings(folder, CountingConfig()), replay=replay)
+
+
+def test_a_new_run_takes_no_replay_of_others_away(tmp_path: Path) -> None:
+    place, other = tmp_path / "named", make()
+    add(other, 20)
+    other.save(place)
+    other.commit()
+    before = {path.name: path.read_bytes() for path in place.iterdir()}
+    with pytest.raises(ConfigError, match=r"replay.directory=.*holds a replay already.*empty"):
+        setup.make_replay(settings(tmp_path / "run", place), SPEC, LATENT, fresh=True)
+    assert {path.name: path.read_bytes() for path in place.iterdir()} == before
+
+
+def test_what_is_not_ours_stays_where_a_new_run_begins(tmp_path: Path) -> None:
+    place, killed = tmp_path / "named", make()
+    add(killed, 20)
+    killed.save(place)  # and then no checkpoint: nothing rests on it
+    (place / "weights.0001.bin").write_bytes(b"mine")
+    (place / "action.0000.bin").mkdir()
+    setup.make_replay(settings(tmp_path / "run", place), SPEC, LATENT, fresh=True)
+    assert {path.name for path in place.iterdir()} == {"weights.0001.bin", "action.0000.bin"}
+    (place / "delta.bin").mkdir()
+    with pytest.raises(ValueError, match=r"delta.bin' is a folder, where a replay has a file"):
+        setup.make_replay(settings(tmp_path / "run", place), SPEC, LATENT, fresh=True)
+
+
+def test_what_a_replay_lost_is_said(tmp_path: Path) -> None:
+    replay = make()
+    add(replay, 20)
+    state = replay.save(tmp_path)
+    replay.commit()
+    path = tmp_path / "reward.0001.bin"
+    path.write_bytes(b"\x01" + path.read_bytes()[1:])
+    said: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        setup.load_replay(make(), tmp_path, state, said.append)
+    assert len(said) == 1
+    assert said[0].startswith("warning: Replay at")
+    assert "dropped the oldest 20 rows of 20; reward.0001.bin is damaged" in said[0]

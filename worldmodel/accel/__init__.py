@@ -1,0 +1,1 @@
+"""Speed: fused operations, kernels (numba, Triton), CUDA graphs, threads, devices, ranks."""
