@@ -2,65 +2,87 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-from worldmodel.types import MASK_KEY, EnvSpec, ObsSpec
+from worldmodel.types import MASK_KEY, Column, EnvSpec, ObsSpec
 
 if TYPE_CHECKING:
+    from worldmodel.accel.ranks import Ranks
     from worldmodel.envs import EnvConfig
-    from worldmodel.replay import LatentSpec, Replay
+    from worldmodel.replay import Replay
 
 MODES = ("sample", "mode")
 
 
-@runtime_checkable
-class Agent(Protocol):
+class Evaluation(NamedTuple):
+    """What an agent thinks of states of its world.
+
+    prior: a distribution over encoded actions, with `sample()` and `mode()` -> [..., A]; None
+    where it has no policy over such states. value: the discounted return [...] that it expects
+    from them; None where it has no values.
+    """
+
+    prior: Any = None
+    value: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """A named group of an agent's weights: to be loaded from another run, frozen, counted.
+
+    tensors: by name, those in use: who writes into them changes the agent. frozen: it learns
+    nothing with these settings, so that it must come from another run. optional: a run that it
+    is loaded from may lack it; it then starts anew.
+    """
+
+    tensors: Mapping[str, Tensor]
+    frozen: bool = False
+    optional: bool = False
+
+
+class Agent(ABC):
     """An agent acts, learns from replay, and can be saved. It is ready when constructed:
     `Class(spec: EnvSpec, config: Class.Config, device: torch.device)`.
 
     Config: the dataclass of its settings; its field `name` is the name in `agents.AGENTS`.
-    latent_spec: shapes of the latents it hands out in extras["latent"], or None.
-    model: its learned world (a `Dynamics`), or None.
+    learns: whether it ever updates. joins: whether it can learn as one of several ranks.
+    columns: what replay stores beside each row; `act` hands out their values in `extras`.
+    priority_exponent: replay draws rows with probabilities p^this; 0 draws them uniformly.
+    model: its learned world, or None.
     batch_size, batch_length: rows of experience in one update, [B, T].
     min_rows: rows that replay must hold before the first update.
 
-    state_dict holds everything that decides what the agent does next, its own random generators
-    included, as numbers, strings, lists, dicts and tensors.
-
-    An agent may also have `slow_down(factor)`, which lowers its learning rate for good, and
-    `join(ranks)`, without which it learns in one process alone: every later update is then one of
-    all ranks together, after which all hold the same weights and statistics. `batch_size` of its
-    Config is set to this rank's part of the batch.
-
-    An agent that decides from the states of its model may also offer these two, for whoever looks
-    at its dreams; both take a `LatentState` [B, ...] on the agent's device:
-
-        imagine_action(latent, mode) -> Tensor [B, A]    encoded actions in imagined states
-        value(latent) -> Tensor [B]                      the discounted return that it expects
+    What has a body here may be left as it is: an agent overrides what it offers.
     """
 
     Config: ClassVar[type]
-    latent_spec: LatentSpec | None
-    model: Any
+    learns: ClassVar[bool] = True
+    joins: ClassVar[bool] = False
 
-    @property
-    def batch_size(self) -> int: ...
+    # Set on instances (or as properties) by those that have them.
+    columns: Mapping[str, Column] = MappingProxyType({})
+    priority_exponent: float = 0.0
+    model: Any = None
+    batch_size: int = 1
+    batch_length: int = 1
+    min_rows: int = 1
 
-    @property
-    def batch_length(self) -> int: ...
+    # Acting.
 
-    @property
-    def min_rows(self) -> int: ...
-
+    @abstractmethod
     def initial(self, batch_size: int) -> Any:
-        """The state of the policy before anything was seen, for B environments."""
-        ...
+        """The state of the policy before anything was seen, for B environments: a tree
+        (worldmodel.tree) of tensors and arrays [B, ...], or None."""
 
+    @abstractmethod
     def act(
         self, obs: Mapping[str, Any], state: Any = None, mode: str = "sample"
     ) -> tuple[np.ndarray, Any, dict[str, Any]]:
@@ -68,24 +90,80 @@ class Agent(Protocol):
 
         `obs` may hold `is_first` [B]; where it is True the state of that row starts anew. A
         missing `is_first` means False, a missing state means `initial`. mode is "sample" or
-        "mode" (the likeliest action). extras["latent"] goes to replay, where there is one.
+        "mode" (the likeliest action). extras: the values [B, ...] of all `columns`.
         """
-        ...
 
+    def replace_action(self, state: Any, action: np.ndarray) -> Any:
+        """The state that `act` returned, where another action [B, A] was taken than its own."""
+        return state
+
+    def tick(self) -> nn.Module | None:
+        """One deployable step as a pure module, or None where the agent cannot be exported:
+        (obs, state, is_first [B]) -> (encoded action [B, A], state).
+
+        state is that of `initial`; the action is the policy's mode, clipped. Draws nothing.
+        """
+        return None
+
+    # About its world, where it has one.
+
+    def world_state(self, state: Any) -> Any:
+        """The state of `model` within a state of the agent; None without."""
+        return None
+
+    def evaluate(self, state: Any) -> Evaluation:
+        """What it thinks of states of `model`."""
+        return Evaluation()
+
+    # Learning.
+
+    @abstractmethod
     def update(self, replay: Replay) -> dict[str, Any]:
         """One gradient update on a batch drawn from replay; metrics as numbers or scalar tensors.
 
         Raises FloatingPointError where a loss is not finite; its attribute `batch`, where it
         has one, is the batch that made it. An agent may only begin the update, and return and
         raise what belongs to the one before (the error's `under_way` says that one has begun
-        since); it then has a method `settle(replay)`, which brings to its end what has begun, and
-        is called before anything is saved.
+        since); `settle` then ends what has begun.
         """
-        ...
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def settle(self, replay: Replay) -> dict[str, Any]:
+        """End an update that has only begun; its metrics. Called before anything is saved."""
+        return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def prepare(self, replay: Replay) -> None:  # noqa: B027
+        """Make a replay that was filled from files ready for updates."""
+
+    def slow_down(self, factor: float) -> bool:
+        """Multiply the learning rate of all later updates; False where there is none."""
+        return False
+
+    def join(self, ranks: Ranks) -> None:
+        """Make every later update one of all ranks together (where `joins`), after which all hold
+        the same weights and statistics; `Config.batch_size` is this rank's part of the batch."""
+        raise NotImplementedError(f"{type(self).__name__} learns in one process alone")
+
+    # Keeping.
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """Its weights by named groups."""
+        return {}
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides what the agent does next, its own random generators included,
+        as numbers, strings, lists, dicts and tensors."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put `state_dict()` back; ValueError where it belongs to another agent."""
+
+
+def parameters_count(agent: Agent) -> int:
+    """Trained numbers of all parts."""
+    tensors = (t for part in agent.parts.values() for t in part.tensors.values())
+    return sum(tensor.numel() for tensor in tensors if tensor.requires_grad)
 
 
 def check_mode(mode: str) -> None:

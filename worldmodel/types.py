@@ -22,13 +22,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 MASK_KEY = "action_mask"
+
+S = TypeVar("S")  # the state of a world
+S_contra = TypeVar("S_contra", contravariant=True)
 
 
 class LatentState(NamedTuple):
@@ -51,30 +54,132 @@ class LatentState(NamedTuple):
         return LatentState(fn(self.deter), fn(self.stoch))
 
 
-class Prediction(NamedTuple):
-    """One predicted step: the next state, its reward [...] and P(episode goes on) [...]."""
+class Prediction(NamedTuple, Generic[S]):
+    """One predicted step: the next state [B, ...], the reward [B] of arriving there, and
+    P(the episode goes on) [B], undiscounted: whoever imagines multiplies by `Dynamics.discount`."""
 
-    state: LatentState
+    state: S
     reward: Tensor
     cont: Tensor
 
 
 @runtime_checkable
-class Dynamics(Protocol):
-    """A learned world. Imagination, planners and dreams use only this."""
+class Dynamics(Protocol[S]):
+    """A learned world; also a table, and the true equations. Imagination, planners and dreams use
+    only this.
 
-    def initial(self, batch_size: int) -> LatentState:
+    Its states S are NamedTuples of tensors with leading batch axes. Nobody but the world and its
+    agent looks inside; everybody else uses `worldmodel.tree`.
+    """
+
+    @property
+    def discount(self) -> float:
+        """The discount per step that the world was learned for; never part of `cont`."""
+        ...
+
+    def initial(self, batch_size: int) -> S:
         """The state before anything was seen, [B, ...]."""
         ...
 
-    def observe(
-        self, state: LatentState, obs: dict[str, Tensor], action: Tensor, is_first: Tensor
-    ) -> LatentState:
-        """State after obs [B, ...] arrived through action [B, A]."""
+    def observe(self, state: S, obs: dict[str, Tensor], action: Tensor, is_first: Tensor) -> S:
+        """State after obs [B, ...] arrived through action [B, A]; where is_first [B], `state` and
+        `action` count as the initial ones."""
         ...
 
-    def step(self, state: LatentState, action: Tensor) -> Prediction:
+    def step(self, state: S, action: Tensor) -> Prediction[S]:
         """What action [B, A] will lead to, with no observation to help."""
+        ...
+
+
+# What a world may offer beyond `Dynamics`: ask with isinstance. A world that has a method in its
+# class but cannot answer as configured sets it to None on the instance, which isinstance respects.
+
+
+@runtime_checkable
+class Decodes(Protocol[S_contra]):
+    """Shows what a state looks like."""
+
+    def decode(self, state: S_contra) -> dict[str, Tensor]:
+        """Images in [0, 1] [..., H, W, C], vectors in their own units, by observation key."""
+        ...
+
+
+@runtime_checkable
+class Features(Protocol[S_contra]):
+    """Describes a state in numbers, for heads and detectors."""
+
+    @property
+    def feat_size(self) -> int:
+        """F."""
+        ...
+
+    @property
+    def feat_bound(self) -> float:
+        """No entry of `feat` is larger in absolute value; math.inf where there is no bound."""
+        ...
+
+    def feat(self, state: S_contra) -> Tensor:
+        """[..., F]."""
+        ...
+
+
+@runtime_checkable
+class Surprises(Protocol[S_contra]):
+    """Says how much an observation tells it."""
+
+    def surprise(self, state: S_contra, obs: dict[str, Tensor], action: Tensor) -> Tensor:
+        """Nats [B] that obs [B, ...] tells beyond what was predicted for it from the state before
+        it and the action [B, A] that led to it."""
+        ...
+
+
+@runtime_checkable
+class Uncertain(Protocol[S_contra]):
+    """Knows how unsure it is of what an action leads to."""
+
+    @property
+    def uncertainty_unit(self) -> str:
+        """What a value of 1 means."""
+        ...
+
+    def uncertainty(self, state: S_contra, action: Tensor) -> Tensor:
+        """[B], in `uncertainty_unit`, for action [B, A]."""
+        ...
+
+
+@runtime_checkable
+class Masks(Protocol[S_contra]):
+    """Knows which discrete actions a state allows."""
+
+    def action_mask(self, state: S_contra) -> Tensor | None:
+        """[..., A] of 0 and 1, or None where all actions are allowed."""
+        ...
+
+
+@runtime_checkable
+class Packs(Protocol[S]):
+    """Stores its states beside the rows of a replay, as columns."""
+
+    @property
+    def columns(self) -> Mapping[str, Column]:
+        """What one state becomes."""
+        ...
+
+    def pack(self, state: S) -> dict[str, Tensor]:
+        """Values [..., *shape] of `columns`, on the state's device."""
+        ...
+
+    def unpack(self, columns: Mapping[str, Tensor]) -> S:
+        """The states [..., ...] that stored values hold, on their device."""
+        ...
+
+
+@runtime_checkable
+class Learns(Protocol):
+    """Learns from recorded sequences."""
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar to minimise and metrics; never steps, never calls backward."""
         ...
 
 
@@ -108,13 +213,19 @@ class ActionSpec:
 
     def decode(self, vector: np.ndarray) -> np.ndarray:
         """Encoded [..., A] -> what the environment takes: float32 [..., A], or int64 [...] for
-        one factor, or int64 [..., factors]."""
+        one factor, or int64 [..., factors]. A continuous action is clipped on the way."""
         if self.kind == "continuous":
-            return np.asarray(vector, np.float32)
+            return np.asarray(self.clip(vector), np.float32)
         edges = np.cumsum(self.sizes)[:-1]
         parts = np.split(np.asarray(vector), edges, axis=-1)
         index = np.stack([part.argmax(-1) for part in parts], -1)
         return index[..., 0] if len(self.sizes) == 1 else index
+
+    def clip(self, vector: Any) -> Any:
+        """An encoded action [..., A], array or tensor, as the environment executes it: entries of
+        a continuous one within [-1, 1]. Replay keeps actions as they were drawn; this is the one
+        place that clips them."""
+        return vector.clip(-1.0, 1.0) if self.kind == "continuous" else vector
 
     def encode(self, native: Any) -> np.ndarray:
         """The inverse of `decode`: what the environment takes -> float32 [..., A]."""
@@ -125,6 +236,21 @@ class ActionSpec:
             index = index[..., None]
         parts = [np.eye(n, dtype=np.float32)[index[..., i]] for i, n in enumerate(self.sizes)]
         return np.concatenate(parts, -1)
+
+
+@dataclass(frozen=True)
+class Column:
+    """What an agent wants stored beside each row: latents, search policies, root values.
+
+    shape, dtype: of one row's value; dtype as NumPy names it. rewritable: whether
+    `Replay.rewrite` may change it. below: whole numbers are less than this, where it is given;
+    what is not, or is not finite, counts as damaged.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    rewritable: bool = True
+    below: int | None = None
 
 
 @dataclass(frozen=True)
