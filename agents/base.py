@@ -93,8 +93,10 @@ class Agent(ABC):
         "mode" (the likeliest action). extras: the values [B, ...] of all `columns`.
         """
 
-    def replace_action(self, state: Any, action: np.ndarray) -> Any:
-        """The state that `act` returned, where another action [B, A] was taken than its own."""
+    def replace_action(self, state: Any, action: Any) -> Any:
+        """The state that `act` returned, where another action [B, A] was taken than its own: an
+        array, or a tensor on the state's device (an exported step calls this while it is traced).
+        """
         return state
 
     def tick(self) -> nn.Module | None:
