@@ -127,9 +127,30 @@ class Features(Protocol[S_contra]):
 class Surprises(Protocol[S_contra]):
     """Says how much an observation tells it."""
 
-    def surprise(self, state: S_contra, obs: dict[str, Tensor], action: Tensor) -> Tensor:
+    def surprise(
+        self,
+        state: S_contra,
+        obs: dict[str, Tensor],
+        action: Tensor,
+        believed: S_contra | None = None,
+    ) -> Tensor:
         """Nats [B] that obs [B, ...] tells beyond what was predicted for it from the state before
-        it and the action [B, A] that led to it."""
+        it and the action [B, A] that led to it; beyond what `believed` predicts, another state
+        before it, where that is given. Draws nothing."""
+        ...
+
+
+@runtime_checkable
+class Expects(Protocol[S]):
+    """Looks ahead without drawing anything."""
+
+    @property
+    def expects_reward(self) -> bool:
+        """Whether the reward is the environment's own; False where another one was learned."""
+        ...
+
+    def expect(self, state: S, action: Tensor) -> Prediction[S]:
+        """As `Dynamics.step`, with the expectation of the next state in place of a draw."""
         ...
 
 

@@ -93,6 +93,11 @@ class RSSM(nn.Module):
         out: Tensor = self.prior_net(deter)
         return out.unflatten(-1, (self.groups, -1))
 
+    def posterior(self, deter: Tensor, embed: Tensor) -> Tensor:
+        """Parameters [..., S, K or 2] of q(z | h, o), of the embedded observation [..., E]."""
+        out: Tensor = self.post_out(self.post_in(torch.cat([deter, embed], -1)))
+        return out.unflatten(-1, (self.groups, -1))
+
     def dist(self, params: Tensor | OneHot | Normal) -> OneHot | Normal:
         """The latent's distribution, from its parameters unless it is one already; kl() of a
         OneHot is per group, see `kl`."""
@@ -107,6 +112,11 @@ class RSSM(nn.Module):
         """Draw z [..., S, K] with gradient to the parameters."""
         z = self.dist(params).sample()
         return z.unsqueeze(-1) if self.gaussian else z
+
+    def expectation(self, params: Tensor) -> Tensor:
+        """The mean of z [..., S, K]: the probabilities of the classes, or the means."""
+        dist = self.dist(params)
+        return dist.probs if isinstance(dist, OneHot) else dist.mean.unsqueeze(-1)
 
     def kl(self, posterior: Tensor | OneHot | Normal, prior: Tensor | OneHot | Normal) -> Tensor:
         """KL(posterior || prior) [...] in nats, summed over the groups; of parameters or

@@ -170,6 +170,8 @@ class WorldModel(nn.Module):
         if c.ensemble.members:
             sizes = self.feat_size, spec.action.size, c.groups * classes
             self.ensemble = Ensemble(*sizes, c.ensemble)
+        else:
+            self.uncertainty = None  # type: ignore[assignment,method-assign]
 
     def _head_size(self, head: HeadConfig) -> int | None:
         if head.target in ("", "reward", "cont"):
@@ -209,18 +211,49 @@ class WorldModel(nn.Module):
     def step(self, state: LatentState, action: Tensor) -> Prediction:
         """What action [B, A] leads to: next state, reward [B] (weighted by `control`), and the
         discounted probability [B] that the episode goes on."""
-        before, state = state, self.core.step(state, action)
+        return self._arrived(state, action, self.core.step(state, action))
+
+    def expect(self, state: LatentState, action: Tensor) -> Prediction:
+        """As `step`, with the mean of the prior in place of a draw."""
+        deter = self.core.recur(state, self.core.embed_action(action.to(state.deter.dtype)))
+        mean = self.core.expectation(self.core.prior(deter)).to(deter.dtype)
+        return self._arrived(state, action, LatentState(deter, mean))
+
+    @property
+    def expects_reward(self) -> bool:
+        """Whether `control` is the recorded reward alone."""
+        return dict(self.config.control) == {"reward": 1.0}
+
+    def _arrived(self, before: LatentState, action: Tensor, state: LatentState) -> Prediction:
         feat = state.feat
         reward = self.reward(feat) + self.curiosity(before.feat, action)
         return Prediction(state, reward, self.heads["cont"].predict(feat))  # type: ignore[operator]
 
-    def surprise(self, state: LatentState, obs: dict[str, Tensor], action: Tensor) -> Tensor:
-        """KL(posterior || prior) [B] in nats: what obs [B, ...] tells beyond what was foretold
-        for it from the state before it and the action [B, A] that led to it."""
-        embed = self.encoder({key: value.unsqueeze(1) for key, value in obs.items()})
-        inside = torch.zeros(len(action), 1, dtype=torch.bool, device=action.device)
-        states, posterior = self.core.observe(state, embed, action.unsqueeze(1), inside)
-        return self.core.kl(posterior, self.core.prior(states.deter)).squeeze(1)
+    def surprise(
+        self,
+        state: LatentState,
+        obs: dict[str, Tensor],
+        action: Tensor,
+        believed: LatentState | None = None,
+    ) -> Tensor:
+        """KL(posterior || prior) [B] in nats: what obs [B, ...] tells beyond what was predicted
+        for it from the state before it, or from `believed`, and the action [B, A] that led to it.
+        """
+        embedded = self.core.embed_action(action)
+        deter = self.core.recur(state, embedded)
+        other = deter if believed is None else self.core.recur(believed, embedded)
+        posterior = self.core.posterior(deter, self.encoder(obs))
+        return self.core.kl(posterior, self.core.prior(other))
+
+    @property
+    def uncertainty_unit(self) -> str:
+        """What `uncertainty` is measured in."""
+        return "the ensemble's disagreement on recorded steps"
+
+    def uncertainty(self, state: LatentState, action: Tensor) -> Tensor:
+        """The disagreement [B] of the ensemble about action [B, A]; None where there is none."""
+        assert self.ensemble is not None
+        return self.ensemble.disagreement(state.feat, action)
 
     def imagine(
         self, state: LatentState, policy: Tensor | Callable[[LatentState], Tensor], horizon: int
