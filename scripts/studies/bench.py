@@ -10,7 +10,7 @@ import importlib
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,47 +18,44 @@ import torch
 from agents.run.report import code_version, versions
 from worldmodel import config
 
-# name -> module; a module is imported only when its name is asked for.
-MEASURES: dict[str, str] = {
-    "act": "scripts.studies.bench_act",
-    "deploy": "scripts.studies.bench_deploy",
-    "dyna": "scripts.studies.bench_dyna",
-    "env": "scripts.studies.bench_env",
-    "faults": "scripts.studies.bench_faults",
-    "guard": "scripts.studies.bench_guard",
-    "memory": "scripts.studies.bench_memory",
-    "ood": "scripts.studies.bench_ood",
-    "overlap": "scripts.studies.bench_overlap",
-    "play": "scripts.studies.bench_play",
-    "replay": "scripts.studies.bench_replay",
-    "reuse": "scripts.studies.bench_reuse",
-    "scaling": "scripts.studies.bench_scaling",
-    "train": "scripts.studies.bench_train",
-    "update": "scripts.studies.bench_update",
-}
+# Each is scripts.studies.bench_NAME, imported only when its name is asked for.
+MEASURES = (
+    "act", "deploy", "dyna", "env", "faults", "guard", "memory", "ood", "overlap", "play",
+    "replay", "reuse", "scaling", "train", "update",
+)  # fmt: skip
 
 
 def bench_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
     """Measure what the words ask for; the process's exit code."""
-    return config.guarded(lambda: _bench(list(arguments), say), say)
+
+    def work() -> int:
+        name, rest = split_choice("what", arguments, MEASURES)
+        module: Any = importlib.import_module(f"scripts.studies.bench_{name}")
+        settings = config.from_cli(module.Settings, rest)
+        about = {"what": name, **machine(), "settings": config.keys_of(settings)}
+        for figure in module.measure(settings):
+            say(json.dumps({**figure, **about}))
+        return 0
+
+    return config.guarded(work, say)
 
 
-def _bench(words: list[str], say: Callable[[str], None]) -> int:
-    asked = [word.partition("=")[2] for word in words if word.startswith("what=")]
-    if len(asked) != 1:
-        raise config.ConfigError(
-            f"Say what to measure: what=NAME, once. Known: {', '.join(sorted(MEASURES))}."
-        )
-    if asked[0] not in MEASURES:
-        raise config.ConfigError(config.unknown("measure", asked[0], MEASURES))
-    module: Any = importlib.import_module(MEASURES[asked[0]])
-    rest = [word for word in words if not word.startswith("what=")]
-    settings = config.from_cli(module.Settings, rest)
-    figures: Iterator[Mapping[str, Any]] = module.measure(settings)
-    about = {"what": asked[0], **machine(), "settings": config.keys_of(settings)}
-    for figure in figures:
-        say(json.dumps({**figure, **about}))
-    return 0
+def split_choice(key: str, words: Sequence[str], known: Iterable[str]) -> tuple[str, list[str]]:
+    """The value of `key=value`, which must stand there once, and all other words. Raises
+    ConfigError."""
+    chosen = [word.partition("=")[2] for word in words if word.startswith(f"{key}=")]
+    if len(chosen) != 1:
+        raise config.ConfigError(f"Give {key}=NAME, once. Known: {', '.join(sorted(known))}.")
+    if chosen[0] not in known:
+        raise config.ConfigError(config.unknown(key, chosen[0], known))
+    return chosen[0], [word for word in words if not word.startswith(f"{key}=")]
+
+
+def check_known(kind: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """ConfigError, with the nearest name, unless all names are known."""
+    for name in names:
+        if name not in known:
+            raise config.ConfigError(config.unknown(kind, name, known))
 
 
 def machine() -> dict[str, Any]:

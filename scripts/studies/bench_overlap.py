@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +18,21 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from agents.run.progress import Progress, Stopper
-from agents.run.train import build
-from agents.run.trainer import Trainer
+from agents.run.config import TrainConfig
 from scripts.studies import bench_subject
-from scripts.studies.bench_timing import Clock, Window, rounded, timed, told
-from worldmodel.config import RunError, check_ranges
+from scripts.studies.bench_timing import Clock, rounded, summary, timed
+from worldmodel.config import check_ranges
 from worldmodel.envs import EnvConfig
 
 EPISODE = 200  # steps
+WARM = 2  # updates before anything is timed
 
 
 @dataclass
 class Settings(bench_subject.Subject):
     """milliseconds: of one step of an environment. waits: whether it waits, or computes.
     ratio: replayed rows for each agent step; null: as the experiment says. windows: whose medians
-    are told, each of so many steps of all environments, in turns."""
+    count, each of so many steps of all environments, in turns."""
 
     experiment: str = "pendulum"
     milliseconds: float = 20.0
@@ -82,17 +80,28 @@ def measure(settings: Settings) -> Iterator[Mapping[str, Any]]:
     """One figure: seconds of one step of all environments with the updates that it earns, with
     and without overlap."""
     with tempfile.TemporaryDirectory() as folder:
-        runs = {}
-        try:
-            for overlap in (False, True):
-                runs[overlap] = _run(settings, Path(folder) / str(overlap), overlap)
-            yield _figure(settings, runs)
-        finally:
-            for trainer in runs.values():
-                trainer.close()
+        configs = [
+            _config(settings, Path(folder) / str(overlap), overlap) for overlap in (False, True)
+        ]
+        with bench_subject.trainings(*configs) as runs:
+            for trainer, step in runs:
+                while trainer.counters.updates < WARM:
+                    step()
+            windows = [
+                [timed(Clock(trainer.device), step, settings.steps) for trainer, step in runs]
+                for _ in range(settings.windows)
+            ]
+    without, beside = (summary(found) for found in zip(*windows, strict=True))
+    yield {
+        "figure": "overlap",
+        "without": without,
+        "with": beside,
+        "speed_up": rounded(without["seconds"] / beside["seconds"]),
+        "speed_up_quickest": rounded(without["quickest_s"] / beside["quickest_s"]),
+    }
 
 
-def _run(settings: Settings, folder: Path, overlap: bool) -> Trainer:
+def _config(settings: Settings, folder: Path, overlap: bool) -> TrainConfig:
     config = bench_subject.compose(settings)
     side = config.env.image_size[0]
     slow = {"milliseconds": settings.milliseconds, "waits": settings.waits, "size": side}
@@ -100,38 +109,8 @@ def _run(settings: Settings, folder: Path, overlap: bool) -> Trainer:
         id=f"{__name__}:SlowEnv", kwargs=slow, image_size=[side, side],
         num_envs=settings.num_envs, vector="async",
     )  # fmt: skip
-    ratio = config.train_ratio if settings.ratio is None else settings.ratio
-    whole = replace(
-        config, run=str(folder), steps=1 << 40, max_minutes=None, eval_every=0, video_every=0,
-        prefill=config.agent.batch_size * config.agent.batch_length, checkpoint_minutes=1e9,
-        env=env, overlap=overlap, train_ratio=ratio,
+    return replace(
+        bench_subject.endless(config, folder), checkpoint_minutes=1e9, env=env, overlap=overlap,
+        prefill=config.agent.batch_size * config.agent.batch_length,
+        train_ratio=config.train_ratio if settings.ratio is None else settings.ratio,
     )  # fmt: skip
-    return build(whole, lambda text: None)
-
-
-def _figure(settings: Settings, runs: Mapping[bool, Trainer]) -> Mapping[str, Any]:
-    bar = Progress(1, (0, 0), None, lambda text: None)
-    windows: dict[bool, list[Window]] = {overlap: [] for overlap in runs}
-    with Stopper() as stop:
-
-        def steps(trainer: Trainer) -> None:
-            for _ in range(settings.steps):
-                trainer.one_step(bar, stop)
-                if stop.asked:
-                    raise RunError("Stopped before the measurement was done.")
-
-        for trainer in runs.values():
-            while trainer.counters.updates < 2:  # until it learns and has warmed up
-                steps(trainer)
-        for _ in range(settings.windows):
-            for overlap, trainer in runs.items():
-                one = timed(Clock(trainer.device), partial(steps, trainer))
-                windows[overlap].append(Window(one.wall / settings.steps, one.cpu / settings.steps))
-    without, beside = told(windows[False]), told(windows[True])
-    return {
-        "figure": "overlap",
-        "without": without,
-        "with": beside,
-        "speed_up": rounded(without["seconds"] / beside["seconds"]),
-        "speed_up_quickest": rounded(without["quickest_s"] / beside["quickest_s"]),
-    }

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from scripts.studies import bench_update
-from scripts.studies.bench_timing import apart, rounded, told
+from scripts.studies.bench_timing import in_own_process, rounded, summary
 from worldmodel.config import ConfigError, check_ranges, unknown
 from worldmodel.plots import Curve, draw, figure, save, write_table
 
@@ -74,7 +74,7 @@ def measure(settings: Settings) -> Iterator[Mapping[str, Any]]:
     for axis, point in _points(settings):
         key = (point.batch, point.length, point.size, point.image)
         if key not in done:
-            done[key] = apart(_point, point)
+            done[key] = in_own_process(_point, point)
         row = {"axis": axis, "x": getattr(point, axis), **done[key]}
         rows.append(row)
         yield {"figure": "point", **row}
@@ -180,7 +180,7 @@ def _point(point: bench_update.Settings) -> dict[str, Any]:
     # What the first update of a process loads is no cost of this point.
     bench_update.run(replace(point, batch=1, length=2, image=32, size="1m", windows=1, warmup=1))
     found = bench_update.run(point)
-    whole = told(found.windows)
+    whole = summary(found.windows)
     return {
         "size": point.size,
         "image": point.image,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +15,9 @@ import torch
 import agents
 from agents.run.cli import CONFIGS, register
 from agents.run.config import TrainConfig
+from agents.run.progress import Progress, Stopper
+from agents.run.train import build
+from agents.run.trainer import Trainer
 from worldmodel import config, seeding
 from worldmodel.accel.devices import keep_freed_memory, pick_device, set_deterministic, set_threads
 from worldmodel.envs import env_spec, make_env
@@ -71,6 +78,33 @@ def compose(subject: Subject) -> TrainConfig:
     words += [f"device={subject.device}", f"threads={subject.threads}", *subject.set]
     register()
     return config.build(config.compose_config(CONFIGS, "train", words), TrainConfig)
+
+
+def endless(config: TrainConfig, folder: Path | str) -> TrainConfig:
+    """The same run in a folder, without an end, evaluations and films."""
+    return replace(
+        config, run=str(folder), steps=1 << 40, max_minutes=None, eval_every=0, video_every=0
+    )
+
+
+@contextlib.contextmanager
+def trainings(*configs: TrainConfig) -> Iterator[list[tuple[Trainer, Callable[[], None]]]]:
+    """Trainers, each with a function that takes one step of its loop; it raises RunError once
+    somebody has asked for a stop."""
+    with contextlib.ExitStack() as stack:
+        stop, found = stack.enter_context(Stopper()), []
+        for config in configs:
+            trainer = build(config, lambda text: None)
+            stack.callback(trainer.close)
+            bar = Progress(config.steps, (0, 0), None, lambda text: None)
+            found.append((trainer, partial(_step, trainer, bar, stop)))
+        yield found
+
+
+def _step(trainer: Trainer, bar: Progress, stop: Stopper) -> None:
+    trainer.one_step(bar, stop)
+    if stop.asked:
+        raise config.RunError("Stopped before the measurement was done.")
 
 
 def make(subject: Subject) -> Made:

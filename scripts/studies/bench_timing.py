@@ -10,17 +10,18 @@ import contextlib
 import ctypes
 import gc
 import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from scripts.studies.bench_memory import resident
 from worldmodel.config import ConfigError, RunError
 
 REST = "rest"  # the phase of what no wrapped method covers
@@ -39,32 +40,40 @@ class Clock:
         return time.perf_counter()
 
 
-@dataclass(frozen=True)
-class Window:
+class Window(NamedTuple):
     """Seconds by the wall, and of this process's processor time, of one window."""
 
     wall: float
     cpu: float
 
 
-def timed(clock: Callable[[], float], work: Callable[[], object]) -> Window:
-    """One call of `work`."""
+def timed(clock: Callable[[], float], work: Callable[[], object], count: int = 1) -> Window:
+    """`count` calls of `work`; the time of one."""
     spent, began = time.process_time(), clock()
-    work()
-    return Window(clock() - began, time.process_time() - spent)
+    for _ in range(count):
+        work()
+    return Window((clock() - began) / count, (time.process_time() - spent) / count)
 
 
-def told(windows: Sequence[Window]) -> dict[str, float]:
+def summary(windows: Sequence[Window]) -> dict[str, Any]:
     """Median, quickest and quartiles of the windows, and the median of the processor time, all in
     seconds. The quickest, and the processor time, tell on a busy machine what a quiet one does."""
-    walls = [window.wall for window in windows]
-    low, high = np.quantile(walls, [0.25, 0.75])
+    low, middle, high = np.quantile([window.wall for window in windows], [0.25, 0.5, 0.75])
     return {
-        "seconds": rounded(statistics.median(walls)),
-        "quickest_s": rounded(min(walls)),
-        "quartiles_s": [rounded(low), rounded(high)],  # type: ignore[dict-item]
+        "seconds": rounded(middle),
+        "quickest_s": rounded(min(window.wall for window in windows)),
+        "quartiles_s": [rounded(low), rounded(high)],
         "cpu_s": rounded(statistics.median(window.cpu for window in windows)),
     }
+
+
+def rate(work: Callable[[], object], seconds: float) -> float:
+    """Calls per second, over at least so many seconds."""
+    done, began = 0, time.perf_counter()
+    while (passed := time.perf_counter() - began) < seconds or not done:
+        work()
+        done += 1
+    return done / passed
 
 
 def rounded(value: float, digits: int = 4) -> float:
@@ -120,21 +129,22 @@ class Phases:
             with self.inside(phase):
                 return method(*args, **kwargs)
 
-        own = name in vars(owner)
-        before = vars(owner).get(name)
+        if name in vars(owner):
+            self._undo.callback(setattr, owner, name, vars(owner)[name])
+        else:
+            self._undo.callback(delattr, owner, name)
         setattr(owner, name, instead)
-        self._undo.callback(setattr if own else _delete, owner, name, before)
 
     @contextlib.contextmanager
     def inside(self, phase: str) -> Iterator[None]:
         """Give what is done here, less the phases within it, to a phase."""
-        self._settle()
+        self._book()
         self._stack.append(phase)
         self.spent.setdefault(phase, Spent()).calls += 1
         try:
             yield
         finally:
-            self._settle()
+            self._book()
             self._stack.pop()
 
     def check_entered(self) -> None:
@@ -147,20 +157,15 @@ class Phases:
                 "than those that are wrapped; name the new ones where the phases are set."
             )
 
-    def _settle(self) -> None:
-        """Book what passed since the last change of phase."""
+    def _book(self) -> None:
+        """What passed since the last change of phase belongs to the innermost one."""
         now = (self.clock(), time.process_time(), self.flops())
         if self._stack:
             spent = self.spent[self._stack[-1]]
-            wall, cpu, flop = (a - b for a, b in zip(now, self._mark, strict=True))
-            spent.wall += wall
-            spent.cpu += cpu
-            spent.flop += flop
+            spent.wall += now[0] - self._mark[0]
+            spent.cpu += now[1] - self._mark[1]
+            spent.flop += now[2] - self._mark[2]
         self._mark = now
-
-
-def _delete(owner: Any, name: str, _: object) -> None:
-    delattr(owner, name)
 
 
 def matmul_peak(device: torch.device, precision: str, windows: int = 30) -> float:
@@ -171,16 +176,17 @@ def matmul_peak(device: torch.device, precision: str, windows: int = 30) -> floa
     n, repeat = (8192, 10) if gpu else (1024, 1)
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     out, clock = torch.empty_like(a), Clock(device)
-
-    def work() -> None:
-        for _ in range(repeat):
-            torch.matmul(a, b, out=out)
-
-    best = min(timed(clock, work).wall for _ in range(windows + 1))
-    return 2.0 * n**3 * repeat / best
+    work = partial(torch.matmul, a, b, out=out)
+    return 2.0 * n**3 / min(timed(clock, work, repeat).wall for _ in range(windows + 1))
 
 
-class Memory:
+def resident() -> int:
+    """Bytes of memory that this process holds."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+class PeakMemory:
     """The most memory in use, bytes: of the GPU, or of this process and what it had before."""
 
     def __init__(self, device: torch.device) -> None:
@@ -193,7 +199,7 @@ class Memory:
             torch.cuda.reset_peak_memory_stats(device)
             self.before = torch.cuda.memory_allocated(device)
             return
-        with contextlib.suppress(OSError):  # elsewhere the peak of the whole process is told
+        with contextlib.suppress(OSError):  # without it: the peak of the whole process
             Path("/proc/self/clear_refs").write_text("5")
 
     def peak(self) -> int:
@@ -206,19 +212,19 @@ class Memory:
         return resident()
 
 
-def apart(work: Callable[..., Any], *args: Any) -> Any:
+def in_own_process(work: Callable[..., Any], *args: Any) -> Any:
     """What `work(*args)` returns in a process of its own, whose memory nothing else has touched.
 
     Raises ConfigError and RunError as `work` does, and RunError where the process died.
     """
     # A process that has asked for a GPU cannot hand that on by forking.
     context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_apart, args=(theirs, work, args))  # type: ignore[attr-defined]
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_send_result, args=(theirs, work, args))  # type: ignore[attr-defined]
     process.start()
     theirs.close()
     try:
-        answer = ours.recv()
+        result = ours.recv()
     except EOFError:
         process.join()
         raise RunError(
@@ -226,12 +232,12 @@ def apart(work: Callable[..., Any], *args: Any) -> Any:
             "system does when memory runs out. Choose smaller sizes."
         ) from None
     process.join()
-    if isinstance(answer, ConfigError | RunError):
-        raise answer
-    return answer
+    if isinstance(result, ConfigError | RunError):
+        raise result
+    return result
 
 
-def _apart(pipe: Any, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _send_result(pipe: Any, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
     try:
         pipe.send(work(*args))
     except RunError as error:

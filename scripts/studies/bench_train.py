@@ -15,21 +15,18 @@ from functools import partial
 from typing import Any
 
 from agents.run import report
-from agents.run.config import TrainConfig
-from agents.run.progress import Progress, Stopper
-from agents.run.train import build
 from agents.run.trainer import Trainer
 from scripts.studies import bench_subject
-from scripts.studies.bench_timing import Clock, Phases, Window, rounded, timed, told
-from worldmodel.config import ConfigError, RunError, check_ranges
+from scripts.studies.bench_timing import Clock, Phases, Window, rounded, summary, timed
+from worldmodel.config import ConfigError, check_ranges
 
 LOOP = "loop"  # what is left of the loop itself
-WARM = 6  # updates
+WARM = 6  # updates, until a GPU replays what it recorded
 
 
 @dataclass
 class Settings(bench_subject.Subject):
-    """windows: whose medians are told, each of so many seconds of the loop, once it learns, and
+    """windows: whose medians count, each of so many seconds of the loop, once it learns, and
     then as many updates alone as the loop did. prefill: agent steps before learning; null: as
     many as the first batch needs."""
 
@@ -45,58 +42,55 @@ class Settings(bench_subject.Subject):
 def measure(settings: Settings) -> Iterator[Mapping[str, Any]]:
     """One figure for the loop, and one for each part of it."""
     with tempfile.TemporaryDirectory() as folder:
-        config = replace(
-            bench_subject.compose(settings), run=folder, steps=1 << 40, max_minutes=None,
-            eval_every=0, video_every=0,
-        )  # fmt: skip
+        config = bench_subject.endless(bench_subject.compose(settings), folder)
         if not hasattr(config.agent, "batch_size"):
             raise ConfigError(f"The agent '{config.agent.name}' learns nothing from a replay.")
         rows = config.agent.batch_size * config.agent.batch_length
         prefill = rows if settings.prefill is None else settings.prefill
-        trainer = build(replace(config, prefill=prefill), lambda text: None)
-        try:
-            yield from _measured(settings, trainer)
-        finally:
-            trainer.close()
+        with bench_subject.trainings(replace(config, prefill=prefill)) as [(trainer, step)]:
+            yield from _measured(settings, trainer, step)
 
 
-def _measured(settings: Settings, trainer: Trainer) -> Iterator[Mapping[str, Any]]:
-    loop, alone = [], []  # seconds of one update, with all that belongs to it and without
-    clock, counters = Clock(trainer.device), trainer.counters
+def _measured(
+    settings: Settings, trainer: Trainer, step: Callable[[], None]
+) -> Iterator[Mapping[str, Any]]:
+    loop: list[Window] = []  # of one update with all that belongs to it
+    alone: list[Window] = []  # of one without
+    clock, counters, config = Clock(trainer.device), trainer.counters, trainer.config
     phases = Phases(time.perf_counter)  # which waits for no GPU: that would end all overlap
-    bar = Progress(trainer.config.steps, (0, 0), None, lambda text: None)
-    with Stopper() as stop:
-        while counters.updates < WARM:  # until it learns, and a GPU replays what it recorded
-            _step(trainer, bar, stop)
-        start, updates = counters.agent_steps, 0
-        for _ in range(settings.windows):
-            done, window = _loop(
-                settings, trainer, clock, phases, lambda: _step(trainer, bar, stop)
-            )
-            loop.append(_each(window, done))
-            alone.append(_each(timed(clock, partial(_updates, trainer, done)), done))
-            updates += done
+    while counters.updates < WARM:
+        step()
+    steps, updates = counters.agent_steps, counters.updates
+    learn = partial(trainer.agent.update, trainer.replay)
+    for _ in range(settings.windows):
+        done, window = _loop(settings.seconds, trainer, clock, phases, step)
+        loop.append(Window(window.wall / done, window.cpu / done))
+        alone.append(timed(clock, learn, done))
     phases.check_entered()
-    steps, all_in = counters.agent_steps - start, sum(s.wall for s in phases.spent.values())
+    all_in = sum(spent.wall for spent in phases.spent.values())
+    steps, updates = counters.agent_steps - steps, counters.updates - updates
     save = timed(clock, trainer.save).wall
-    whole, only = told(loop), told(alone)
+    whole, only = summary(loop), summary(alone)
+    per_second = steps / updates / whole["seconds"]
     yield {
         "figure": "train",
-        "agent_steps_per_s": rounded(steps / updates / whole["seconds"]),
-        "frames_per_s": rounded(
-            steps * trainer.config.env.action_repeat / updates / whole["seconds"]
-        ),
+        "agent_steps_per_s": rounded(per_second),
+        "frames_per_s": rounded(per_second * config.env.action_repeat),
         "updates_per_s": rounded(1 / whole["seconds"]),
         "updates_alone_per_s": rounded(1 / only["seconds"]),
         "of_updates_alone": rounded(only["seconds"] / whole["seconds"]),
         "of_updates_alone_cpu": rounded(only["cpu_s"] / whole["cpu_s"]),
         "checkpoint_s": rounded(save),
         # One in so many minutes; none falls into the windows.
-        "checkpoint_share": rounded(save / (60 * trainer.config.checkpoint_minutes)),
+        "checkpoint_share": rounded(save / (60 * config.checkpoint_minutes)),
         "measured_s": rounded(all_in),
         "steps": steps,
         "updates": updates,
-        **_about(trainer.config),
+        "env": config.env.id,
+        "num_envs": config.env.num_envs,
+        "vector": config.env.vector,
+        "batch": [config.agent.batch_size, config.agent.batch_length],
+        "train_ratio": config.train_ratio,
     }
     for name, spent in phases.spent.items():
         yield {
@@ -109,16 +103,10 @@ def _measured(settings: Settings, trainer: Trainer) -> Iterator[Mapping[str, Any
         }
 
 
-def _step(trainer: Trainer, bar: Progress, stop: Stopper) -> None:
-    trainer.one_step(bar, stop)
-    if stop.asked:
-        raise RunError("Stopped before the measurement was done.")
-
-
 def _loop(
-    settings: Settings,
+    seconds: float,
     trainer: Trainer,
-    clock: Clock,
+    clock: Callable[[], float],
     phases: Phases,
     step: Callable[[], None],
 ) -> tuple[int, Window]:
@@ -128,23 +116,12 @@ def _loop(
     def work() -> None:
         with phases:
             _wrap(phases, trainer)
-            while (
-                time.perf_counter() - began < settings.seconds or trainer.counters.updates == before
-            ):
+            while time.perf_counter() - began < seconds or trainer.counters.updates == before:
                 with phases.inside(LOOP):
                     step()
 
     window = timed(clock, work)
     return trainer.counters.updates - before, window
-
-
-def _updates(trainer: Trainer, count: int) -> None:
-    for _ in range(count):
-        trainer.agent.update(trainer.replay)
-
-
-def _each(window: Window, count: int) -> Window:
-    return Window(window.wall / count, window.cpu / count)
 
 
 def _wrap(phases: Phases, trainer: Trainer) -> None:
@@ -159,14 +136,3 @@ def _wrap(phases: Phases, trainer: Trainer) -> None:
     phases.wrap(trainer.means, "add", "logging")
     phases.wrap(report, "metrics", "logging")
     phases.wrap(trainer.log, "scalars", "logging")
-
-
-def _about(config: TrainConfig) -> dict[str, Any]:
-    agent = config.agent
-    return {
-        "env": config.env.id,
-        "num_envs": config.env.num_envs,
-        "vector": config.env.vector,
-        "batch": [agent.batch_size, agent.batch_length],
-        "train_ratio": config.train_ratio,
-    }

@@ -22,14 +22,14 @@ from scripts.studies import bench_subject
 from scripts.studies.bench_timing import (
     REST,
     Clock,
-    Memory,
+    PeakMemory,
     Phases,
     Spent,
     Window,
     matmul_peak,
     rounded,
+    summary,
     timed,
-    told,
 )
 from worldmodel.config import ConfigError, check_ranges
 from worldmodel.types import Batch
@@ -75,7 +75,7 @@ class Measured:
 def measure(settings: Settings) -> Iterator[Mapping[str, Any]]:
     """One figure for the update, then one for each phase."""
     found = run(settings)
-    agent, whole = found.made.agent, told(found.windows)
+    agent, whole = found.made.agent, summary(found.windows)
     phased = sum(spent.wall for spent in found.phases.values())
     yield {
         "figure": "update",
@@ -116,7 +116,7 @@ def run(settings: Settings) -> Measured:
     if not hasattr(made.agent, "train_on"):
         raise ConfigError(f"The agent of experiment={settings.experiment} has no model to update.")
     clock, replay = Clock(made.device), bench_subject.filled_replay(made)
-    memory = Memory(made.device)
+    memory = PeakMemory(made.device)
 
     gpu = made.device.type == "cuda"
     count = settings.updates or (20 if gpu else 1)

@@ -24,7 +24,14 @@ from scripts.studies import (
     bench_update,
 )
 from scripts.studies.bench import bench_command
-from scripts.studies.bench_timing import Memory, Phases, apart, matmul_peak, timed, told
+from scripts.studies.bench_timing import (
+    PeakMemory,
+    Phases,
+    in_own_process,
+    matmul_peak,
+    summary,
+    timed,
+)
 from worldmodel.config import ConfigError, RunError
 
 TINY = [
@@ -86,7 +93,7 @@ def test_operations_of_a_module_are_counted_by_hand() -> None:
 
 
 def test_windows_and_the_peak() -> None:
-    slept = told([timed(time.perf_counter, lambda: time.sleep(0.01)) for _ in range(3)])
+    slept = summary([timed(time.perf_counter, lambda: time.sleep(0.01)) for _ in range(3)])
     assert 0.01 <= slept["quickest_s"] <= slept["seconds"] < 0.5
     assert slept["cpu_s"] < 0.01  # nothing was computed
     assert matmul_peak(torch.device("cpu"), "float32", 1) > 1e8
@@ -95,7 +102,7 @@ def test_windows_and_the_peak() -> None:
 def test_memory_that_was_freed_before_is_counted_again() -> None:
     size, device = 64 << 20, torch.device("cpu")
     for _ in range(2):
-        memory = Memory(device)
+        memory = PeakMemory(device)
         torch.ones(size, dtype=torch.uint8)
         assert 0.9 * size < memory.peak() - memory.before < 1.5 * size
 
@@ -109,11 +116,11 @@ def _stop(kind: str) -> int:
 
 
 def test_a_measurement_in_a_process_of_its_own() -> None:
-    assert apart(_stop, "") != os.getpid()
+    assert in_own_process(_stop, "") != os.getpid()
     with pytest.raises(ConfigError, match="of the child"):
-        apart(_stop, "error")
+        in_own_process(_stop, "error")
     with pytest.raises(RunError, match="ended with the code 7"):
-        apart(_stop, "dies")
+        in_own_process(_stop, "dies")
 
 
 def test_update_and_its_phases_agree() -> None:
@@ -240,7 +247,7 @@ def test_scaling_writes_what_it_measured(tmp_path: Path, monkeypatch: pytest.Mon
             "gflop": work, "quickest_s": 0.1 + work,
         }  # fmt: skip
 
-    monkeypatch.setattr(bench_scaling, "apart", lambda work, settings: point(settings))
+    monkeypatch.setattr(bench_scaling, "in_own_process", lambda work, settings: point(settings))
     settings = bench_scaling.Settings(
         batches=[1, 4, 8], lengths=[16, 32], sizes=[], images=[64], folder=str(tmp_path)
     )

@@ -11,7 +11,7 @@ import pytest
 
 from agents.dyna.exact import shortest_path
 from scripts.studies.figures import changing_mazes, dyna_maze, speed_up, sweeping, values
-from scripts.studies.figures.job import Check, Job, Settings, drawn_check, mean_check
+from scripts.studies.figures.job import Check, Job, Settings, drawn_check, maze, mean_check
 from scripts.studies.plot import FIGURES, make_figure, plot_command
 from worldmodel.config import ConfigError
 
@@ -21,16 +21,16 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def run_figure(name: str, folder: Path, told: str) -> None:
+def run_figure(name: str, folder: Path, seeds: str) -> None:
     said: list[str] = []
     words = [f"figure={name}", "quick=true", "runs=2", "seed=7", f"out={folder}"]
     assert plot_command(said.append, words) == 0, said
-    assert any(told in line for line in said)
+    assert any(seeds in line for line in said)
     pictures, tables = list(folder.glob("*.png")), list(folder.glob("*.csv"))
     assert len(pictures) == len(tables) > 0
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
     for path in tables:
-        assert {row["seeds"] for row in rows_of(path)} == {told}
+        assert {row["seeds"] for row in rows_of(path)} == {seeds}
     assert {str(path) for path in folder.iterdir()} <= {line.strip() for line in said}
 
 
@@ -101,7 +101,7 @@ def test_changing_mazes_agree_with_their_anchors(maze: str) -> None:
 
 
 def test_sweeping_and_the_lake_agree_with_their_anchors() -> None:
-    world = sweeping.world_of(1)
+    world = maze("dyna_maze", 1)
     for agent, anchor in zip(sweeping.AGENTS, sweeping.ANCHORS[1], strict=True):
         updates = sweeping.measure(world, agent, range(50, 80))[:, 0]
         check = mean_check(agent, updates, anchor, sweeping.ANCHOR_RUNS)
@@ -109,7 +109,7 @@ def test_sweeping_and_the_lake_agree_with_their_anchors() -> None:
     lake = speed_up.lake(slippery=False)
     for n, anchor in speed_up.ANCHORS.items():
         steps = speed_up.measure(lake, n, 1.0, range(50, 80))[:, 0]
-        median = drawn_check("median", steps, lambda x: float(np.median(x)), anchor, 10)
+        median = drawn_check("median", steps, speed_up.median, anchor, 10)
         assert abs(median.distance) < 3, median.line()
 
 
@@ -131,7 +131,7 @@ def test_distances_by_hand() -> None:
 def test_seeds_follow_the_settings() -> None:
     job = Job("x", Settings(runs=4, seed=10), lambda _: None)
     assert job.seeds(30) == range(10, 14)
-    assert job.seeds_told() == "seeds 10 to 13"
+    assert job.seeds_text == "seeds 10 to 13"
     assert Job("x", Settings(), lambda _: None).seeds(30) == range(30)
     with pytest.raises(ConfigError, match="runs is -1; allowed: 0 to"):
         Settings(runs=-1)
@@ -139,7 +139,7 @@ def test_seeds_follow_the_settings() -> None:
 
 @pytest.mark.parametrize(("words", "message"), [
     (["figure=dyna_mze"], "Unknown figure 'dyna_mze'.*Did you mean 'dyna_maze'"),
-    ([], "Say what to draw: figure=NAME"),
+    ([], "Give figure=NAME, once"),
     (["figure=values", "figure=updates"], "once"),
     (["figure=values", "sed=3"], "Did you mean 'seed'"),
     (["figure=values", "runs=-2"], "runs is -2"),
@@ -153,5 +153,5 @@ def test_wrong_words_are_answered(words: list[str], message: str) -> None:
 
 
 def test_refined_mazes_grow() -> None:
-    assert sweeping.world_of(2).states == 4 * sweeping.world_of(1).states
-    assert [shortest_path(sweeping.world_of(size)) for size in (1, 2, 3)] == [14, 27, 40]
+    assert maze("dyna_maze", 2).states == 4 * maze("dyna_maze", 1).states
+    assert [shortest_path(maze("dyna_maze", size)) for size in (1, 2, 3)] == [14, 27, 40]

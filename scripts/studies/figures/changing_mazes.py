@@ -6,9 +6,9 @@ import numpy as np
 
 from agents.dyna import DynaConfig, DynaQConfig, DynaQPlusConfig
 from agents.dyna.experiment import cumulative_rewards
-from scripts.studies.figures.job import COLOUR, Job, mean_check
+from scripts.studies.figures.job import COLOUR, Job, draw_panels, mark_change, maze, mean_check
 from worldmodel import plots
-from worldmodel.envs.grid import GRIDS, GridWorld
+from worldmodel.envs.grid import GRIDS
 
 RUNS = 100
 # maze: planning steps, kappa, real steps, and the cumulative reward after them: (mean, sd) of 20
@@ -27,12 +27,11 @@ def agents(n: int, kappa: float) -> dict[str, DynaConfig]:
     }
 
 
-def measure(maze: str, agent: str, seeds: range) -> tuple[np.ndarray, np.ndarray]:
+def measure(name: str, agent: str, seeds: range) -> tuple[np.ndarray, np.ndarray]:
     """Real steps [N], and the cumulative reward up to each of them [R, N]."""
-    n, kappa, steps, _ = MAZES[maze]
+    n, kappa, steps, _ = MAZES[name]
     x = np.arange(0, steps + 1, steps // 150)
-    world = GridWorld(GRIDS[maze]).table()
-    sums = cumulative_rewards(world, agents(n, kappa)[agent], seeds, steps)
+    sums = cumulative_rewards(maze(name), agents(n, kappa)[agent], seeds, steps)
     return x, np.concatenate([np.zeros((len(seeds), 1)), sums], 1)[:, x]
 
 
@@ -40,19 +39,16 @@ def make(job: Job) -> None:
     """Run, draw, compare."""
     seeds = job.seeds(RUNS)
     panels: dict[str, list[plots.Curve]] = {}
-    made, axes = plots.figure(columns=2)
-    for panel, (maze, (n, kappa, _, anchors)) in zip(axes[0], MAZES.items(), strict=True):
-        curves = []
+    for name, (n, kappa, _, anchors) in MAZES.items():
+        words = name.replace("_", " ")
+        curves = panels.setdefault(f"{words} (n={n}, kappa={kappa:g})", [])
         for agent, (anchor, deviation) in zip(agents(n, kappa), anchors, strict=True):
-            x, sums = measure(maze, agent, seeds)
+            x, sums = measure(name, agent, seeds)
             curves.append(plots.mean_curve(agent, x, sums, colour=COLOUR[agent]))
-            what = f"cumulative reward, {maze.replace('_', ' ')}, {agent}"
+            what = f"cumulative reward, {words}, {agent}"
             job.check(mean_check(what, sums[:, -1], anchor, 20, deviation))
-        title = f"{maze.replace('_', ' ')} (n={n}, kappa={kappa:g})"
-        panels[title] = curves
-        plots.draw(panel, curves, title, "real steps", "cumulative reward")
-        change = GRIDS[maze].change[1]
-        panel.axvline(change, color="#888888", linewidth=0.9, linestyle=":")
-        top = panel.get_ylim()[1]
-        panel.text(change, 0.62 * top, " the maze\n changes", fontsize=9, color="#555555")
+    made, axes = draw_panels(panels, [("real steps", "cumulative reward")] * len(panels))
+    for panel, name in zip(axes, MAZES, strict=True):
+        height = 0.62 * panel.get_ylim()[1]
+        mark_change(panel, GRIDS[name].change[1], height, " the maze\n changes")
     job.save(made, panels, "alpha 1, gamma .95, epsilon .1. Mean and 95% band,")

@@ -1,17 +1,22 @@
-"""What every figure shares: its settings, its seeds and files, and the comparison with anchors."""
+"""What every figure shares: its settings, seeds and files, runs and panels, and the comparison with
+anchors."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from agents.dyna import DynaConfig
+from agents.dyna.experiment import Experiment
 from worldmodel import plots
 from worldmodel.config import check_ranges
+from worldmodel.envs.grid import GRIDS, GridWorld, refine
+from worldmodel.envs.table import WorldTable
 from worldmodel.plots import COLOURS, Curve
 
 # One agent, one colour, in every figure.
@@ -24,6 +29,8 @@ COLOUR = {
     "Dyna-Q with counts": COLOURS[4],
     "trajectory sampling": COLOURS[5],
 }
+DOTTED = {"color": "#888888", "linewidth": 0.9, "linestyle": ":"}
+Panels = Mapping[str, Sequence[Curve]]
 
 
 @dataclass
@@ -58,30 +65,33 @@ class Check:
     def distance(self) -> float:
         """Value minus anchor, in standard errors of both together; infinite where neither has
         any and they differ."""
-        both = float(np.hypot(self.error, self.anchor_error))
-        apart = self.value - self.anchor
+        both, difference = float(np.hypot(self.error, self.anchor_error)), self.value - self.anchor
         if both == 0:
-            return float(np.copysign(np.inf, apart)) if apart else 0.0
-        return apart / both
+            return float(np.copysign(np.inf, difference)) if difference else 0.0
+        return difference / both
 
     def line(self) -> str:
         """One line for people."""
-        told = f"  {self.what}: {_short(self.value)} (standard error {_short(self.error)}), anchor "
-        told += f"{_short(self.anchor)} ({_short(self.anchor_error)}"
-        told += f", assumed: {self.assumed})" if self.assumed else ")"
-        return told + f": {self.distance:+.1f} standard errors apart"
+        value, error, anchor, anchor_error = (
+            f"{x:,.0f}" if abs(x) >= 100 else f"{x:.3g}"
+            for x in (self.value, self.error, self.anchor, self.anchor_error)
+        )
+        assumed = f", assumed: {self.assumed}" if self.assumed else ""
+        return (
+            f"  {self.what}: {value} (standard error {error}), anchor {anchor} "
+            f"({anchor_error}{assumed}): {self.distance:+.1f} standard errors apart"
+        )
 
 
 @dataclass
 class Job:
-    """One figure to be made. files, checks: what was made and compared so far."""
+    """One figure to be made. files: what was made so far."""
 
     name: str
     settings: Settings
     say: Callable[[str], None]
     files: list[Path] = field(default_factory=list)
-    checks: list[Check] = field(default_factory=list)
-    _seeds: range | None = None
+    _seeds: range = range(0)
 
     @property
     def quick(self) -> bool:
@@ -95,9 +105,10 @@ class Job:
         self._seeds = range(self.settings.seed, self.settings.seed + count)
         return self._seeds
 
-    def seeds_told(self) -> str:
+    @property
+    def seeds_text(self) -> str:
         """`seeds 0 to 29`"""
-        assert self._seeds is not None, "seeds are drawn before the figure"
+        assert self._seeds, "seeds are drawn before the figure"
         first, last = self._seeds[0], self._seeds[-1]
         return f"seed {first}" if first == last else f"seeds {first} to {last}"
 
@@ -105,29 +116,21 @@ class Job:
         """A file of this figure."""
         return Path(self.settings.out) / f"{self.name}{'_' if part else ''}{part}.{suffix}"
 
-    def save(
-        self, made: Any, panels: Mapping[str, Sequence[Curve]], note: str, part: str = ""
-    ) -> None:
+    def save(self, made: Any, panels: Panels, note: str) -> None:
         """The figure as PNG, with `note` and the seeds below it, and its curves as CSV."""
-        plots.caption(made, f"{note} {self.seeds_told()}.")
-        self.files.append(plots.save(made, self.path("png", part)))
-        also = {"seeds": self.seeds_told()}
-        self.files.append(plots.write_curves(self.path("csv", part), panels, also))
+        plots.caption(made, f"{note} {self.seeds_text}.")
+        self.files.append(plots.save(made, self.path("png")))
+        also = {"seeds": self.seeds_text}
+        self.files.append(plots.write_curves(self.path("csv"), panels, also))
 
     def check(self, *checks: Check) -> None:
-        """Compare with anchors, and say so."""
+        """Say how numbers lie to their anchors."""
         for one in checks:
-            self.checks.append(one)
             self.say(one.line())
 
 
 def mean_check(
-    what: str,
-    runs: Any,
-    anchor: float,
-    anchor_runs: int,
-    anchor_sd: float | None = None,
-    assumed_runs: bool = False,
+    what: str, runs: Any, anchor: float, anchor_runs: int, anchor_sd: float | None = None
 ) -> Check:
     """The mean over runs [R] beside an anchor that is a mean over `anchor_runs`.
 
@@ -135,16 +138,10 @@ def mean_check(
     """
     values = np.asarray(runs, np.float64)
     sd = float(values.std(ddof=1)) if len(values) > 1 else 0.0
-    assumed = [] if anchor_sd is not None else ["our deviation"]
-    assumed += [f"{anchor_runs} runs"] if assumed_runs or anchor_sd is None else []
-    return Check(
-        what,
-        float(values.mean()),
-        sd / len(values) ** 0.5,
-        anchor,
-        (sd if anchor_sd is None else anchor_sd) / anchor_runs**0.5,
-        ", ".join(assumed),
-    )
+    error, assumed = sd / len(values) ** 0.5, ""
+    if anchor_sd is None:
+        anchor_sd, assumed = sd, f"our deviation, {anchor_runs} runs"
+    return Check(what, float(values.mean()), error, anchor, anchor_sd / anchor_runs**0.5, assumed)
 
 
 def drawn_check(
@@ -159,9 +156,21 @@ def drawn_check(
         picks = rng.integers(len(values), size=(500, count))
         return float(np.std([number(values[pick]) for pick in picks], ddof=1))
 
-    found = float(number(values))
-    told = f"our deviation, {anchor_runs} runs"
-    return Check(what, found, error(len(values)), anchor, error(anchor_runs), told)
+    assumed = f"our deviation, {anchor_runs} runs"
+    value, ours = float(number(values)), error(len(values))
+    return Check(what, value, ours, anchor, error(anchor_runs), assumed)
+
+
+def mean_text(runs: np.ndarray, digits: int = 3) -> str:
+    """Mean over runs [R] and its standard error, as `0.512 (0.004)`."""
+    return f"{runs.mean():.{digits}f} ({float(plots.standard_error(runs)):.{digits}f})"
+
+
+def maze(name: str, size: int = 1) -> WorldTable:
+    """A grid of worldmodel.envs.grid as a table, each cell divided into size x size."""
+    grid = GRIDS[name]
+    layouts = tuple(refine(layout, size) for layout in grid.layouts)
+    return GridWorld(replace(grid, layouts=layouts)).table()
 
 
 def evenly(end: int, points: int) -> np.ndarray:
@@ -169,12 +178,33 @@ def evenly(end: int, points: int) -> np.ndarray:
     return np.unique(np.linspace(1, end, points).round().astype(np.int64))
 
 
-def chunks(x: np.ndarray) -> Iterator[int]:
-    """How far to go on from each of x [N] to the next, beginning at 0."""
-    yield from (int(step) for step in np.diff(x, prepend=0))
+def looks(
+    world: WorldTable,
+    config: DynaConfig,
+    seeds: range,
+    x: np.ndarray,
+    look: Callable[[Experiment], Sequence[float]],
+    time_limit: int = 0,
+) -> np.ndarray:
+    """What `look` says of each run after each of x [N] real steps: float64 [R, N, K]."""
+    found = []
+    for seed in seeds:
+        run = Experiment(world, config, seed, time_limit)
+        found.append([look(run.advance(int(more))) for more in np.diff(x, prepend=0)])
+    return np.array(found, np.float64)
 
 
-def _short(value: float) -> str:
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
+def draw_panels(
+    panels: Panels, labels: Sequence[tuple[str, str]], width: float = 5.2, height: float = 3.6
+) -> tuple[Any, Any]:
+    """A figure with a panel for each title, and its panels; labels: of x and y, for each."""
+    made, axes = plots.figure(len(panels), width=width, height=height)
+    for panel, (title, curves), (x, y) in zip(axes[0], panels.items(), labels, strict=True):
+        plots.draw(panel, curves, title, x, y)
+    return made, axes[0]
+
+
+def mark_change(panel: Any, step: int, height: float, text: str) -> None:
+    """A dotted line where the world changes, and what happens."""
+    panel.axvline(step, **DOTTED)
+    panel.text(step, height, text, fontsize=9, color="#555555")

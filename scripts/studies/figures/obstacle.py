@@ -10,61 +10,49 @@ from __future__ import annotations
 import numpy as np
 
 from agents.dyna import Dyna2Config, DynaConfig, DynaQConfig
-from agents.dyna.experiment import Experiment
-from scripts.studies.figures.job import COLOUR, Job
+from agents.dyna.experiment import cumulative_rewards
+from scripts.studies.figures.job import COLOUR, Job, draw_panels, mark_change, mean_text
 from worldmodel import plots
 from worldmodel.envs.grid import OPEN_BOTH, OPEN_LEFT, Grid, GridWorld
 
 RUNS, CHANGE, STEPS, PLANNING, START = 60, 1500, 3500, 100, 1.0
-AGENTS: dict[str, DynaConfig] = {
-    "Dyna-Q": DynaQConfig(n=PLANNING, initial=START),
-    "trajectory sampling": DynaQConfig(n=PLANNING, initial=START, select="trajectory"),
-    "Dyna-2": Dyna2Config(n=PLANNING, initial=START, transient_alpha=0.5),
+# agent: its name in the legend, and its settings.
+AGENTS: dict[str, tuple[str, DynaConfig]] = {
+    "Dyna-Q": ("Dyna-Q", DynaQConfig(n=PLANNING, initial=START)),
+    "trajectory sampling": (
+        "Dyna-Q, planning along trajectories",
+        DynaQConfig(n=PLANNING, initial=START, select="trajectory"),
+    ),
+    "Dyna-2": ("Dyna-2", Dyna2Config(n=PLANNING, initial=START, transient_alpha=0.5)),
 }
-LEGEND = {
-    "Dyna-Q": "Dyna-Q",
-    "trajectory sampling": "Dyna-Q, planning along trajectories",
-    "Dyna-2": "Dyna-2",
-}
-
-
-def measure(agent: str, seeds: range) -> np.ndarray:
-    """The reward of every real step [R, STEPS]; the world changes after CHANGE of them."""
-    world = GridWorld(Grid((OPEN_BOTH, OPEN_LEFT), (0, CHANGE))).table()
-    return np.array([Experiment(world, AGENTS[agent], s).advance(STEPS).rewards for s in seeds])
+LABELS = (
+    ("real steps", "cumulative reward"),
+    ("real steps after the change", "share of runs with two goals since"),
+)
 
 
 def make(job: Job) -> None:
     """Run, draw."""
     seeds = job.seeds(RUNS)
-    x = np.arange(0, STEPS + 1, 25)
-    after = np.arange(0, 501, 5)
+    world = GridWorld(Grid((OPEN_BOTH, OPEN_LEFT), (0, CHANGE))).table()
+    x, after = np.arange(0, STEPS + 1, 25), np.arange(0, 501, 5)
     titles = ("all along", "the way found again")
     panels: dict[str, list[plots.Curve]] = {title: [] for title in titles}
-    for agent, name in LEGEND.items():
-        rewards, colour = measure(agent, seeds), COLOUR[agent]
-        sums = np.concatenate([np.zeros((len(seeds), 1)), rewards.cumsum(1)], 1)
-        panels[titles[0]].append(plots.mean_curve(name, x, sums[:, x], colour=colour))
+    for agent, (name, config) in AGENTS.items():
+        sums = np.pad(cumulative_rewards(world, config, seeds, STEPS), ((0, 0), (1, 0)))
+        since = sums - sums[:, [CHANGE]]
         # An episode under way when the door closes may be past it, so the first goal may be luck:
         # the second one counts.
-        again = (sums[:, CHANGE + after] - sums[:, [CHANGE]] >= 2).astype(np.float64)
-        panels[titles[1]].append(plots.mean_curve(name, after, again, colour=colour))
-        told = [f"{name}, reward before the change {_told(sums[:, CHANGE])}"]
+        again = (since[:, CHANGE + after] >= 2).astype(np.float64)
+        for title, at, runs in zip(titles, (x, after), (sums[:, x], again), strict=True):
+            panels[title].append(plots.mean_curve(name, at, runs, colour=COLOUR[agent]))
+        text = f"  {name}, reward before the change {mean_text(sums[:, CHANGE], 1)}"
         for steps in (100, 300, STEPS - CHANGE):
-            since = sums[:, CHANGE + steps] - sums[:, CHANGE]
-            told.append(f"in {steps} steps after {_told(since)}")
-        job.say("  " + ", ".join(told))
-    made, axes = plots.figure(columns=2)
-    plots.draw(axes[0][0], panels[titles[0]], titles[0], "real steps", "cumulative reward")
-    axes[0][0].axvline(CHANGE, color="#888888", linewidth=0.9, linestyle=":")
-    axes[0][0].text(CHANGE, 5, " a door closes", fontsize=9, color="#555555")
-    ylabel = "share of runs with two goals since"
-    plots.draw(axes[0][1], panels[titles[1]], titles[1], "real steps after the change", ylabel)
-    axes[0][1].set_ylim(0, 1.02)
+            text += f", in {steps} steps after {mean_text(since[:, CHANGE + steps], 1)}"
+        job.say(text)
+    made, axes = draw_panels(panels, LABELS)
+    mark_change(axes[0], CHANGE, 5, " a door closes")
+    axes[1].set_ylim(0, 1.02)
     note = f"Two doors, then one; n={PLANNING}, alpha .1 (Dyna-2's transient memory .5), "
     note += "gamma .95, epsilon .1, first values 1.\n"
     job.save(made, panels, f"{note}Mean and 95% band,")
-
-
-def _told(runs: np.ndarray) -> str:
-    return f"{runs.mean():.1f} ({float(plots.standard_error(runs)):.1f})"

@@ -13,7 +13,7 @@ import numpy as np
 from agents.dyna import DynaQConfig
 from agents.dyna.exact import best_return, shortest_path
 from agents.dyna.experiment import Experiment, greedy_steps
-from scripts.studies.figures.job import COLOUR, Check, Job, drawn_check
+from scripts.studies.figures.job import COLOUR, Check, Job, draw_panels, drawn_check
 from worldmodel import plots
 from worldmodel.envs import EnvConfig
 from worldmodel.envs.table import WorldTable, world_table
@@ -51,50 +51,49 @@ def measure(world: WorldTable, n: int, initial: float, seeds: range) -> np.ndarr
 
 def make(job: Job) -> None:
     """Run, draw, compare."""
-    seeds = job.seeds(RUNS)
-    planning = QUICK_PLANNING if job.quick else PLANNING
+    seeds, planning = job.seeds(RUNS), QUICK_PLANNING if job.quick else PLANNING
     world = lake(slippery=False)
     panels = {
-        title: draw_measured(job, world, planning, initial, seeds)
+        title: measured_curves(job, world, planning, initial, seeds)
         for title, initial in STARTS.items()
     }
-    made, axes = plots.figure(columns=2)
-    for panel, (title, curves) in zip(axes[0], panels.items(), strict=True):
-        places = np.arange(len(planning))  # 0 has no place on a logarithmic axis
-        placed = [replace(curve, x=places) for curve in curves]
-        plots.draw(panel, placed, title, "planning steps n", "real steps (median)")
+    places = np.arange(len(planning))  # 0 has no place on a logarithmic axis
+    placed = {title: [replace(c, x=places) for c in curves] for title, curves in panels.items()}
+    made, axes = draw_panels(placed, [("planning steps n", "real steps (median)")] * len(panels))
+    ticks = [mantissa * 10**power for power in (2, 3, 4) for mantissa in (1, 2, 5)]
+    for panel in axes:
         panel.set_xticks(places, [str(n) for n in planning])
         panel.set_yscale("log")
         panel.minorticks_off()
-        ticks = [mantissa * 10**power for power in (2, 3, 4) for mantissa in (1, 2, 5)]
         panel.set_yticks(ticks, [f"{tick:,}" for tick in ticks])
         panel.set_ylim(150, 60_000)
-    best, truth = shortest_path(world), best_return(lake(slippery=True), LIMIT)
-    job.say(f"  shortest way: {best} steps")
+    job.say(f"  shortest way: {shortest_path(world)} steps")
     what = "slippery: the best chance of arriving within 200 steps"
+    truth = best_return(lake(slippery=True), LIMIT)
     job.check(Check(what, truth, 0.0, 0.913, 0.0005, "rounded"))
     note = "FrozenLake 8x8, not slippery; alpha 1, gamma .95, epsilon .1. Median and quartiles,"
     job.save(made, panels, note)
 
 
-def draw_measured(
+def measured_curves(
     job: Job, world: WorldTable, planning: tuple[int, ...], initial: float, seeds: range
 ) -> list[plots.Curve]:
     """Medians and quartiles over runs by n; the optimistic ones beside their anchors."""
     runs = np.stack([measure(world, n, initial, seeds) for n in planning], 1)  # [R, N, 2]
     for column, n in enumerate(planning):
-        steps = runs[:, column, 0]
         if initial > 0 and n in ANCHORS:
             what = f"median steps to greedy success, n={n}"
-            job.check(drawn_check(what, steps, _median, ANCHORS[n], ANCHOR_RUNS))
+            steps = runs[:, column, 0]
+            job.check(drawn_check(what, steps, median, ANCHORS[n], ANCHOR_RUNS))
+    low, middle, high = np.quantile(runs, (0.25, 0.5, 0.75), axis=0)  # [N, 2]
     names = ("until the greedy way arrives", "until the goal is reached first")
     looks = ((COLOUR["Dyna-Q"], "-"), ("#777777", "--"))
-    curves = []
-    for i, (name, (colour, style)) in enumerate(zip(names, looks, strict=True)):
-        low, middle, high = np.quantile(runs[..., i], (0.25, 0.5, 0.75), axis=0)
-        curves.append(plots.Curve(name, np.array(planning), middle, low, high, colour, style))
-    return curves
+    return [
+        plots.Curve(name, np.array(planning), middle[:, i], low[:, i], high[:, i], *looks[i])
+        for i, name in enumerate(names)
+    ]
 
 
-def _median(values: np.ndarray) -> float:
+def median(values: np.ndarray) -> float:
+    """The median of all values."""
     return float(np.median(values))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from agents.dyna import DynaConfig, DynaQConfig, PrioritizedSweepingConfig
 from agents.dyna.exact import shortest_path
 from agents.dyna.experiment import until_greedy
-from scripts.studies.figures.job import COLOUR, Job, mean_check
+from scripts.studies.figures.job import COLOUR, Job, draw_panels, maze, mean_check
 from worldmodel import plots
-from worldmodel.envs.grid import GRIDS, GridWorld, refine
+from worldmodel.envs.grid import GRIDS
 from worldmodel.envs.table import WorldTable
 
 RUNS, SIZES, QUICK_SIZES, NEAR = 30, range(1, 9), range(1, 3), 1.2
@@ -28,17 +26,7 @@ ANCHORS = {
     5: (96_000, 218_000),
 }
 ANCHOR_RUNS = 10  # assumed: the anchors do not say
-
-
-def world_of(size: int) -> WorldTable:
-    """The Dyna maze, each cell divided into size x size."""
-    grid = GRIDS["dyna_maze"]
-    return GridWorld(replace(grid, layouts=(refine(grid.layouts[0], size),))).table()
-
-
-def cells_of(size: int) -> int:
-    """How many cells are no walls."""
-    return sum(cell != "#" for row in GRIDS["dyna_maze"].layouts[0] for cell in row) * size**2
+CELLS = sum(cell != "#" for row in GRIDS["dyna_maze"].layouts[0] for cell in row)  # no walls
 
 
 def measure(world: WorldTable, agent: str, seeds: range) -> np.ndarray:
@@ -56,29 +44,26 @@ def measure(world: WorldTable, agent: str, seeds: range) -> np.ndarray:
 
 def make(job: Job) -> None:
     """Run, draw, compare."""
-    seeds = job.seeds(RUNS)
-    sizes = QUICK_SIZES if job.quick else SIZES
-    worlds = {size: world_of(size) for size in sizes}
+    seeds, sizes = job.seeds(RUNS), QUICK_SIZES if job.quick else SIZES
+    worlds = [maze("dyna_maze", size) for size in sizes]
     panels: dict[str, list[plots.Curve]] = {"planning updates": [], "real steps": []}
     for place, agent in enumerate(AGENTS):
-        runs = np.stack([measure(worlds[size], agent, seeds) for size in sizes], 1)  # [R, N, 2]
-        for i, title in enumerate(panels):
+        runs = np.stack([measure(world, agent, seeds) for world in worlds], 1)  # [R, N, 2]
+        for i, curves in enumerate(panels.values()):
             curve = plots.mean_curve(agent, np.array(sizes), runs[..., i], colour=COLOUR[agent])
-            panels[title].append(curve)
+            curves.append(curve)
         for column, size in enumerate(sizes):
             if size in ANCHORS:
                 what = f"planning updates, maze x{size}, {agent}"
                 anchor = ANCHORS[size][place]
                 job.check(mean_check(what, runs[:, column, 0], anchor, ANCHOR_RUNS))
-    made, axes = plots.figure(columns=2)
-    for panel, (title, curves) in zip(axes[0], panels.items(), strict=True):
-        plots.draw(panel, curves, f"{title} until the way is short", "size of the maze", title)
+    label = "refinement of the maze, and its cells"
+    made, axes = draw_panels(panels, [(label, title) for title in panels])
+    for panel, (title, curves) in zip(axes, panels.items(), strict=True):
+        panel.set_title(f"{title} until the way is short")
         panel.set_yscale("log")
-        labels = [f"x{size}\n{cells_of(size)}" for size in sizes]
-        panel.set_xticks(list(sizes), labels)
+        panel.set_xticks(list(sizes), [f"x{size}\n{CELLS * size**2}" for size in sizes])
         for curve in curves:
             panel.plot(curve.x, curve.y, "o", color=curve.colour, markersize=4)
-    axes[0][0].set_xlabel("refinement of the maze, and its cells")
-    axes[0][1].set_xlabel("refinement of the maze, and its cells")
     note = "Dyna maze; greedy way within 1.2 of the shortest; n=5, alpha .5, theta 1e-4, "
     job.save(made, panels, f"{note}epsilon .1. Mean and 95% band,")

@@ -2,45 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from agents.dyna import DynaConfig, DynaQConfig, DynaQPlusConfig
 from agents.dyna.experiment import Experiment
-from scripts.studies.figures.job import Job, chunks
+from scripts.studies.figures.job import Job
 from worldmodel import plots
 from worldmodel.envs.grid import GRIDS, GridWorld
 
 
-@dataclass(frozen=True)
-class Film:
-    """Who is filmed where. begin: episodes before the first moment; moments: real steps from there
-    on, often where much happens."""
+class Film(NamedTuple):
+    """Who is filmed where. episodes: before the first moment; moments: real steps from there on,
+    often where much happens."""
 
     maze: str
     name: str
     agent: DynaConfig
-    begin: int
+    episodes: int
     moments: tuple[int, ...]
 
 
 FILMS = (
     Film("dyna_maze", "Dyna-Q", DynaQConfig(n=10), 1, (*range(0, 200, 12), *range(200, 901, 70))),
     Film(
-        "blocking_maze",
-        "Dyna-Q+",
-        DynaQPlusConfig(n=50, alpha=0.5, kappa=1e-3),
-        0,
+        "blocking_maze", "Dyna-Q+", DynaQPlusConfig(n=50, alpha=0.5, kappa=1e-3), 0,
         (*range(100, 1000, 100), *range(1000, 1600, 50), *range(1600, 3001, 200)),
     ),
-)
+)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """An agent's mind at one moment: values [rows, columns], NaN for walls; the best moves, bool
     [rows, columns, 4], none where nothing is known; the steps and the rewards so far."""
 
@@ -56,24 +50,21 @@ def measure(film: Film, seed: int, quick: bool = False) -> tuple[GridWorld, list
     grid = GridWorld(GRIDS[film.maze])
     run = Experiment(grid.table(), film.agent, seed)
     found = [snapshot(grid, run)]
-    if film.begin:
-        run.advance(episodes=film.begin)
+    if film.episodes:
+        run.advance(episodes=film.episodes)
     moments = film.moments[:: len(film.moments) // 2] if quick else film.moments
-    for more in chunks(np.array(moments)):
-        run.advance(more)
-        found.append(snapshot(grid, run))
+    for more in np.diff(moments, prepend=0):
+        found.append(snapshot(grid, run.advance(int(more))))
     return grid, found
 
 
 def snapshot(grid: GridWorld, run: Experiment) -> Snapshot:
     """What a run believes now."""
-    q = run.q.reshape(grid.height, grid.width, 4)
-    cells = grid.cells[run.phase]
+    q, cells = run.q.reshape(grid.height, grid.width, 4), grid.cells[run.phase]
     best = q.max(-1)
     # Where all actions are worth the same there is no best one to show.
     moves = (q == best[..., None]) & (best > q.min(-1))[..., None]
-    closed = np.isin(cells, ("#", "G", "H"))
-    moves[closed] = False
+    moves[np.isin(cells, ("#", "G", "H"))] = False
     values = np.where(cells == "#", np.nan, best)
     return Snapshot(values, moves, run.phase, run.steps, float(run.rewards.sum()))
 
@@ -85,51 +76,42 @@ def make(job: Job) -> None:
         grid, found = measure(film, seed, job.quick)
         agent, maze = film.agent, film.maze.replace("_", " ")
         note = f"{film.name} in the {maze}, n={agent.n}, alpha {agent.alpha:g}; seed {seed}."
-        draw(job, film.maze, grid, found, note)
+        ends = [
+            shot
+            for shot, after in zip(found, [*found[1:], None], strict=True)
+            if after is None or after.phase != shot.phase
+        ]
+        top = float(np.nanmax([shot.values for shot in found])) or 1.0
+        made, (panel,) = _panels(grid, found[:1], top, note)
+        frames = [partial(_show, panel, grid, shot, top) for shot in found]
+        job.files.append(plots.animate(made, job.path("gif", film.maze), frames, dpi=70))
+        plots.close(made)
+        made, _ = _panels(grid, ends, top, note)
+        job.files.append(plots.save(made, job.path("png", film.maze)))
         write(job, film.maze, found)
-
-
-def draw(job: Job, maze: str, grid: GridWorld, found: list[Snapshot], note: str) -> None:
-    """The GIF of all snapshots, and the PNG of the last one (of the last before a change, too)."""
-    top = float(np.nanmax([shot.values for shot in found])) or 1.0
-    for path, shots in (
-        (job.path("gif", maze), found),
-        (job.path("png", maze), [shot for i, shot in enumerate(found) if _stays(found, i)]),
-    ):
-        panels = 1 if path.suffix == ".gif" else len(shots)
-        made, axes = plots.figure(columns=panels, width=5.6, height=4.0)
-        for panel, shot in zip(axes[0], shots, strict=False):
-            _show(panel, grid, shot, top)
-        bar = made.colorbar(axes[0][-1].images[0], ax=axes[0][-1], shrink=0.85)
-        bar.set_label("value of the best action")
-        plots.caption(made, note)
-        if path.suffix == ".gif":
-            first = axes[0][0]
-            frames = [partial(_show, first, grid, shot, top) for shot in found]
-            plots.animate(made, path, frames, dpi=70)
-            plots.close(made)
-        else:
-            plots.save(made, path)
-        job.files.append(path)
 
 
 def write(job: Job, maze: str, found: list[Snapshot]) -> None:
     """Every cell at every moment, walls left out."""
-    rows = [
-        (shot.steps, shot.phase, row, column, value, *shot.moves[row, column].astype(int))
+    names = ("steps", "phase", "row", "column", "value", "up", "right", "down", "left", "seeds")
+    table = [
+        (shot.steps, shot.phase, *cell, value, *shot.moves[cell].astype(int), job.seeds_text)
         for shot in found
-        for (row, column), value in np.ndenumerate(shot.values)
+        for cell, value in np.ndenumerate(shot.values)
         if not np.isnan(value)
     ]
-    names = ("steps", "phase", "row", "column", "value", "up", "right", "down", "left", "seeds")
-    told = job.seeds_told()
-    table = [(*row, told) for row in rows]
     job.files.append(plots.write_table(job.path("csv", maze), names, table))
 
 
-def _stays(found: list[Snapshot], i: int) -> bool:
-    """Whether a snapshot is the last of its phase."""
-    return i == len(found) - 1 or found[i + 1].phase != found[i].phase
+def _panels(grid: GridWorld, shots: list[Snapshot], top: float, note: str) -> tuple[Any, Any]:
+    """A figure with a panel for each snapshot."""
+    made, axes = plots.figure(len(shots), width=5.6, height=4.0)
+    for panel, shot in zip(axes[0], shots, strict=True):
+        _show(panel, grid, shot, top)
+    bar = made.colorbar(axes[0][-1].images[0], ax=axes[0][-1], shrink=0.85)
+    bar.set_label("value of the best action")
+    plots.caption(made, note)
+    return made, axes[0]
 
 
 def _show(panel: Any, grid: GridWorld, shot: Snapshot, top: float) -> None:
