@@ -1,4 +1,4 @@
-"""How long a tick of a deployed agent takes, beside what the machine itself pauses for.
+"""`what=deploy`: how long a tick of a deployed agent takes, beside what the machine itself pauses.
 
 Three loops at the same period, one after the other in blocks, so that all of them live through the
 same minutes: the tick; the tick with a policy that stalls now and then; and an idle one that only
@@ -25,12 +25,14 @@ from agents.deploy.realtime import Rest, calm, no_garbage_pauses
 from agents.deploy.runtime import Runtime
 from agents.deploy.tally import percentiles
 from agents.deploy.worker import Answer, ThreadWorker, Worker
-from worldmodel import config
+from scripts.studies.bench_subject import observations
+from worldmodel.config import check_ranges
 from worldmodel.types import EnvSpec
 
 BLOCK = 500  # ticks of one loop before it is another's turn
 LONGEST_IDLE = 0.002  # seconds that the idle loop reads the clock for, at most
 SCENES = 64  # different observations, at random
+Scenes = Sequence[Mapping[str, np.ndarray]]
 
 
 @dataclass
@@ -50,7 +52,7 @@ class Settings:
     deploy: DeployConfig = field(default_factory=DeployConfig)
 
     def __post_init__(self) -> None:
-        config.check_ranges(self, {
+        check_ranges(self, {
             "ticks": (10, 1e9), "period_ms": (0, 1e6), "stall_ms": (0, 1e6),
             "stall_every": (1, 1e9),
         })  # fmt: skip
@@ -79,44 +81,41 @@ def measure(settings: Settings) -> Iterator[dict[str, Any]]:
     loop's, with the time that this process computed in each missed one; the same with stalls; and
     where the time goes."""
     calm()
-    deploy = settings.deploy
+    deploy = replace(settings.deploy, log=None)
     if settings.period_ms:
         deploy = replace(deploy, period_ms=settings.period_ms)
-    deploy = replace(deploy, log=None)
     plain = sources.open_runtime(
         settings.run, deploy, guard=settings.guard, graph=settings.graph
     ).start()
     stalls, job = _stalling(settings, deploy, plain.spec)
     stalls.start()
-    scenes = _scenes(plain.spec)
-    idle: list[float] = []
-    late: list[float] = []
+    drawn = observations(plain.spec, SCENES, np.random.default_rng(0))
+    scenes = [{key: drawn[key][n] for key in plain.spec.seen} for n in range(SCENES)]
+    period, idle, late = settings.period_ms / 1e3, list[float](), list[float]()
     with no_garbage_pauses(), plain, stalls:
-        trial = _play(plain, scenes, min(BLOCK, settings.ticks), settings, [])
+        trial = _play(plain, scenes, min(BLOCK, settings.ticks), period, [])
         # Not the median: on a busy machine that holds pauses already.
         typical = min(LONGEST_IDLE, float(np.percentile(trial, 10)))
-        done = 0
-        plain.tally.__init__(plain.tally.deadline, plain.tally.soft)  # type: ignore[misc]
-        while done < settings.ticks:
+        deadline = plain.tally.deadline
+        plain.tally.__init__(deadline, plain.tally.soft)  # type: ignore[misc]
+        for done in range(0, settings.ticks, BLOCK):
             block = min(BLOCK, settings.ticks - done)
-            _play(plain, scenes, block, settings, late)
-            idle += _idle(block, typical, settings, plain)
-            _play(stalls, scenes, max(1, block // 10), settings, [])
-            done += block
+            _play(plain, scenes, block, period, late)
+            idle += _paced(plain, block, period, lambda n: _read_clock(plain, typical))
+            _play(stalls, scenes, max(1, block // 10), period, [])
         yield {
-            **_told("tick", plain, settings),
+            **_figure("tick", plain, settings),
             "missed_cpu_ms": [round(1e3 * seconds, 2) for seconds in sorted(late)],
         }
-        pauses = np.asarray(idle) - typical
         yield {
             "measure": "idle",
             "ticks": len(idle),
             "unit": "ms beyond what was asked for",
-            **percentiles(np.maximum(pauses, 0)),
-            "over_deadline": int((np.asarray(idle) > plain.tally.deadline).sum()),
+            **percentiles(np.maximum(np.array(idle) - typical, 0)),
+            "over_deadline": int((np.array(idle) > deadline).sum()),
         }
         yield {
-            **_told("stall", stalls, settings),
+            **_figure("stall", stalls, settings),
             "stall_ms": settings.stall_ms,
             "stalls": job.stalls,
             "answered_by_fallback": stalls.tally.reasons[LATE],
@@ -124,8 +123,8 @@ def measure(settings: Settings) -> Iterator[dict[str, Any]]:
     yield from _where(settings, plain.spec, scenes)
 
 
-def _told(name: str, runtime: Runtime, settings: Settings) -> dict[str, Any]:
-    # Beyond the hard deadline lies the machine's own pause; both are told.
+def _figure(name: str, runtime: Runtime, settings: Settings) -> dict[str, Any]:
+    # Beyond the hard deadline lies the machine's own pause; both are in the figure.
     return {
         "measure": name,
         "unit": "ms",
@@ -151,60 +150,45 @@ def _stalling(settings: Settings, deploy: DeployConfig, spec: EnvSpec) -> tuple[
     return Runtime(spec, worker, replace(deploy, isolation="thread"), 1, clock), job
 
 
-def _scenes(spec: EnvSpec) -> list[dict[str, np.ndarray]]:
-    rng = np.random.default_rng(0)
-    return [
-        {
-            key: rng.integers(0, 256, one.shape).astype(np.uint8)
-            if one.kind == "image"
-            else rng.standard_normal(one.shape).astype(np.float32)
-            for key, one in spec.seen.items()
-        }
-        for _ in range(SCENES)
-    ]
-
-
 def _play(
-    runtime: Runtime,
-    scenes: list[dict[str, np.ndarray]],
-    ticks: int,
-    settings: Settings,
-    late: list[float],
+    runtime: Runtime, scenes: Scenes, ticks: int, period: float, late: list[float]
 ) -> list[float]:
     """Ticks at the period; the latencies, seconds. Of those that missed the deadline, `late` takes
     how long this process computed in them: the rest of their time it was not let to run."""
-    clock, rest, period = runtime.clock, Rest(), settings.period_ms / 1e3
-    out = []
-    due = clock.now()
-    for n in range(ticks):
+
+    def tick(n: int) -> float:
         before = time.process_time()
-        out.append(runtime.act(scenes[n % SCENES], reward=0.0).latency)
-        if out[-1] > runtime.tally.deadline:
+        latency = runtime.act(scenes[n % SCENES], reward=0.0).latency
+        if latency > runtime.tally.deadline:
             late.append(time.process_time() - before)
+        return latency
+
+    return _paced(runtime, ticks, period, tick)
+
+
+def _paced(
+    runtime: Runtime, count: int, period: float, tick: Callable[[int], float]
+) -> list[float]:
+    """What `tick` returns, called once in each period."""
+    clock, rest, out = runtime.clock, Rest(), []
+    due = clock.now()
+    for n in range(count):
+        out.append(tick(n))
         due = max(due + period, clock.now())
         rest(due - clock.now(), clock.now)
         clock.sleep(due - clock.now())
     return out
 
 
-def _idle(ticks: int, busy: float, settings: Settings, runtime: Runtime) -> list[float]:
-    """A loop that reads the clock for `busy` seconds at each period; how long that really took."""
-    clock, period = runtime.clock, settings.period_ms / 1e3
-    out = []
-    due = clock.now()
-    for _ in range(ticks):
-        start = clock.now()
-        while clock.now() < start + busy:
-            pass
-        out.append(clock.now() - start)
-        due = max(due + period, clock.now())
-        clock.sleep(due - clock.now())
-    return out
+def _read_clock(runtime: Runtime, seconds: float) -> float:
+    """Read the clock for so many seconds; how long that really took."""
+    start = runtime.clock.now()
+    while runtime.clock.now() < start + seconds:
+        pass
+    return runtime.clock.now() - start
 
 
-def _where(
-    settings: Settings, spec: EnvSpec, scenes: Sequence[Mapping[str, np.ndarray]]
-) -> Iterator[dict[str, Any]]:
+def _where(settings: Settings, spec: EnvSpec, scenes: Scenes) -> Iterator[dict[str, Any]]:
     """CPU time of the step alone, with and without the detector, without any loop round it."""
     for guard in (True, False) if settings.guard else (False,):
         engine, _ = sources.Source(settings.run, guard=guard, graph=settings.graph).engine()
@@ -217,4 +201,4 @@ def _where(
             _, state, _ = engine.step(obs, state, first, sent)
             taken.append(time.thread_time() - start)
         name = "step with detector, CPU time" if guard else "step, CPU time"
-        yield {"measure": name, "unit": "ms", **percentiles(np.asarray(taken[100:]))}
+        yield {"measure": name, "unit": "ms", **percentiles(np.array(taken[100:]))}

@@ -12,22 +12,20 @@ import numpy as np
 from agents.base import random_actions
 from agents.run.cli import CONFIGS, register
 from agents.run.config import TrainConfig
-from scripts.studies.bench_timing import rounded
+from scripts.studies.bench_timing import rate, rounded
 from worldmodel import config
 from worldmodel.config import check_ranges
 from worldmodel.envs import EnvConfig, EnvError, env_spec, make_vector
+
+ENVS = ("pendulum", "cartpole", "dmc", "dmc+env.fast_render=true", "atari", "dyna_maze")
 
 
 @dataclass
 class Settings:
     """envs: of configs/env, each with what follows a "+": "dmc+env.fast_render=true". num_envs:
-    that step together in a vector. seconds: of one window, and windows: whose median is told."""
+    that step together in a vector. seconds: of one window, and windows: whose median counts."""
 
-    envs: list[str] = field(
-        default_factory=lambda: [
-            "pendulum", "cartpole", "dmc", "dmc+env.fast_render=true", "atari", "dyna_maze",
-        ]
-    )  # fmt: skip
+    envs: list[str] = field(default_factory=lambda: list(ENVS))
     num_envs: int = 4
     windows: int = 5
     seconds: float = 1.0
@@ -45,11 +43,8 @@ def measure(settings: Settings) -> Iterator[Mapping[str, Any]]:
         kind, *words = name.split("+")
         words = ["experiment=none", f"env={kind}", *words]
         env = config.build(config.compose_config(CONFIGS, "train", words), TrainConfig).env
-        for vector, count in (
-            ("sync", 1),
-            ("sync", settings.num_envs),
-            ("async", settings.num_envs),
-        ):
+        several = settings.num_envs
+        for vector, count in (("sync", 1), ("sync", several), ("async", several)):
             about = {"figure": "env", "env": name, "id": env.id, "vector": vector, "envs": count}
             try:
                 yield {**about, **_stepped(replace(env, vector=vector), count, settings)}
@@ -59,27 +54,25 @@ def measure(settings: Settings) -> Iterator[Mapping[str, Any]]:
 
 def _stepped(env: EnvConfig, count: int, settings: Settings) -> dict[str, Any]:
     """Steps per second of `count` environments together, and what they look like."""
-    began = time.perf_counter()
+    began, rng = time.perf_counter(), np.random.default_rng(0)
     envs = make_vector(env, count, seed=0)
     try:
-        spec, rng = env_spec(envs), np.random.default_rng(0)
+        spec = env_spec(envs)
         obs, _ = envs.reset()
         start = time.perf_counter() - began
-        rates = []
-        for _ in range(settings.windows + 1):  # the first one warms up
-            done, began = 0, time.perf_counter()
-            while (passed := time.perf_counter() - began) < settings.seconds or not done:
-                action = spec.action.decode(random_actions(spec, obs, count, rng))
-                obs, *_ = envs.step(action)
-                done += count
-            rates.append(done / passed)
+
+        def step() -> None:
+            nonlocal obs
+            obs, *_ = envs.step(spec.action.decode(random_actions(spec, obs, count, rng)))
+
+        rate(step, settings.seconds)  # warms up
+        rates = [count * rate(step, settings.seconds) for _ in range(settings.windows)]
     finally:
         envs.close()
-    steps = float(np.median(rates[1:]))
     return {
-        "steps_per_s": rounded(steps),
-        "frames_per_s": rounded(steps * env.action_repeat),
-        "best_window_frames_per_s": rounded(max(rates[1:]) * env.action_repeat),
+        "steps_per_s": rounded(float(np.median(rates))),
+        "frames_per_s": rounded(float(np.median(rates)) * env.action_repeat),
+        "best_window_frames_per_s": rounded(max(rates) * env.action_repeat),
         "action_repeat": env.action_repeat,
         "start_s": rounded(start),
         "observations": {key: list(one.shape) for key, one in spec.obs.items()},

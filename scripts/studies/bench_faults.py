@@ -23,15 +23,14 @@ import agents
 from agents.dreamer import DreamerConfig
 from agents.run.config import TrainConfig
 from agents.run.train import train
-from worldmodel import checkpoint
+from worldmodel import checkpoint, tree
 from worldmodel.config import RunError
 from worldmodel.envs import EnvConfig
 from worldmodel.replay import ReplayConfig
 from worldmodel.replay.delta import DELTA, FOLDING, FRESH
 from worldmodel.rssm import ModelConfig
 
-CLOCKS = ("wall_clock_s", "steps_per_s", "updates_per_s")
-SECONDS = ("train_seconds", "eval_seconds")
+CLOCKS = ("wall_clock_s", "steps_per_s", "updates_per_s", "train_seconds", "eval_seconds")
 
 
 @dataclass
@@ -58,25 +57,22 @@ class Killed:
 
 def measure(settings: Settings) -> Iterator[Mapping[str, Any]]:
     """One figure: kills, those that fell into a save, and every difference that was found."""
-    rng, total, differences, runs = np.random.default_rng(settings.seed), Killed(), [], 0
+    rng, runs = np.random.default_rng(settings.seed), list[Killed]()
+    differences: list[str] = []
     began = time.monotonic()
-    while total.kills < settings.kills:
+    while (kills := sum(run.kills for run in runs)) < settings.kills:
         with tempfile.TemporaryDirectory() as folder:
-            here = Path(folder)
-            config = small_run(here / "alone", settings, seed=runs)
+            alone, killed = Path(folder) / "alone", Path(folder) / "killed"
+            config = small_run(alone, settings, seed=len(runs))
             live(config)
-            killed = replace(config, run=str(here / "killed"))
-            one = kill(killed, settings.kills - total.kills, rng, settings.longest)
-            differences += compare(here / "alone", here / "killed")
-        total.kills += one.kills
-        total.while_saving += one.while_saving
-        total.repeated += one.repeated
-        runs += 1
+            config = replace(config, run=str(killed))
+            runs.append(kill(config, settings.kills - kills, rng, settings.longest))
+            differences += compare(alone, killed)
     yield {
-        "kills": total.kills,
-        "while_saving": total.while_saving,
-        "runs": runs,
-        "repeated_steps": total.repeated,
+        "kills": kills,
+        "while_saving": sum(run.while_saving for run in runs),
+        "runs": len(runs),
+        "repeated_steps": sum(run.repeated for run in runs),
         "differences": differences,
         "seconds": round(time.monotonic() - began, 1),
     }
@@ -88,30 +84,16 @@ def small_run(folder: Path, settings: Settings, seed: int = 0) -> TrainConfig:
         deter=32, hidden=16, groups=4, classes=4, depth=4, units=16, mults=[1, 2, 2]
     )
     return TrainConfig(
-        run=str(folder),
-        seed=seed,
-        device="cpu",
-        threads=1,
-        steps=settings.steps,
-        train_ratio=4.0,
-        prefill=40,
-        log_every=20,
-        eval_every=settings.steps // 3,
-        eval_episodes=1,
-        final_episodes=1,
-        video_every=0,
-        checkpoint_minutes=0.3 / 60,
+        run=str(folder), seed=seed, device="cpu", threads=1, steps=settings.steps,
+        train_ratio=4.0, prefill=40, log_every=20, eval_every=settings.steps // 3, eval_episodes=1,
+        final_episodes=1, video_every=0, checkpoint_minutes=0.3 / 60,
         env=EnvConfig(
-            id="Pendulum-v1",
-            image_size=[32, 32],
-            action_repeat=2,
-            time_limit=40,
-            num_envs=settings.num_envs,
-            vector=settings.vector,
+            id="Pendulum-v1", image_size=[32, 32], action_repeat=2, time_limit=40,
+            num_envs=settings.num_envs, vector=settings.vector,
         ),
         replay=ReplayConfig(capacity=1500, storage=settings.storage),  # it wraps around
         agent=DreamerConfig(batch_size=4, batch_length=8, horizon=4, model=model),
-    )
+    )  # fmt: skip
 
 
 def live(config: TrainConfig, longest: float | None = None, begun: bool = True) -> int | None:
@@ -152,15 +134,15 @@ def kill(
 ) -> Killed:
     """Start a run and kill it, `kills` times or until it is done; then let it end. One kill in
     five falls somewhere into the start, the others into what follows."""
-    told, folder = Killed(), Path(config.run)
-    while told.kills < kills:
+    found, folder = Killed(), Path(config.run)
+    while found.kills < kills:
         if start(config, float(rng.uniform(0.0, longest)), bool(rng.random() < 0.8)) == 0:
             break
-        told.kills += 1
-        told.while_saving += _was_saving(folder)
-        told.repeated += _repeated(folder)
+        found.kills += 1
+        found.while_saving += _was_saving(folder)
+        found.repeated += _repeated(folder)
     start(config)
-    return told
+    return found
 
 
 def _was_saving(folder: Path) -> bool:
@@ -173,56 +155,48 @@ def _repeated(folder: Path) -> int:
     """Logged agent steps that are later than the last checkpoint."""
     if not checkpoint.exists(folder) or not (folder / "metrics.jsonl").exists():
         return 0
-    lines = [
-        line for line in (folder / "metrics.jsonl").read_text().splitlines() if line[-1] == "}"
-    ]
-    last = json.loads(lines[-1])["step"] if lines else 0
-    return max(0, int(last) - checkpoint.load(folder)["counters"]["agent_steps"])
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines if line[-1] == "}"]
+    saved = checkpoint.load(folder)["counters"]["agent_steps"]
+    return max(0, (steps[-1] if steps else 0) - saved)
 
 
 def compare(one: Path, other: Path) -> list[str]:
     """Everything in which two finished runs differ, apart from clocks."""
     found = []
-    lines = [
-        [_without(json.loads(line), CLOCKS) for line in (run / "metrics.jsonl").open()]
-        for run in (one, other)
-    ]
-    if lines[0] != lines[1]:
-        steps = [[line["step"] for line in run] for run in lines]
-        found.append(f"metrics: {steps[0]} against {steps[1]}")
+    logs = [[json.loads(line) for line in (run / "metrics.jsonl").open()] for run in (one, other)]
     states = [checkpoint.load(run) for run in (one, other)]
-    for key in ("agent", "rng", "collector", "means", "scores"):
-        found += [f"checkpoint: {where}" for where in _unequal(states[0][key], states[1][key], key)]
-    counters = [_without(state["counters"], SECONDS) for state in states]
-    found += [f"checkpoint: {where}" for where in _unequal(counters[0], counters[1], "counters")]
-    found += _compare_replays(one, other)
-    return found
-
-
-def _compare_replays(one: Path, other: Path) -> list[str]:
+    for values in (*logs[0], *logs[1], *(state["counters"] for state in states)):
+        for name in CLOCKS:
+            values.pop(name, None)
+    if logs[0] != logs[1]:
+        steps = [[line["step"] for line in log] for log in logs]
+        found.append(f"metrics: {steps[0]} against {steps[1]}")
+    for key in ("agent", "rng", "collector", "means", "scores", "counters"):
+        found += [f"checkpoint: {name}" for name in _unequal(states[0][key], states[1][key], key)]
     replays = [agents.load_replay(run) for run in (one, other)]
-    if replays[0].episodes() != replays[1].episodes():
-        return ["replay: other episodes"]
-    found = []
-    for stream, start, stop in replays[0].episodes():
+    episodes = replays[0].episodes()
+    if episodes != replays[1].episodes():
+        return [*found, "replay: other episodes"]
+    for stream, start, stop in episodes:
         rows = [replay.rows(stream, start, stop) for replay in replays]
-        found += [f"replay: {w}" for w in _unequal(rows[0], rows[1], f"{stream}.{start}")]
+        found += [f"replay: {name}" for name in _unequal(rows[0], rows[1], f"{stream}.{start}")]
     return found
 
 
-def _without(values: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if key not in names}
-
-
-def _unequal(one: Any, other: Any, where: str) -> list[str]:
+def _unequal(one: Any, other: Any, name: str) -> list[str]:
     """Dotted names of the parts of two nested values that are not equal to the bit."""
-    if isinstance(one, Mapping) and isinstance(other, Mapping) and one.keys() == other.keys():
-        return [x for key in one for x in _unequal(one[key], other[key], f"{where}.{key}")]
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
-        pairs = enumerate(zip(one, other, strict=True))
-        return [x for i, (a, b) in pairs for x in _unequal(a, b, f"{where}.{i}")]
+    ours, theirs = (dict(tree.leaves(values, name)) for values in (one, other))
+    return [
+        part
+        for part in ours | theirs
+        if part not in ours or part not in theirs or not _same(ours[part], theirs[part])
+    ]
+
+
+def _same(one: Any, other: Any) -> bool:
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return [] if one.dtype == other.dtype and torch.equal(one, other) else [where]
+        return one.dtype == other.dtype and torch.equal(one, other)
     if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
-        return [] if np.array_equal(one, other) else [where]
-    return [] if type(one) is type(other) and one == other else [where]
+        return np.array_equal(one, other)
+    return type(one) is type(other) and bool(one == other)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,9 @@ from omegaconf import MISSING
 from agents.deploy import sources
 from agents.deploy.config import DeployConfig
 from agents.deploy.trial import World, alone, fallback_alone, guarded
-from worldmodel import config
+from scripts.studies.bench import check_known
 from worldmodel.accel import devices
+from worldmodel.config import check_ranges
 from worldmodel.envs.shifts import LEVELS, SHIFTS
 
 
@@ -42,11 +44,9 @@ class Settings:
     deploy: DeployConfig = field(default_factory=DeployConfig)
 
     def __post_init__(self) -> None:
-        for names, known, what in ((self.shifts, SHIFTS, "shift"), (self.levels, LEVELS, "level")):
-            for name in names:
-                if name not in known:
-                    raise config.ConfigError(config.unknown(what, name, known))
-        config.check_ranges(self, {
+        check_known("shift", self.shifts, SHIFTS)
+        check_known("level", self.levels, LEVELS)
+        check_ranges(self, {
             "episodes": (1, 1e6), "onset": (0, 1e9), "tolerated": (0, 1), "threads": (0, 1024),
         })  # fmt: skip
 
@@ -54,35 +54,32 @@ class Settings:
 def measure(settings: Settings) -> Iterator[Mapping[str, Any]]:
     """One figure for each shift and strength; then how many episodes ended too low."""
     devices.set_threads(settings.threads)
-    shorts: list[float] = []
     deploy = replace(
         settings.deploy, period_ms=10_000, soft_ms=8_000, hard_ms=9_000, max_age_ms=None, log=None
     )
-    env = sources.env_of(settings.run)
+    env, count, seed = sources.env_of(settings.run), settings.episodes, settings.seed
     engine, spec = sources.Source(settings.run, guard=False).engine()
-    for name in settings.shifts:
-        for level in settings.levels:
-            world = World(env, name, SHIFTS[name].strength(level), settings.onset)
-            count, seed = settings.episodes, settings.seed
-            with sources.open_runtime(settings.run, deploy) as runtime:
-                runtime.start()
-                watched = guarded(runtime, world, count, seed, pace=False)
-            policy = alone(engine, spec, world, count, seed)
-            safe = fallback_alone(deploy.fallback, spec, world, count, seed)
-            short = shortfall(watched.returns, safe.returns)
-            shorts += short.tolist()
-            found = watched.detected
-            yield {
-                "shift": name,
-                "kind": SHIFTS[name].kind,
-                "level": level,
-                "guarded": round(watched.mean, 1),
-                "policy": round(policy.mean, 1),
-                "fallback": round(safe.mean, 1),
-                "noticed": round(len(found) / count, 4),
-                "delay": float(np.median(found)) if found else float("nan"),
-                "short_worst": round(float(short.max()), 4),
-            }
+    shorts: list[float] = []
+    for name, level in product(settings.shifts, settings.levels):
+        world = World(env, name, SHIFTS[name].strength(level), settings.onset)
+        with sources.open_runtime(settings.run, deploy) as runtime:
+            runtime.start()
+            watched = guarded(runtime, world, count, seed, pace=False)
+        policy = alone(engine, spec, world, count, seed)
+        safe = fallback_alone(deploy.fallback, spec, world, count, seed)
+        short = shortfall(watched.returns, safe.returns)
+        shorts += short.tolist()
+        yield {
+            "shift": name,
+            "kind": SHIFTS[name].kind,
+            "level": level,
+            "guarded": round(watched.mean, 1),
+            "policy": round(policy.mean, 1),
+            "fallback": round(safe.mean, 1),
+            "noticed": round(len(watched.detected) / count, 4),
+            "delay": float(np.median(watched.detected)) if watched.detected else float("nan"),
+            "short_worst": round(float(short.max()), 4),
+        }
     yield {
         "episodes": len(shorts),
         "too_low": int((np.array(shorts) > settings.tolerated).sum()),

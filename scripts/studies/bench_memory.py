@@ -39,7 +39,7 @@ def measure(settings: Settings) -> Iterator[Mapping[str, Any]]:
         "half_mb": round(megabytes[half], 1),
         "end_mb": round(megabytes[-1], 1),
         "largest_mb": round(megabytes.max(), 1),
-        "growth_bytes_per_step": round(np.polyfit(*marks[half:].T, 1)[0], 2),
+        "growth_bytes_per_step": round(np.polyfit(steps[half:], marks[half:, 1], 1)[0], 2),
     }
 
 

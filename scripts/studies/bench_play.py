@@ -1,4 +1,4 @@
-"""How fast one steps through a dream: the walk alone, and through the page in a browser."""
+"""`what=play`: how fast one steps through a dream: the walk alone, and the page in a browser."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from agents.apps.play.cli import open_run
 from agents.apps.play.driver import FASTEST
 from agents.apps.play.session import Session
 from agents.apps.play.show import shown
-from worldmodel import config
+from scripts.studies.bench_timing import timed
 from worldmodel.accel import devices
+from worldmodel.config import RunError, check_ranges
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SERVER = (
     "import sys; from agents.apps.play.cli import play_command as command; "
     "sys.exit(command(print, sys.argv[1:]))"
 )
-CLOCK = os.sysconf("SC_CLK_TCK")
 PAINTED = "+document.querySelector('.dream-screen').dataset.painted"
 
 
 @dataclass
 class Settings:
-    """run: folder of a trained run. steps: of one window. windows: the median of which is told.
+    """run: folder of a trained run. steps: of one window. windows: the median of which counts.
     seconds: that the page plays, in each view; 0 leaves the browser out."""
 
     run: str = MISSING
@@ -48,20 +48,15 @@ class Settings:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.windows < 1 or self.seconds < 0:
-            raise config.ConfigError(
-                f"steps={self.steps} and windows={self.windows} must be at least 1, and "
-                f"seconds={self.seconds} not negative."
-            )
+        check_ranges(self, {"steps": (1, 1e9), "windows": (1, 1e6), "seconds": (0, 1e6)})
 
 
 def measure(settings: Settings) -> Iterator[dict[str, Any]]:
     """Steps per second of the agent acting, and milliseconds of CPU for each: of the walk, of the
     walk with all that a page is sent for it, and as a headless Chromium on this machine paints
-    them. The CPU times tell, on a busy machine, what a quiet one would do."""
+    them. The CPU times say, on a busy machine, what a quiet one would do."""
     devices.set_threads(settings.threads)
-    run = Path(settings.run)
-    world, recorded = open_run(run, settings.device, 0, lambda text: None)
+    world, recorded = open_run(Path(settings.run), settings.device, 0, lambda text: None)
     starts: dict[str, Callable[[Session], Any]] = {"both": lambda walk: walk.start_real(0)}
     if recorded is not None:
         starts = {"dream": lambda walk: walk.start_recorded(0, 0), **starts}
@@ -69,28 +64,26 @@ def measure(settings: Settings) -> Iterator[dict[str, Any]]:
         walk = Session(world, recorded)
         start(walk)
         for name, look in (("step", False), ("step and show", True)):
-            yield {"figure": name, "view": view, **_rate(settings, walk, view, look)}
+            yield {"figure": name, "view": view, **_walked(settings, walk, view, look)}
         walk.close()
     if settings.seconds:
         yield from _page(settings, list(starts))
 
 
-def _rate(settings: Settings, walk: Session, view: str, look: bool) -> dict[str, float]:
+def _walked(settings: Settings, walk: Session, view: str, look: bool) -> dict[str, float]:
     """Medians over the windows, each from the start anew."""
-    rates, costs = [], []
-    for _ in range(settings.windows + 1):
+
+    def step() -> None:
+        walk.act(walk.policy_action())
+        if look:
+            shown(walk, view)
+
+    windows = []
+    for _ in range(settings.windows + 1):  # the first one warms up
         walk.undo(settings.steps)
-        begun, spent = time.perf_counter(), time.process_time()
-        for _ in range(settings.steps):
-            walk.act(walk.policy_action())
-            if look:
-                shown(walk, view)
-        rates.append(settings.steps / (time.perf_counter() - begun))
-        costs.append(1e3 * (time.process_time() - spent) / settings.steps)
-    return {
-        "steps_per_s": round(statistics.median(rates[1:]), 1),
-        "cpu_ms": round(statistics.median(costs[1:]), 2),
-    }
+        windows.append(timed(time.perf_counter, step, settings.steps))
+    wall, cpu = (statistics.median(found) for found in zip(*windows[1:], strict=True))
+    return {"steps_per_s": round(1 / wall, 1), "cpu_ms": round(1e3 * cpu, 2)}
 
 
 def _page(settings: Settings, views: list[str]) -> Iterator[dict[str, Any]]:
@@ -100,30 +93,30 @@ def _page(settings: Settings, views: list[str]) -> Iterator[dict[str, Any]]:
         return
     from playwright.sync_api import sync_playwright
 
+    with _server(settings) as (address, server), sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.goto(address)
+        page.wait_for_selector(".shots img")
+        for view in views:
+            figure = {"figure": "page", "view": view}
+            yield {**figure, **_played(page, server, settings.seconds, view)}
+        browser.close()
+
+
+@contextlib.contextmanager
+def _server(settings: Settings) -> Iterator[tuple[str, int]]:
+    """The page's address, and the number of the process that serves it."""
     words = [f"run={settings.run}", "port=0", f"device={settings.device}"]
     command = [sys.executable, "-u", "-c", SERVER, *words, f"threads={settings.threads}"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
-        found = None
-        for line in server.stdout:
-            found = found or re.search(r"Step into the dream: (\S+)", line)
-            if found:
-                break
+        lines = (re.search(r"Step into the dream: (\S+)", line) for line in server.stdout)
+        found = next(filter(None, lines), None)
         if found is None:
-            raise config.RunError("The page did not come up; try scripts/play.py by hand.")
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-            page = browser.new_page(viewport={"width": 1280, "height": 900})
-            page.goto(found.group(1))
-            page.wait_for_selector(".shots img")
-            for view in views:
-                yield {
-                    "figure": "page",
-                    "view": view,
-                    **_played(page, server.pid, settings.seconds, view),
-                }
-            browser.close()
+            raise RunError("The page did not come up; try scripts/play.py by hand.")
+        yield found.group(1), server.pid
     finally:
         server.send_signal(signal.SIGINT)
         server.wait(30)
@@ -143,9 +136,9 @@ def _played(page: Any, server: int, seconds: float, view: str) -> dict[str, Any]
         slider.press("PageUp")
     page.get_by_role("button", name="Play", exact=True).click()
     time.sleep(1)  # until it runs evenly
-    before, begun, spent = page.evaluate(PAINTED), time.perf_counter(), _cpu_seconds(server)
+    before, began, spent = page.evaluate(PAINTED), time.perf_counter(), _cpu_seconds(server)
     time.sleep(seconds)
-    painted, passed = page.evaluate(PAINTED) - before, time.perf_counter() - begun
+    painted, passed = page.evaluate(PAINTED) - before, time.perf_counter() - began
     costs = zip(_cpu_seconds(server), spent, strict=True)
     ours, theirs = (round(1e3 * (after - then) / max(1, painted), 2) for after, then in costs)
     page.get_by_role("button", name="Pause").click()
@@ -164,10 +157,13 @@ def _cpu_seconds(server: int) -> tuple[float, float]:
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # it has just ended
             words = path.read_text().rpartition(")")[2].split()
-            parents[int(path.parent.name)] = int(words[1])
-            seconds[int(path.parent.name)] = (int(words[11]) + int(words[12])) / CLOCK
+            process = int(path.parent.name)
+            parents[process] = int(words[1])
+            seconds[process] = (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
     ours = {os.getpid()}
     for _ in range(10):  # generations
         ours |= {child for child, parent in parents.items() if parent in ours}
     others = ours - {os.getpid(), server}
-    return seconds.get(server, 0.0), sum(seconds[process] for process in others)
+    return seconds.get(server, 0.0), sum(
+        seconds[process] for process in others if process in seconds
+    )

@@ -17,8 +17,7 @@ import numpy as np
 import torch
 
 from scripts.studies import bench_subject
-from scripts.studies.bench_memory import resident
-from scripts.studies.bench_timing import apart, rounded
+from scripts.studies.bench_timing import in_own_process, resident, rounded
 from worldmodel.accel.devices import keep_freed_memory, set_threads
 from worldmodel.config import check_ranges
 from worldmodel.replay import LatentSpec, Replay, ReplayConfig
@@ -53,9 +52,9 @@ class Settings:
 
 def measure(settings: Settings) -> Iterator[Mapping[str, Any]]:
     """One figure for the replay in memory and one for mapped files that the page cache holds."""
-    yield apart(_measured, settings, "memory", None)
+    yield in_own_process(_measured, settings, "memory", None)
     with tempfile.TemporaryDirectory(dir=settings.folder or None) as folder:
-        yield apart(_measured, settings, "disk", folder)
+        yield in_own_process(_measured, settings, "disk", folder)
 
 
 def _measured(settings: Settings, storage: str, folder: str | None) -> dict[str, Any]:

@@ -92,7 +92,8 @@ def trainings(*configs: TrainConfig) -> Iterator[list[tuple[Trainer, Callable[[]
     """Trainers, each with a function that takes one step of its loop; it raises RunError once
     somebody has asked for a stop."""
     with contextlib.ExitStack() as stack:
-        stop, found = stack.enter_context(Stopper()), []
+        stop = stack.enter_context(Stopper())
+        found: list[tuple[Trainer, Callable[[], None]]] = []
         for config in configs:
             trainer = build(config, lambda text: None)
             stack.callback(trainer.close)

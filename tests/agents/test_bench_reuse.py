@@ -15,7 +15,7 @@ from worldmodel.config import ConfigError, RunError
 
 
 def test_it_is_a_measure() -> None:
-    assert MEASURES["reuse"] == bench_reuse.__name__
+    assert "reuse" in MEASURES
     assert bench_reuse.FUNCTIONS.is_file()
 
 
