@@ -32,7 +32,7 @@ AGENTS = {
 __all__ = ["AGENTS", "Agent", "Policy", "agent_class", "load", "load_replay", "make"]
 
 
-def agent_class(name: str) -> type:
+def agent_class(name: str) -> type[Agent]:
     """The class of a registered agent, or of your own as "module:Class"."""
     where = AGENTS.get(name, name)
     if ":" not in where:
@@ -54,12 +54,14 @@ def agent_class(name: str) -> type:
         raise config.ConfigError(
             f"Agent '{name}': the module '{module}' has no '{attribute}'."
         ) from error
-    if not isinstance(found, type) or not is_dataclass(getattr(found, "Config", None)):
+    agent = isinstance(found, type) and issubclass(found, Agent)
+    if not agent or not is_dataclass(getattr(found, "Config", None)):
         raise config.ConfigError(
-            f"Agent '{name}': '{attribute}' is no agent. It must be a class with a dataclass "
-            "'Config', as agents/base.py describes."
+            f"Agent '{name}': '{attribute}' is no agent. It must be a subclass of "
+            "agents.base.Agent with a dataclass 'Config'."
         )
-    return found
+    cls: type[Agent] = found
+    return cls
 
 
 def make(name: str, spec: EnvSpec, settings: Any, device: torch.device) -> Agent:
@@ -68,7 +70,8 @@ def make(name: str, spec: EnvSpec, settings: Any, device: torch.device) -> Agent
     Raises ConfigError where the name is unknown, or the memory too small.
     """
     try:
-        agent: Agent = agent_class(name)(spec, settings, device)
+        cls: Any = agent_class(name)
+        agent: Agent = cls(spec, settings, device)
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
@@ -93,8 +96,7 @@ def load(run_folder: str | Path, device: str = "auto") -> Policy:
     saved = config.read(path)
     chosen = config.section(saved, "agent", path)
     name = str(chosen.get("name"))
-    cls: Any = agent_class(name)
-    settings = config.build(chosen, cls.Config)
+    settings: Any = config.build(chosen, agent_class(name).Config)
     env = config.build(config.section(saved, "env", path), EnvConfig)
     state = checkpoint.load(folder, warnings.warn)
     spec = checkpoint.spec_from_dict(state.get("spec"))

@@ -71,6 +71,7 @@ class Agent(ABC):
     columns: Mapping[str, Column] = MappingProxyType({})
     priority_exponent: float = 0.0
     model: Any = None
+    latent_spec: Any = None
     batch_size: int = 1
     batch_length: int = 1
     min_rows: int = 1
@@ -216,8 +217,6 @@ class Policy:
         check_mode(mode)
         arrays, single = self._batched(obs)
         action, state, _ = self.agent.act(arrays, state, mode)
-        if self.spec.action.kind == "continuous":
-            action = np.clip(action, -1.0, 1.0)
         native = self.spec.action.decode(action)
         return (native[0] if single else native), state
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from agents.base import check_mode, random_actions
+from agents.base import Agent, check_mode, random_actions
 from worldmodel.types import EnvSpec
 
 if TYPE_CHECKING:
@@ -24,15 +23,11 @@ class RandomConfig:
     name: str = "random"
 
 
-class Random:
+class Random(Agent):
     """Uniform actions; among the allowed ones where the observation says which these are."""
 
     Config = RandomConfig
-    latent_spec = None
-    model = None
-    batch_size = 1
-    batch_length = 1
-    min_rows = sys.maxsize  # never: there is nothing to learn
+    learns = False
 
     def __init__(self, spec: EnvSpec, config: RandomConfig, device: torch.device) -> None:
         self.spec, self.config = spec, config
@@ -59,5 +54,4 @@ class Random:
         return {"rng": self.rng.bit_generator.state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if "rng" in state:  # earlier runs kept nothing
-            self.rng.bit_generator.state = state["rng"]
+        self.rng.bit_generator.state = state["rng"]

@@ -107,7 +107,7 @@ def built(saved: DictConfig) -> TrainConfig:
         raise config.ConfigError(
             f"agent is {agent!r:.80}; its settings are agent.name=... and others."
         )
-    schema = agents.agent_class(agent["name"]).Config  # type: ignore[attr-defined]
+    schema = agents.agent_class(agent["name"]).Config
     made = config.build(OmegaConf.create(plain), TrainConfig)
     return replace(made, agent=config.build(OmegaConf.create(agent), schema))
 

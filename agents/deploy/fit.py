@@ -15,7 +15,6 @@ from omegaconf import MISSING
 
 import agents
 from agents.base import Policy, check_mode, random_actions
-from agents.run.collect import told_action
 from worldmodel import config, seeding
 from worldmodel.accel import devices
 from worldmodel.config import ConfigError, RunError
@@ -192,7 +191,7 @@ class _Player:
         if early.any():
             chosen = random_actions(spec, obs, len(self.envs), self._rng)
             action = np.where(early[:, None], chosen, action)
-            self._state = told_action(self._state, action)
+            self._state = self.policy.agent.replace_action(self._state, action)
         if spec.action.kind == "continuous":
             action = np.clip(action, -1.0, 1.0)
         latent = extras.get("latent")

@@ -15,13 +15,14 @@ Hafner et al., "Mastering diverse control tasks through world models" (Nature 20
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agents.base import check_mode
+from agents.base import Agent, Evaluation, Part, check_mode
 from agents.dreamer.config import DreamerConfig
 from agents.dreamer.pipeline import Pipeline
 from agents.normalize import ReturnScale
@@ -30,7 +31,7 @@ from agents.returns import lambda_return, replay_return
 from worldmodel import seeding
 from worldmodel.accel.devices import autocast
 from worldmodel.accel.ranks import Ranks
-from worldmodel.nets import EMACopy, count_parameters
+from worldmodel.nets import EMACopy
 from worldmodel.optim import LaProp, Step, check_memory
 from worldmodel.replay import LatentSpec, Replay
 from worldmodel.replay.ring import available_memory
@@ -45,19 +46,13 @@ class ActState(NamedTuple):
     action: Tensor
 
 
-class Dreamer(nn.Module):
-    """World model, actor, critic and their one optimizer; satisfies `agents.base.Agent`."""
+class Dreamer(Agent):
+    """World model, actor, critic and their one optimizer."""
 
     Config = DreamerConfig
-    # What another run may start with, and how the names of its weights begin.
-    PARTS: ClassVar[dict[str, tuple[str, ...]]] = {
-        **{p: (f"model.{p}.",) for p in ("encoder", "core", "decoder", "heads", "ensemble")},
-        "actor": ("actor.",),
-        "critic": ("critic.", "slow_critic.", "return_scale."),
-    }
+    joins = True
 
     def __init__(self, spec: EnvSpec, config: DreamerConfig, device: torch.device) -> None:
-        super().__init__()
         ours = {"actor", "critic", "replay_value", "disagreement"}
         clash = ours & {*config.model.heads, *spec.obs}
         if clash:
@@ -70,7 +65,10 @@ class Dreamer(nn.Module):
         self.model, self.actor, self.critic = networks(spec, config)
         self.slow_critic = EMACopy(self.critic, config.slow_rate)
         self.return_scale = ReturnScale(config.return_rate)
-        self.to(device)
+        self.module = nn.ModuleDict({
+            "model": self.model, "actor": self.actor, "critic": self.critic,
+            "slow_critic": self.slow_critic, "return_scale": self.return_scale,
+        }).to(device)  # fmt: skip
         trained = [("model", self.model), ("actor", self.actor), ("critic", self.critic)]
         if config.freeze_model:
             self.model.requires_grad_(False)
@@ -78,34 +76,14 @@ class Dreamer(nn.Module):
         self.optim = LaProp(trained, config.optim)
         self._alone = True  # no other ranks
         self._pipeline: Pipeline | None = None
-
-    # What the run loop asks for.
-
-    @property
-    def batch_size(self) -> int:
-        """Sequences of one update."""
-        return self.config.batch_size
-
-    @property
-    def batch_length(self) -> int:
-        """Steps of one sequence."""
-        return self.config.batch_length
-
-    @property
-    def min_rows(self) -> int:
-        """Rows that replay must hold before the first update: one batch without repetition."""
-        return self.batch_size * self.batch_length
+        self.batch_size, self.batch_length = config.batch_size, config.batch_length
+        self.min_rows = config.batch_size * config.batch_length  # a batch without repetition
 
     @property
     def latent_spec(self) -> LatentSpec:
         """What the replay stores beside each row."""
         c = self.config.model
         return LatentSpec(c.deter, c.groups, self.model.core.classes)
-
-    @property
-    def parameters_count(self) -> int:
-        """Trained parameters of world model, actor and critic."""
-        return sum(count_parameters(m) for m in (self.model, self.actor, self.critic))
 
     # Acting.
 
@@ -116,15 +94,14 @@ class Dreamer(nn.Module):
 
     @torch.no_grad()
     def act(
-        self, obs: dict[str, Any], state: ActState | None = None, mode: str = "sample"
+        self, obs: Mapping[str, Any], state: ActState | None = None, mode: str = "sample"
     ) -> tuple[np.ndarray, ActState, dict[str, Any]]:
         """Encoded actions [B, A] for observations [B, ...].
 
         obs may hold `is_first` [B], which resets those rows. mode: "sample" to explore, "mode"
         for the most probable action. extras["latent"] is the posterior, for the replay.
         """
-        if mode not in ("sample", "mode"):
-            raise ValueError(f"Unknown mode '{mode}'. Known: sample, mode.")
+        check_mode(mode)
         tensors = {
             k: torch.as_tensor(obs[k], device=self.device)
             for k in (*self.spec.obs, "is_first")
@@ -142,28 +119,26 @@ class Dreamer(nn.Module):
         latent = latent.map(Tensor.float)
         return action.cpu().numpy(), ActState(latent, action), {"latent": latent}
 
-    # In imagination.
+    def replace_action(self, state: ActState, action: Any) -> ActState:
+        """The state that `act` returned, where another action [B, A] was taken than its own."""
+        return state._replace(action=torch.as_tensor(action, device=self.device))
+
+    # About its world.
+
+    def world_state(self, state: ActState) -> LatentState:
+        """The state of `model` within a state of the agent."""
+        return state.latent
 
     @torch.no_grad()
-    def imagine_action(self, latent: LatentState, mode: str = "sample") -> Tensor:
-        """Encoded actions [B, A] in imagined states [B, ...]."""
-        check_mode(mode)
-        feat = latent.feat
-        dist = self.actor(feat, self.model.action_mask(feat))
-        return dist.sample() if mode == "sample" else dist.mode()
+    def evaluate(self, state: LatentState) -> Evaluation:
+        """The actor's distribution in states [B, ...], and the critic's value of them."""
+        return Evaluation(self._policy(state.feat), self.critic(state.feat).mean)
 
-    @torch.no_grad()
-    def value(self, latent: LatentState) -> Tensor:
-        """The discounted return [B] that the critic expects from states [B, ...]."""
-        out: Tensor = self.critic(latent.feat).mean
-        return out
+    def _policy(self, feat: Tensor) -> Any:
+        """The actor's distribution over actions in imagined states with features [..., F]."""
+        return self.actor(feat, self.model.action_mask(feat))
 
     # Learning.
-
-    @property
-    def frozen_parts(self) -> tuple[str, ...]:
-        """Parts that learn nothing; updates then start from the states stored in the replay."""
-        return (*self.PARTS,)[:-2] if self.config.freeze_model else ()
 
     def prepare(self, replay: Replay) -> None:
         """Make a replay that was filled from files ready for updates: a frozen model filters it
@@ -226,7 +201,7 @@ class Dreamer(nn.Module):
     ) -> tuple[dict[str, Tensor], LatentState, Step]:
         """What `train_on` does, without a look at any number: a GPU need not be waited for. Where
         the step met what is not finite, nothing changes."""
-        before = [buffer.clone() for buffer in self.buffers()]
+        before = [buffer.clone() for buffer in self.module.buffers()]
         with autocast(self.device, self.config.precision):
             output = self.model.losses(batch) if states is None else ModelOutput({}, states, {})
             losses = {k: (self.model.scale(k), v.mean()) for k, v in output.losses.items()}
@@ -235,7 +210,7 @@ class Dreamer(nn.Module):
         total = torch.stack([scale * loss for scale, loss in losses.values()]).sum()
         metrics |= output.metrics | {f"loss/{k}": v.detach() for k, (_, v) in losses.items()}
         step = self.optim.attempt(total)
-        for buffer, value in zip(self.buffers(), before, strict=True):
+        for buffer, value in zip(self.module.buffers(), before, strict=True):
             buffer.copy_(torch.where(step.finite, buffer, value))
         self.slow_critic.update(self.critic, step.finite)
         metrics |= {"grad_norm": step.grad_norm, "loss/total": step.loss}
@@ -263,7 +238,7 @@ class Dreamer(nn.Module):
             value, slow = critic.mean, self.slow_critic(feat).mean
         returns = lambda_return(reward, cont, value, c.lam)  # [N, H]
         scale = self.return_scale.update(returns)
-        policy = self.actor(feat[:, :-1], self.model.action_mask(feat[:, :-1]))
+        policy = self._policy(feat[:, :-1])
         entropy = policy.entropy()
         # Cut 2: neither features nor advantage carry gradient.
         advantage = (returns - value[:, :-1]) / scale
@@ -299,8 +274,12 @@ class Dreamer(nn.Module):
     def imagine(self, start: LatentState) -> tuple[LatentState, Tensor]:
         """H steps under the actor from start [N, ...]: states and actions, both [N, H+1, ...]."""
 
-        states, actions = self.model.imagine(start, self.imagine_action, self.config.horizon)
-        last = self.imagine_action(states.map(lambda x: x[:, -1]))
+        def sampled(state: LatentState) -> Tensor:
+            action: Tensor = self._policy(state.feat).sample()
+            return action
+
+        states, actions = self.model.imagine(start, sampled, self.config.horizon)
+        last = sampled(states.map(lambda x: x[:, -1]))
         return states, torch.cat([actions, last.unsqueeze(1)], 1)
 
     def replay_value_loss(
@@ -330,25 +309,42 @@ class Dreamer(nn.Module):
 
     def join(self, ranks: Ranks) -> None:
         """Make every later update one of all ranks together, each with its part of the batch."""
-        for part in (self.optim, *self.modules()):  # gradient, return range, mean image
+        for part in (self.optim, *self.module.modules()):  # gradient, return range, mean image
             if hasattr(part, "ranks"):
                 part.ranks = ranks
         self._alone = False
 
-    def slow_down(self, factor: float) -> None:
-        """Lower the learning rate of all later updates."""
+    def slow_down(self, factor: float) -> bool:
+        """Multiply the learning rate of all later updates."""
         self.optim.slow_down(factor)
+        return True
 
     # Keeping.
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Weights, slow critic and return range under "module"; optimizer under "optim"."""
-        return {"module": super().state_dict(*args, **kwargs), "optim": self.optim.state_dict()}
+    @property
+    def parts(self) -> dict[str, Part]:
+        """The parts of the world model (a new run may have heads and an ensemble that an old one
+        lacks), the actor, and the critic with its slow copy and the range of returns."""
+        ours = ("encoder", "core", "decoder", "heads", "ensemble")
+        found: dict[str, dict[str, Tensor]] = {name: {} for name in (*ours, "actor", "critic")}
+        for name, tensor in self.module.state_dict(keep_vars=True).items():
+            first, second = name.split(".")[:2]
+            part = second if first == "model" else "actor" if first == "actor" else "critic"
+            found[part][name] = tensor
+        frozen = self.config.freeze_model
+        return {
+            name: Part(tensors, frozen and name in ours, name in ("heads", "ensemble"))
+            for name, tensors in found.items()
+        }
 
-    def load_state_dict(self, state: Any, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, slow critic and return range under "module"; optimizer under "optim"."""
+        return {"module": self.module.state_dict(), "optim": self.optim.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put `state_dict()` back in place; ValueError where it belongs to another agent."""
         try:
-            super().load_state_dict(state["module"], *args, **kwargs)
+            self.module.load_state_dict(state["module"])
         except RuntimeError as error:
             raise ValueError(f"The weights belong to another configuration: {error}") from error
         self.optim.load_state_dict(state["optim"])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from agents.base import check_mode
+from agents.base import Agent, Part, check_mode
 from agents.dyna.config import DynaConfig
 from worldmodel.config import ConfigError
 from worldmodel.types import EnvSpec
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ROWS = ("first", "state", "action", "reward", "after", "terminal", "last")  # as learn_all has them
 
 
-class Dyna:
+class Dyna(Agent):
     """Learns a table of the world and plans in it; see agents.dyna.kernels for the algorithm.
 
     `update` reads every row that replay received since the last one, once and in order (several
@@ -34,10 +34,7 @@ class Dyna:
     action.
     """
 
-    Config: ClassVar[type] = DynaConfig
-    latent_spec = None
-    batch_size = 1
-    batch_length = 1
+    Config = DynaConfig
     min_rows = 2  # one transition
 
     def __init__(self, spec: EnvSpec, config: DynaConfig, device: torch.device) -> None:
@@ -59,7 +56,6 @@ class Dyna:
         self.memory: Memory = memory.new_memory(states, actions, config, seed)
         self._read: list[int] = []  # rows of each stream that were learned from
         self._at: list[int] = []  # the state of the newest of them, -1 where there is none
-        self.parameters_count = self.memory.q.size + self.memory.transient.size
 
     @property
     def q(self) -> np.ndarray:
@@ -184,6 +180,13 @@ class Dyna:
             "terminal": rows["is_terminal"],
             "last": rows["is_last"],
         }
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """The values of all pairs, long-term and transient."""
+        arrays = {"q": self.memory.q, "transient": self.memory.transient}
+        values = {name: torch.from_numpy(x).requires_grad_() for name, x in arrays.items()}
+        return {"values": Part(values)}
 
     def state_dict(self) -> dict[str, Any]:
         """Memory, model, random generators, and how far replay was read."""

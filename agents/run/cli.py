@@ -35,7 +35,7 @@ def register(overrides: Sequence[str] = ()) -> None:
     names |= {w.partition("=")[2] for w in overrides if w.startswith(f"{GROUP}=") and ":" in w}
     for name in names:
         for one in name.split(","):
-            config.store(one, agents.agent_class(one).Config, GROUP)  # type: ignore[attr-defined]
+            config.store(one, agents.agent_class(one).Config, GROUP)
 
 
 def completed(words: Sequence[str]) -> list[str]:
@@ -49,7 +49,7 @@ def completed(words: Sequence[str]) -> list[str]:
     if name not in agents.AGENTS:
         return list(words)
     groups = {path.name for path in CONFIGS.iterdir()}
-    own = {field.name for field in fields(agents.agent_class(name).Config)}  # type: ignore[attr-defined]
+    own = {field.name for field in fields(agents.agent_class(name).Config)}
     own -= groups | {field.name for field in fields(TrainConfig)}
     done = [f"{GROUP}.{word}" if word.split("=", 1)[0] in own else word for word in words]
     if "experiment" not in given and (CONFIGS / "experiment" / f"{name}.yaml").is_file():

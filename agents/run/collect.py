@@ -141,7 +141,7 @@ class Collector:
         action, state, extras = self.agent.act(inputs, self.state, self.mode)
         if explore:
             action = random_actions(self.spec, inputs, self.num_envs, self.rng)
-            state = told_action(state, action)
+            state = self.agent.replace_action(state, action)
         native = self.spec.action.decode(self._clipped(action))
         guarded(lambda: self.envs.step_async(native))
         self.acted = Acted(action, state, extras)
@@ -295,14 +295,3 @@ def latent_rows(extras: Mapping[str, Any], replay: Replay) -> dict[str, Any]:
     if latent is None or replay.latent is None:
         return {}
     return {"deter": latent.deter, "stoch": latent.stoch}
-
-
-def told_action(state: Any, action: np.ndarray) -> Any:
-    """The agent's state, corrected for an action that somebody else chose: a state with an
-    `action` field (a named tuple) remembers what it did last."""
-    if hasattr(state, "_replace") and hasattr(state, "action"):
-        given = type(state.action)
-        if given is np.ndarray:
-            return state._replace(action=action)
-        return state._replace(action=state.action.new_tensor(action))
-    return state

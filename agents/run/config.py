@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -201,15 +200,15 @@ def check_unused(folder: Path) -> None:
 def check_can_learn(settings: TrainConfig, agent: Agent, replay: Replay) -> None:
     """ConfigError where the first update would never come."""
     need, length = agent.min_rows, agent.batch_length
-    if replay.latent is None and getattr(agent, "frozen_parts", None):
+    if replay.latent is None and any(part.frozen for part in agent.parts.values()):
         raise ConfigError(
             "A frozen model dreams from the states in the replay: set replay.latents=true."
         )
     if settings.offline:
-        if need == sys.maxsize:
+        if not agent.learns:
             raise ConfigError(f"The agent '{settings.agent.name}' cannot learn from a recording.")
         return
-    if need == sys.maxsize:  # it never learns, and says so
+    if not agent.learns:
         return
     capacity, streams = replay.capacity, replay.num_envs
     if capacity < need or capacity // streams < length:

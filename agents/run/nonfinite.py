@@ -65,15 +65,13 @@ def go_back(trainer: Trainer, error: Diverged) -> None:
     Raises RunError where the agent cannot, or where that was tried often enough.
     """
     counters, most = trainer.counters, trainer.config.max_rollbacks
-    slow_down = getattr(trainer.agent, "slow_down", None)
-    if slow_down is None or counters.rollbacks >= most:
+    if counters.rollbacks >= most or not trainer.agent.slow_down(SLOWER):
         raise RunError(
             f"{error} The run went back to its last checkpoint {counters.rollbacks} times "
             "with a lower learning rate and that did not help, so it stopped. Look for the "
             "cause in what was kept, or start a new run with a lower learning rate."
         ) from error
     counters.rollbacks += 1
-    slow_down(SLOWER)
     trainer.save()
     trainer.say(
         f"{error} Went back to step {counters.agent_steps:,}, update {counters.updates:,}, with "

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 import worldmodel
-from agents.base import Agent
+from agents.base import Agent, parameters_count
 from agents.run import shares
 from agents.run.evaluate import EvalResult, frames_of
 from worldmodel import dream, seeding
@@ -64,7 +64,7 @@ def summarise(trainer: Trainer, result: EvalResult | None) -> dict[str, Any]:
         "wall_clock_s": round(counters.train_seconds, 2),
         "eval_s": round(counters.eval_seconds, 2),
         **evaluated,
-        "parameters": count_parameters(trainer.agent),
+        "parameters": parameters_count(trainer.agent),
         "device": device_name(trainer.device),
         "threads": torch.get_num_threads(),
         "versions": versions(),
@@ -213,15 +213,6 @@ def write_returns(folder: Path, result: EvalResult, about: Mapping[str, Any]) ->
     with (folder / "returns.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("episode", "return", "length")])
         csv.writer(file).writerows((i, *episode) for i, episode in enumerate(episodes))
-
-
-def count_parameters(agent: Agent) -> int:
-    """Trained parameters: what the agent says, or those of its modules."""
-    told = getattr(agent, "parameters_count", None)
-    if told is not None:
-        return int(told)
-    parameters = getattr(agent, "parameters", list)
-    return sum(p.numel() for p in parameters() if p.requires_grad)
 
 
 def device_name(device: torch.device) -> str:

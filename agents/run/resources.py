@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agents.base import Agent
-from agents.run import report
+from agents.base import Agent, parameters_count
 from agents.run.config import TrainConfig
 from worldmodel import checkpoint
 from worldmodel.config import ConfigError, RunError
@@ -74,7 +73,7 @@ def check_room(
 def state_bytes(agent: Agent) -> int:
     """Bytes of an agent's checkpoint: its state, where an optimizer's moments may still come."""
     numbers = sum(map(math.prod, checkpoint.tensors(agent.state_dict()).values()))
-    return 4 * max(numbers, 3 * report.count_parameters(agent))
+    return 4 * max(numbers, 3 * parameters_count(agent))
 
 
 def still_room(trainer: Trainer) -> None:

@@ -104,6 +104,4 @@ def fill(replay: Replay, dataset: Dataset, agent: Agent) -> None:
             f"The recording has {dataset.rows:,} rows, but one sequence takes "
             f"{agent.batch_length}. Lower agent.batch_length."
         )
-    prepare = getattr(agent, "prepare", None)
-    if prepare is not None:
-        prepare(replay)
+    agent.prepare(replay)

@@ -36,7 +36,7 @@ def share_of(settings: TrainConfig, ranks: Ranks) -> TrainConfig:
     size, agent = ranks.size, settings.agent
     if size == 1:
         return settings
-    if not hasattr(agents.agent_class(agent.name), "join"):
+    if not agents.agent_class(agent.name).joins:
         raise ConfigError(
             f"The agent '{agent.name}' learns in one process alone. Start it without torchrun."
         )
@@ -99,7 +99,7 @@ def join(agent: Agent, ranks: Ranks) -> None:
     """Make all ranks' agents one: with the weights and moments of rank 0."""
     if ranks.size == 1:
         return
-    agent.join(ranks)  # type: ignore[attr-defined]  # share_of has checked
+    agent.join(ranks)
     state = agent.state_dict()
     ranks.broadcast(tensors(state))
     agent.load_state_dict(state)

@@ -240,9 +240,7 @@ class Trainer:
 
     def settle(self) -> None:
         """Bring the update that a GPU may have begun to its end: it belongs to what is kept."""
-        finish = getattr(self.agent, "settle", None)
-        if finish is not None:
-            self._count(lambda: finish(self.replay), 0)
+        self._count(lambda: self.agent.settle(self.replay), 0)
 
     def _count(self, learn: Callable[[], Mapping[str, Any]], begun: int) -> None:
         counters = self.counters
@@ -317,7 +315,7 @@ class Trainer:
         return self.counters.agent_steps >= self.config.prefill and self._can_sample()
 
     def _can_sample(self) -> bool:
-        enough = len(self.replay) >= self.agent.min_rows
+        enough = self.agent.learns and len(self.replay) >= self.agent.min_rows
         return enough and self.replay.can_sample(self.agent.batch_length)
 
     def _note(self, episodes: list[Episode], bar: Progress) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
+import torch
 from torch import Tensor
 
-from agents.base import Agent
+from agents.base import Agent, Part
 from agents.run.config import CONFIG, TrainConfig
 from worldmodel import checkpoint, config
 from worldmodel.config import ConfigError, RunError
@@ -16,7 +16,6 @@ from worldmodel.types import EnvSpec
 
 # Parts that the actions, or the observations, of the old run are built into.
 ACTS, SEES = {"core", "ensemble", "actor"}, {"encoder", "decoder"}
-MAY_BE_NEW = {"heads", "ensemble"}  # what a new run may have although the old one had none
 
 
 def warm_start(
@@ -28,7 +27,7 @@ def warm_start(
     Raises ConfigError for unknown parts, for what does not fit, and for parts that are to stay as
     they are although nothing was loaded into them; RunError where the checkpoint cannot be read.
     """
-    frozen = set(getattr(agent, "frozen_parts", ()))
+    frozen = {name for name, part in agent.parts.items() if part.frozen}
     if not settings.from_run:
         if frozen:
             raise ConfigError(
@@ -37,12 +36,11 @@ def warm_start(
             )
         return
     parts = _known_parts(settings, agent)
-    state: Any = agent.state_dict()
-    ours: dict[str, Tensor] = state["module"]
+    ours = {name: tensor for part in parts.values() for name, tensor in part.tensors.items()}
     theirs, old = _source(settings, ours)
-    chosen = {name: part for name in ours if (part := part_of(name, parts))}
+    chosen = {name: part for part, group in parts.items() for name in group.tensors}
     wanted = {name for name, part in chosen.items() if part in settings.load_parts}
-    missing = {n for n in wanted if n not in theirs and chosen[n] in MAY_BE_NEW}
+    missing = {n for n in wanted if n not in theirs and parts[chosen[n]].optional}
     _check_fits(settings, spec, old, {n: ours[n] for n in wanted - missing}, theirs, chosen)
     unlearned = {chosen[n] for n in chosen if n not in wanted - missing} & frozen
     if unlearned:
@@ -51,20 +49,15 @@ def warm_start(
             f"that comes from '{settings.from_run}'. Name the part in load_parts, and heads that "
             "exist there."
         )
-    for name in wanted - missing:
-        ours[name] = theirs[name]
-    agent.load_state_dict(state)
+    with torch.no_grad():
+        for name in wanted - missing:
+            ours[name].copy_(theirs[name])
     say(_told(settings, chosen, wanted - missing))
 
 
-def part_of(name: str, parts: Mapping[str, Iterable[str]]) -> str | None:
-    """The part that a weight belongs to, by the beginning of its name."""
-    return next((p for p, starts in parts.items() if name.startswith(tuple(starts))), None)
-
-
-def _known_parts(settings: TrainConfig, agent: Agent) -> Mapping[str, Iterable[str]]:
-    parts: Mapping[str, Iterable[str]] | None = getattr(agent, "PARTS", None)
-    if parts is None:
+def _known_parts(settings: TrainConfig, agent: Agent) -> Mapping[str, Part]:
+    parts = agent.parts
+    if not parts:
         raise ConfigError(
             f"The agent '{settings.agent.name}' has no parts that could be loaded. Leave out "
             "from_run."

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from agents.base import parameters_count
 from scripts.studies import bench_subject
 from scripts.studies.bench_timing import Clock, rounded
 from worldmodel.config import ConfigError, check_ranges
@@ -48,7 +49,7 @@ def measure(settings: Settings) -> Iterator[Mapping[str, Any]]:
             "p99_ms": rounded(1e3 * p99),
             "quickest_ms": rounded(1e3 * latencies.min()),
             "on": str(made.device),
-            "parameters": getattr(made.agent, "parameters_count", None),
+            "parameters": parameters_count(made.agent),
             "observations": {key: list(obs.shape) for key, obs in made.spec.seen.items()},
         }
 

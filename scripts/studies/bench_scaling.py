@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from agents.base import parameters_count
 from scripts.studies import bench_update
 from scripts.studies.bench_timing import in_own_process, rounded, summary
 from worldmodel.config import ConfigError, check_ranges, unknown
@@ -186,7 +187,7 @@ def _point(point: bench_update.Settings) -> dict[str, Any]:
         "image": point.image,
         "batch": point.batch,
         "length": point.length,
-        "parameters": found.made.agent.parameters_count,
+        "parameters": parameters_count(found.made.agent),
         "seconds": whole["seconds"],
         "quickest_s": whole["quickest_s"],
         "cpu_s": whole["cpu_s"],

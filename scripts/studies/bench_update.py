@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from agents.base import parameters_count
 from scripts.studies import bench_subject
 from scripts.studies.bench_timing import (
     REST,
@@ -178,7 +179,7 @@ def about(made: bench_subject.Made) -> dict[str, Any]:
     agent, images = made.agent, made.spec.keys("image")
     return {
         "on": str(made.device),
-        "parameters": agent.parameters_count,
+        "parameters": parameters_count(agent),
         "batch": [agent.batch_size, agent.batch_length],
         "images": {key: list(made.spec.obs[key].shape) for key in images},
         "horizon": agent.config.horizon,

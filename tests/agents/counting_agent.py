@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from agents.base import Agent
 from worldmodel.replay import LatentSpec, Replay
 from worldmodel.types import EnvSpec, LatentState
 
@@ -33,12 +34,11 @@ class CountingState(NamedTuple):
     action: torch.Tensor
 
 
-class CountingAgent:
+class CountingAgent(Agent):
     """Acts at random and hands out, as its latent, how many rows of the episode it has seen."""
 
     Config = CountingConfig
     latent_spec = LatentSpec(deter=1, groups=1, classes=2)
-    model = None
 
     def __init__(self, spec: EnvSpec, config: CountingConfig, device: torch.device) -> None:
         self.spec, self.config = spec, config
@@ -46,18 +46,8 @@ class CountingAgent:
         self.updates = 0
         self.rate = 1.0
         self.modes: list[str] = []
-
-    @property
-    def batch_size(self) -> int:
-        return self.config.batch_size
-
-    @property
-    def batch_length(self) -> int:
-        return self.config.batch_length
-
-    @property
-    def min_rows(self) -> int:
-        return self.batch_size * self.batch_length
+        self.batch_size, self.batch_length = config.batch_size, config.batch_length
+        self.min_rows = self.batch_size * self.batch_length
 
     def initial(self, batch_size: int) -> CountingState:
         return CountingState(
@@ -82,6 +72,9 @@ class CountingAgent:
         latent = LatentState(seen[:, None], stoch)
         return action.numpy(), CountingState(seen, action), {"latent": latent}
 
+    def replace_action(self, state: CountingState, action: Any) -> CountingState:
+        return state._replace(action=torch.as_tensor(action))
+
     def update(self, replay: Replay) -> dict[str, Any]:
         batch = replay.sample(self.batch_size, self.batch_length)
         self.updates += 1
@@ -95,8 +88,9 @@ class CountingAgent:
         self.weight = torch.sin(self.weight + drawn)
         return {"loss/all": self.weight.sum(), "number": 1.0}
 
-    def slow_down(self, factor: float) -> None:
+    def slow_down(self, factor: float) -> bool:
         self.rate *= factor
+        return True
 
     def state_dict(self) -> dict[str, Any]:
         return {"weight": self.weight, "updates": self.updates, "rate": self.rate}

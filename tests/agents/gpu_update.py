@@ -37,7 +37,7 @@ def make(kind: str) -> Dreamer:
         precision="float32",
     )
     agent = Dreamer(SPECS[kind], config, torch.device(DEVICE))
-    scramble(agent, scale=0.1)
+    scramble(agent.module, scale=0.1)
     return agent
 
 
@@ -49,7 +49,7 @@ def update(kind: str, count: int = 2) -> dict[str, Tensor]:
         metrics, states = agent.train_on(batch)
         told |= {f"{name} {seed}": value for name, value in metrics.items()}
         told |= {f"{name} {seed}": value for name, value in states._asdict().items()}
-    return told | {name: value.clone() for name, value in agent.named_parameters()}
+    return told | {name: value.clone() for name, value in agent.module.named_parameters()}
 
 
 @pytest.fixture(autouse=True)

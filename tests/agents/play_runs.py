@@ -40,7 +40,7 @@ def policy(env: EnvConfig) -> Policy:
     made.close()
     torch.manual_seed(0)
     agent = Dreamer(spec, DreamerConfig(model=tiny()), CPU)
-    scramble(agent, scale=0.3)
+    scramble(agent.module, scale=0.3)
     return Policy(agent, spec, env, CPU)
 
 

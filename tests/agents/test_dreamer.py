@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents.base import Agent
+from agents.base import Agent, parameters_count
 from agents.dreamer import Dreamer, DreamerConfig
 from agents.returns import lambda_return, replay_return
 from tests.model_batches import (
@@ -39,7 +39,7 @@ def make(spec: EnvSpec = SPECS["image"], scale: float = 0.1, **overrides: Any) -
     optim = OptimConfig(lr=1e-3, warmup=0)
     agent = Dreamer(spec, DreamerConfig(**settings, model=tiny(**model), optim=optim), CPU)
     if scale:
-        scramble(agent, scale=scale)
+        scramble(agent.module, scale=scale)
     return agent
 
 
@@ -80,8 +80,8 @@ def test_the_published_sizes_have_the_published_number_of_weights(
     config = DreamerConfig(model=ModelConfig(**dict(zip(names, sizes, strict=True))))
     with torch.device("meta"):
         agent = Dreamer(spec, config, torch.device("meta"))
-    assert agent.parameters_count == sum(count_parameters(m) for m in agent.children())
-    assert float(f"{agent.parameters_count / 1e6:.4g}") == pytest.approx(millions, rel=3e-3)
+    assert parameters_count(agent) == count_parameters(agent.module)
+    assert float(f"{parameters_count(agent) / 1e6:.4g}") == pytest.approx(millions, rel=3e-3)
 
 
 def test_the_defaults_are_the_papers() -> None:
@@ -190,7 +190,7 @@ def test_imagination_obeys_the_predicted_mask() -> None:
 
 
 def test_an_unknown_mode_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"Unknown mode 'greedy'. Known: sample, mode."):
+    with pytest.raises(ValueError, match=r"Unknown action mode 'greedy'. Known: sample, mode."):
         make().act(rows(SPECS["image"], 1), mode="greedy")
 
 
@@ -320,7 +320,7 @@ def test_mixed_precision_learns_acts_and_keeps_losses_in_float32(
     action, _, extras = agent.act(obs, state)
     assert np.isfinite(action).all()
     assert extras["latent"].deter.dtype == torch.float32
-    assert all(p.dtype == torch.float32 for p in agent.parameters())
+    assert all(p.dtype == torch.float32 for p in agent.module.parameters())
 
 
 def test_a_head_on_one_number_of_the_observation_can_be_controlled() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from agents.base import parameters_count
 from agents.dreamer import Dreamer, DreamerConfig
 from tests.agents.test_dreamer import filled
 from tests.model_batches import SPECS, random_batch, scramble, tiny
@@ -24,7 +25,7 @@ def make(kind: str = "image", **overrides: Any) -> Dreamer:
     settings = {"batch_size": 4, "batch_length": 6, "horizon": 3, "freeze_model": True} | overrides
     optim = OptimConfig(lr=1e-3, warmup=0)
     agent = Dreamer(SPECS[kind], DreamerConfig(**settings, model=model, optim=optim), CPU)
-    scramble(agent, scale=0.1)
+    scramble(agent.module, scale=0.1)
     return agent
 
 
@@ -37,12 +38,12 @@ def test_updates_move_actor_and_critic_alone() -> None:
     agent = make()
     replay = filled(agent)
     agent.prepare(replay)
-    before = {k: v.clone() for k, v in agent.named_parameters()}
-    before |= {k: v.clone() for k, v in agent.named_buffers()}
+    before = {k: v.clone() for k, v in agent.module.named_parameters()}
+    before |= {k: v.clone() for k, v in agent.module.named_buffers()}
     stored = replay.latents(all_rows(replay))
     for _ in range(3):
         metrics = agent.update(replay)
-    after = dict(agent.named_parameters()) | dict(agent.named_buffers())
+    after = dict(agent.module.named_parameters()) | dict(agent.module.named_buffers())
     moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert {"actor", "critic", "slow_critic"} <= moved
     assert "model" not in moved  # the centre of the images included
@@ -118,14 +119,14 @@ def test_a_frozen_agent_goes_on_from_its_state() -> None:
         torch.manual_seed(3)
         metrics.append(one.train_on(batch, states)[0])
     assert all(torch.equal(metrics[0][k], metrics[1][k]) for k in metrics[0])
-    for a, b in zip(agent.parameters(), other.parameters(), strict=True):
+    for a, b in zip(agent.module.parameters(), other.module.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
 def test_it_counts_only_what_learns_and_needs_stored_latents() -> None:
     frozen, free = make(), make(freeze_model=False)
     ours = sum(p.numel() for m in (frozen.actor, frozen.critic) for p in m.parameters())
-    assert frozen.parameters_count == ours < free.parameters_count
+    assert parameters_count(frozen) == ours < parameters_count(free)
     replay = Replay(frozen.spec, ReplayConfig(capacity=50, latents=False), 2, frozen.latent_spec)
     with pytest.raises(ValueError, match="stores no latents"):
         replay.latents(RowIndex(np.zeros(1, np.int64), np.zeros(1, np.int64), 1))

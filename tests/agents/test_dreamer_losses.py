@@ -48,7 +48,7 @@ def make(kind: str = "continuous", **overrides: Any) -> Dreamer:
     optim = OptimConfig(lr=1e-3, warmup=0)
     config = DreamerConfig(**settings, model=model, optim=optim)
     agent = Dreamer(SPECS[kind], config, torch.device("cpu"))
-    scramble(agent, scale=0.1)
+    scramble(agent.module, scale=0.1)
     for head in (agent.critic, agent.slow_critic.module, agent.model.heads["reward"]):
         calm(head.out)  # type: ignore[union-attr]
     return agent
@@ -236,7 +236,7 @@ def test_who_learns_from_each_loss(kind: str) -> None:
     expected = {"actor": {"actor"}, "critic": {"critic"}, "replay_value": {"critic", *latent}}
     assert set(found) == set(expected)
     for name, groups in expected.items():
-        assert learners(found[name][1], agent, GROUPS) == groups, name
+        assert learners(found[name][1], agent.module, GROUPS) == groups, name
 
 
 def test_behaviour_leaves_the_gradient_of_the_world_model_alone() -> None:

@@ -58,7 +58,7 @@ def pipelined(agent: Dreamer) -> Pipeline:
         def changed() -> list[Tensor]:
             flat = agent.optim
             own = [flat.flat, flat.grad, flat.mean, flat.square, flat._updates]
-            return [*own, *agent.buffers(), *agent.slow_critic.parameters()]
+            return [*own, *agent.module.buffers(), *agent.slow_critic.parameters()]
 
     latent = None if agent.config.freeze_model else agent.latent_spec
     agent._pipeline = Pipeline(agent._learn, agent.optim.check, latent, CPU, Here)

@@ -48,6 +48,7 @@ class JoiningAgent(CountingAgent):
     """Its weight is moved by what all ranks drew."""
 
     Config = JoiningConfig
+    joins = True
     ranks = Ranks()
 
     def join(self, ranks: Ranks) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from agents.dreamer import DreamerConfig
+from agents.dreamer import Dreamer, DreamerConfig
 from agents.run.config import TrainConfig
 from agents.run.trainer import Trainer
 from tests.agents.counting_agent import ENV, CountingConfig
@@ -41,7 +41,8 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose weights, buffers included, are nobody else's."""
     folder = tmp_path_factory.mktemp("old")
     trainer = Trainer(settings(folder), SILENT)
-    scramble(trainer.agent, seed=9)  # type: ignore[arg-type]
+    assert isinstance(trainer.agent, Dreamer)
+    scramble(trainer.agent.module, seed=9)
     trainer.agent.return_scale.high.fill_(7.0)  # type: ignore[attr-defined]
     trainer.agent.model.encoder.centre.mean.fill_(0.25)
     trainer.save()

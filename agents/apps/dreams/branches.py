@@ -48,10 +48,10 @@ def imagine(policy: Policy, start: LatentState, settings: DreamConfig) -> Future
     """Go on from one state [1, ...]: under the policy (sampled), where the agent can act in
     imagination, and under random actions."""
     model, each = policy.model, settings.futures
-    act = getattr(policy.agent, "imagine_action", None)
-    value = getattr(policy.agent, "value", None)
+    judge = policy.agent.evaluate
+    acts = judge(start).prior is not None
     allowed = getattr(model, "action_mask", lambda feat: None)
-    out = Futures((["policy"] * each if act else []) + ["random"] * each)
+    out = Futures((["policy"] * each if acts else []) + ["random"] * each)
     state = start.map(lambda x: x.expand(len(out.kinds), *x.shape[1:]).contiguous())
     rng = np.random.default_rng(seeding.spawn(settings.seed, "random futures"))
     steps: dict[str, list[torch.Tensor]] = {}
@@ -60,13 +60,14 @@ def imagine(policy: Policy, start: LatentState, settings: DreamConfig) -> Future
         seen = {} if mask is None else {MASK_KEY: mask[-each:].cpu().numpy()}
         action = torch.from_numpy(random_actions(policy.spec, seen, each, rng))
         action = action.to(state.deter.device)
-        if act:
-            chosen = act(state.map(lambda x: x[:each]), "sample")
+        if acts:
+            chosen = judge(state.map(lambda x: x[:each])).prior.sample()
             action = torch.cat([chosen.clamp(-1, 1), action])
         state, reward, cont = model.step(state, action)
         found = {"reward": reward, "cont": dream.goes_on(model, cont)}
-        if value:
-            found["value"] = value(state)
+        value = judge(state).value
+        if value is not None:
+            found["value"] = value
         for name, number in found.items():
             steps.setdefault(name, []).append(number)
         out.pictures.append(films.pictures(policy.spec, dream.decoded(model, state)))

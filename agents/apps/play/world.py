@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from agents.apps.play.film import picture_of
-from agents.base import Policy, random_actions
+from agents.base import Policy, check_mode, random_actions
 from worldmodel import seeding
 from worldmodel.config import ConfigError
 from worldmodel.types import MASK_KEY, Batch, LatentState
@@ -37,6 +37,8 @@ class World:
     """The model and the mind of a trained agent. Every call that draws random numbers takes a
     seed, and leaves the global generators as it found them.
 
+    acts: whether the agent can decide from an imagined state.
+
     Raises ConfigError where the agent has no model, or a model that cannot show what it dreams.
     """
 
@@ -54,15 +56,9 @@ class World:
             )
         self.policy, self.spec, self.device = policy, policy.spec, policy.device
         self.model: Any = policy.model
-        self._value = getattr(policy.agent, "value", None)
-        self._choose = getattr(policy.agent, "imagine_action", None)
+        self.acts = policy.agent.evaluate(self.model.initial(1)).prior is not None
         self._surprise = getattr(self.model, "surprise", None)
         self._discount = float(getattr(self.model, "discount", 1.0))
-
-    @property
-    def acts(self) -> bool:
-        """Whether the agent can decide from an imagined state."""
-        return self._choose is not None
 
     @property
     def surprises(self) -> bool:
@@ -126,10 +122,13 @@ class World:
         self, latent: LatentState, mask: np.ndarray | None, mode: str, seed: int
     ) -> np.ndarray:
         """The agent's encoded action [A] in an imagined state; random where it cannot decide."""
-        if self._choose is None:
+        if not self.acts:
             return self.random_action(mask, seed)
+        check_mode(mode)
         with noise(seed, self.device):
-            action = self._choose(latent, mode)[0].float().cpu().numpy()
+            prior = self.policy.agent.evaluate(latent).prior
+            chosen = prior.sample() if mode == "sample" else prior.mode()
+        action = chosen[0].float().cpu().numpy()
         if self.spec.action.kind == "continuous":
             return np.clip(action, -1.0, 1.0)
         return action if allows(mask, action) else self.random_action(mask, seed)
@@ -147,7 +146,7 @@ class World:
         shown = {
             key: value[0].float().cpu().numpy() for key, value in self.model.decode(state).items()
         }
-        value = None if self._value is None else float(self._value(state))
+        value = self.policy.agent.evaluate(state).value
         mask = None
         if self.spec.has_mask:
             predicted = self.model.action_mask(state.feat)
@@ -156,7 +155,8 @@ class World:
                 if predicted is None
                 else allowed(predicted[0].cpu().numpy(), self.spec.action.sizes)
             )
-        return Sight(state, self.picture(shown), reward, goes_on, value, mask)
+        number = None if value is None else float(value)
+        return Sight(state, self.picture(shown), reward, goes_on, number, mask)
 
     def _tensors(self, obs: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         return {key: torch.as_tensor(obs[key], device=self.device)[None] for key in self.spec.seen}
