@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ class Random:
     """Uniform actions; among the allowed ones where the observation says which these are."""
 
     Config = RandomConfig
-    latent_spec = None
+    columns: ClassVar[dict[str, Any]] = {}
     model = None
     batch_size = 1
     batch_length = 1

@@ -35,7 +35,7 @@ class Dyna:
     """
 
     Config: ClassVar[type] = DynaConfig
-    latent_spec = None
+    columns: ClassVar[dict[str, Any]] = {}
     batch_size = 1
     batch_length = 1
     min_rows = 2  # one transition

@@ -201,10 +201,6 @@ def check_unused(folder: Path) -> None:
 def check_can_learn(settings: TrainConfig, agent: Agent, replay: Replay) -> None:
     """ConfigError where the first update would never come."""
     need, length = agent.min_rows, agent.batch_length
-    if replay.latent is None and getattr(agent, "frozen_parts", None):
-        raise ConfigError(
-            "A frozen model dreams from the states in the replay: set replay.latents=true."
-        )
     if settings.offline:
         if need == sys.maxsize:
             raise ConfigError(f"The agent '{settings.agent.name}' cannot learn from a recording.")

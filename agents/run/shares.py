@@ -99,7 +99,7 @@ def join(agent: Agent, ranks: Ranks) -> None:
     """Make all ranks' agents one: with the weights and moments of rank 0."""
     if ranks.size == 1:
         return
-    agent.join(ranks)  # type: ignore[attr-defined]  # share_of has checked
+    agent.join(ranks)  # share_of has checked
     state = agent.state_dict()
     ranks.broadcast(tensors(state))
     agent.load_state_dict(state)
