@@ -71,7 +71,6 @@ class Agent(ABC):
     columns: Mapping[str, Column] = MappingProxyType({})
     priority_exponent: float = 0.0
     model: Any = None
-    latent_spec: Any = None
     batch_size: int = 1
     batch_length: int = 1
     min_rows: int = 1

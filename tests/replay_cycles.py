@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.replay_rows import LATENT, SPEC, add, latent_of
+from tests.replay_rows import COLUMNS, SPEC, add, columns_of
 from worldmodel.replay import Replay, ReplayConfig, clear
 
 CHECKPOINT = "checkpoint.json"
@@ -21,17 +21,17 @@ CHECKPOINT = "checkpoint.json"
 
 def build(folder: Path, storage: str, capacity: float = 60) -> Replay:
     config = ReplayConfig(capacity=capacity, storage=storage)
-    return Replay(SPEC, config, 2, LATENT, seed=5, directory=folder / "replay")
+    return Replay(SPEC, config, 2, COLUMNS, seed=5, directory=folder / "replay")
 
 
 def work(replay: Replay, cycle: int) -> None:
-    """New rows, uneven and with cut-off episodes, and latents of rows drawn at random."""
+    """New rows, uneven and with cut-off episodes, and columns of rows drawn at random."""
     add(replay, 3 + 5 * cycle % 11, episode=4 + cycle % 3)
     add(replay, 2 + cycle % 4, ids=[cycle % 2])
     batch = replay.sample(3, 2)
     row = batch.index.start[:, None] + np.arange(2)
     stream = batch.index.stream[:, None].repeat(2, 1)
-    replay.write_latents(batch.index, latent_of(stream, row + 100 * cycle))
+    replay.rewrite(batch.index, columns_of(stream, row + 100 * cycle))
 
 
 def write_checkpoint(folder: Path, cycle: int, state: dict[str, Any]) -> None:
@@ -70,7 +70,7 @@ def contents(replay: Replay) -> dict[str, bytes]:
 
 def twin(cycles: int) -> list[dict[str, bytes]]:
     """The contents after every cycle of a run that nothing interrupts."""
-    replay = Replay(SPEC, ReplayConfig(capacity=60), 2, LATENT, seed=5)
+    replay = Replay(SPEC, ReplayConfig(capacity=60), 2, COLUMNS, seed=5)
     found = []
     for cycle in range(cycles):
         work(replay, cycle)

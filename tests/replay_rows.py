@@ -6,26 +6,29 @@ from typing import Any
 import numpy as np
 import torch
 
-from worldmodel.replay import LatentSpec, Replay, ReplayConfig
-from worldmodel.types import ActionSpec, Batch, EnvSpec, LatentState, ObsSpec
+from worldmodel.replay import Replay, ReplayConfig
+from worldmodel.types import ActionSpec, Batch, Column, EnvSpec, ObsSpec
 
 SPEC = EnvSpec(
     {"image": ObsSpec("image", (4, 4, 1)), "a/b": ObsSpec("vector", (2,))},
     ActionSpec("continuous", (2,)),
 )
-LATENT = LatentSpec(deter=3, groups=2, classes=5)
+COLUMNS = {"deter": Column((3,), "float16"), "stoch": Column((2,), "uint8", below=5)}
 
 
-def make(capacity: float = 60, num_envs: int = 2, seed: int = 0, **config: Any) -> Replay:
-    return Replay(SPEC, ReplayConfig(capacity=capacity, **config), num_envs, LATENT, seed)
+def make(
+    capacity: float = 60, num_envs: int = 2, seed: int = 0, stored: bool = True, **config: Any
+) -> Replay:
+    return Replay(
+        SPEC, ReplayConfig(capacity=capacity, **config), num_envs, COLUMNS if stored else {}, seed
+    )
 
 
-def latent_of(stream: Any, row: Any) -> LatentState:
-    """A state that names its stream and row; whole numbers survive float16."""
+def columns_of(stream: Any, row: Any) -> dict[str, torch.Tensor]:
+    """Values that name their stream and row; whole numbers survive float16."""
     stream, row = torch.tensor(stream), torch.tensor(row)
-    deter = torch.stack([stream, row // 100, row % 100], -1).float()
-    index = torch.stack([stream % 5, row % 5], -1)
-    return LatentState(deter, torch.nn.functional.one_hot(index, 5).float())
+    deter = torch.stack([stream, row // 100, row % 100], -1).half()
+    return {"deter": deter, "stoch": torch.stack([stream % 5, row % 5], -1).byte()}
 
 
 def add(
@@ -33,13 +36,12 @@ def add(
     steps: int,
     ids: Sequence[int] | None = None,
     episode: int = 7,
-    latents: bool = True,
+    stored: bool = True,
 ) -> None:
     """`steps` rows that name their stream and row; episodes are `episode` rows long."""
     streams = np.arange(replay.num_envs) if ids is None else np.asarray(ids)
     for _ in range(steps):
         row = replay.counts[streams]
-        state = latent_of(streams, row)
         rows = {
             "image": np.broadcast_to((row % 251)[:, None, None, None], (len(row), 4, 4, 1)),
             "a/b": np.stack([streams, row], -1),
@@ -50,8 +52,8 @@ def add(
             "is_terminal": row % (2 * episode) == episode - 1,
         }
         rows["image"] = rows["image"].astype(np.uint8)
-        if latents:
-            rows |= {"deter": state.deter.numpy(), "stoch": state.stoch}
+        if stored:
+            rows |= columns_of(streams, row)
         replay.add(rows, None if ids is None else streams)
 
 
@@ -69,7 +71,6 @@ def check(batch: Batch) -> None:
 def same(a: Batch, b: Batch) -> bool:
     pairs = [(getattr(a, k), getattr(b, k)) for k in ("action", "reward", "is_first", "is_last")]
     pairs += [(a.is_terminal, b.is_terminal), *[(a.obs[k], b.obs[k]) for k in a.obs]]
-    assert a.context is not None
-    assert b.context is not None
-    pairs += list(zip(a.context, b.context, strict=True))
+    assert a.context.keys() == b.context.keys()
+    pairs += [(a.context[k], b.context[k]) for k in a.context]
     return all(torch.equal(x, y) for x, y in pairs)

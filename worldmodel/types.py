@@ -21,7 +21,7 @@ One row of experience is what arrived, and the action that led to it:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -298,15 +298,17 @@ class EnvSpec:
 
 
 _PARTS = ("action", "reward", "is_first", "is_last", "is_terminal")  # of every batch
+_GROUPS = ("obs", "columns", "context")  # and these, by key
 
 
 @dataclass
 class Batch:
     """Rows drawn from replay, [B, T, ...] (see the diagram above).
 
-    context: the stored state of the row before the first one, [B, ...], or None; where the row
-    before does not exist or has no stored state, is_first[:, 0] is True.
-    index: what `Replay.write_latents` needs to find these rows again.
+    columns: stored values of these rows by name [B, T, ...], as far as they were asked for.
+    context: those of the row before the first one, [B, ...]; where there are none they are zeros
+    and is_first[:, 0] is True.
+    index: what `Replay.rewrite` needs to find these rows again.
     """
 
     obs: dict[str, Tensor]
@@ -315,7 +317,8 @@ class Batch:
     is_first: Tensor
     is_last: Tensor
     is_terminal: Tensor
-    context: LatentState | None = None
+    columns: dict[str, Tensor] = field(default_factory=dict)
+    context: dict[str, Tensor] = field(default_factory=dict)
     index: Any = None
 
     @property
@@ -324,23 +327,21 @@ class Batch:
         return self.reward.shape[0], self.reward.shape[1]
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of them by name ("obs.KEY", "action", "context.deter", ...), without the index."""
-        out = {f"obs.{key}": value for key, value in self.obs.items()}
-        out |= {name: getattr(self, name) for name in _PARTS}
-        if self.context is not None:
-            out |= {f"context.{k}": v for k, v in self.context._asdict().items()}
-        return out
+        """All of them by name ("obs.KEY", "action", "context.NAME", ...), without the index."""
+        out = {f"{of}.{key}": x for of in _GROUPS for key, x in getattr(self, of).items()}
+        return out | {name: getattr(self, name) for name in _PARTS}
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Batch:
         """The batch with these `tensors`."""
-        obs = {k.removeprefix("obs."): v for k, v in tensors.items() if k.startswith("obs.")}
-        context = [tensors.get(f"context.{name}") for name in LatentState._fields]
-        return cls(
-            obs,
-            **{name: tensors[name] for name in _PARTS},
-            context=None if context[0] is None else LatentState(*context),  # type: ignore[arg-type]
-        )
+        parts: dict[str, Any] = {name: {} for name in _GROUPS}
+        for name, value in tensors.items():
+            group, _, key = name.partition(".")
+            if key:
+                parts[group][key] = value
+            else:
+                parts[name] = value
+        return cls(**parts)
 
     def to(self, device: torch.device, non_blocking: bool = True) -> Batch:
         """The same rows on a device."""
@@ -351,3 +352,11 @@ class Batch:
         moved = Batch.of({name: move(value) for name, value in self.tensors().items()})
         moved.index = self.index
         return moved
+
+
+def start_of(model: Any, batch: Batch) -> Any:
+    """The states [B, ...] of a `Dynamics` before the first rows of a batch on its device: those
+    that were stored with the rows before them, where the model packs states, else initial ones."""
+    if isinstance(model, Packs) and model.columns.keys() <= batch.context.keys():
+        return model.unpack(batch.context)
+    return model.initial(batch.shape[0])

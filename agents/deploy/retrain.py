@@ -128,7 +128,7 @@ class RetrainMonitor:
 
 def save(folder: Path, rows: Sequence[Row], spec: EnvSpec, about: Mapping[str, Any]) -> None:
     """Write rows as a replay, whole or not at all; a refused row cuts its episode in two."""
-    replay = Replay(spec, ReplayConfig(capacity=max(2, len(rows)), latents=False), 1)
+    replay = Replay(spec, ReplayConfig(capacity=max(2, len(rows))), 1)
     begins = True
     for row in rows:
         if row.obs is None:

@@ -33,7 +33,7 @@ from worldmodel.accel.devices import autocast
 from worldmodel.accel.ranks import Ranks
 from worldmodel.nets import EMACopy
 from worldmodel.optim import LaProp, Step, check_memory
-from worldmodel.replay import LatentSpec, Replay
+from worldmodel.replay import Replay
 from worldmodel.replay.ring import available_memory
 from worldmodel.rssm import Head, HeadConfig, ModelOutput, WorldModel, filter_replay
 from worldmodel.types import MASK_KEY, Batch, EnvSpec, LatentState
@@ -76,14 +76,10 @@ class Dreamer(Agent):
         self.optim = LaProp(trained, config.optim)
         self._alone = True  # no other ranks
         self._pipeline: Pipeline | None = None
+        # What the replay stores beside each row: the posterior state.
+        self.columns = self.model.columns if config.store_latents else {}
         self.batch_size, self.batch_length = config.batch_size, config.batch_length
         self.min_rows = config.batch_size * config.batch_length  # a batch without repetition
-
-    @property
-    def latent_spec(self) -> LatentSpec:
-        """What the replay stores beside each row."""
-        c = self.config.model
-        return LatentSpec(c.deter, c.groups, self.model.core.classes)
 
     # Acting.
 
@@ -99,7 +95,8 @@ class Dreamer(Agent):
         """Encoded actions [B, A] for observations [B, ...].
 
         obs may hold `is_first` [B], which resets those rows. mode: "sample" to explore, "mode"
-        for the most probable action. extras["latent"] is the posterior, for the replay.
+        for the most probable action. extras["latent"] is the posterior; the rest, for the replay,
+        is what is stored of it.
         """
         check_mode(mode)
         tensors = {
@@ -117,7 +114,8 @@ class Dreamer(Agent):
             dist = self.actor(latent.feat, tensors.get(MASK_KEY))
         action = dist.sample() if mode == "sample" else dist.mode()
         latent = latent.map(Tensor.float)
-        return action.cpu().numpy(), ActState(latent, action), {"latent": latent}
+        packed = self.model.pack(latent) if self.config.store_latents else {}
+        return action.cpu().numpy(), ActState(latent, action), {"latent": latent, **packed}
 
     def replace_action(self, state: ActState, action: Any) -> ActState:
         """The state that `act` returned, where another action [B, A] was taken than its own."""
@@ -153,14 +151,15 @@ class Dreamer(Agent):
         On a GPU it is only begun, and the one before is brought to its end: what is returned,
         stored and raised belongs to that one (see `settle`).
         """
-        batch, frozen = replay.sample(self.batch_size, self.batch_length), self.config.freeze_model
-        states = replay.latents(batch.index) if frozen else None
+        stored, frozen = tuple(self.columns), self.config.freeze_model
+        batch = replay.sample(
+            self.batch_size, self.batch_length, columns=stored if frozen else (), context=stored
+        )
         if pipeline := self._pipelined():
-            return pipeline.update(replay, batch, states)
-        states = states and states.map(lambda x: x.to(self.device))
-        metrics, states = self.train_on(batch.to(self.device), states)
-        if not frozen:
-            replay.write_latents(batch.index, states)
+            return pipeline.update(replay, batch)
+        metrics, states = self.train_on(batch.to(self.device))
+        if self._renews:
+            replay.rewrite(batch.index, self.model.pack(states))
         return metrics
 
     def settle(self, replay: Replay) -> dict[str, Any]:
@@ -170,25 +169,27 @@ class Dreamer(Agent):
         """
         return self._pipeline.settle(replay) if self._pipeline else {}
 
+    @property
+    def _renews(self) -> bool:
+        """Whether fresh states go back to the replay."""
+        return self.config.store_latents and not self.config.freeze_model
+
     def _pipelined(self) -> Pipeline | None:
         """How updates run on a GPU that learns alone; None elsewhere."""
         wanted = self.device.type == "cuda" and self.config.cuda_graph and self._alone
         if wanted and self._pipeline is None:
-            latent = None if self.config.freeze_model else self.latent_spec
-            self._pipeline = Pipeline(self._learn, self.optim.check, latent, self.device)
+            pack = self.model.pack if self._renews else None
+            self._pipeline = Pipeline(self._learn, self.optim.check, pack, self.device)
         return self._pipeline
 
-    def train_on(
-        self, batch: Batch, states: LatentState | None = None
-    ) -> tuple[dict[str, Tensor], LatentState]:
-        """One gradient step on this batch; returns metrics and the posteriors [B, T, ...].
-
-        states: the posteriors, where the model is frozen; it then learns nothing.
+    def train_on(self, batch: Batch) -> tuple[dict[str, Tensor], LatentState]:
+        """One gradient step on this batch; returns metrics and the posteriors [B, T, ...]: where
+        the model is frozen and learns nothing, those that the batch has in its columns.
 
         Raises FloatingPointError, nothing changed, where loss or gradient is not finite; its
         `batch` is the one that made it.
         """
-        metrics, states, step = self._learn(batch, states)
+        metrics, states, step = self._learn(batch)
         try:
             self.optim.check(step)
         except FloatingPointError as error:
@@ -196,14 +197,15 @@ class Dreamer(Agent):
             raise
         return metrics, states
 
-    def _learn(
-        self, batch: Batch, states: LatentState | None
-    ) -> tuple[dict[str, Tensor], LatentState, Step]:
+    def _learn(self, batch: Batch) -> tuple[dict[str, Tensor], LatentState, Step]:
         """What `train_on` does, without a look at any number: a GPU need not be waited for. Where
         the step met what is not finite, nothing changes."""
         before = [buffer.clone() for buffer in self.module.buffers()]
         with autocast(self.device, self.config.precision):
-            output = self.model.losses(batch) if states is None else ModelOutput({}, states, {})
+            if self.config.freeze_model:
+                output = ModelOutput({}, self.model.unpack(batch.columns), {})
+            else:
+                output = self.model.losses(batch)
             losses = {k: (self.model.scale(k), v.mean()) for k, v in output.losses.items()}
             behaviour, metrics = self.behaviour_losses(batch, output)
         losses |= behaviour

@@ -18,7 +18,8 @@ class DreamerConfig:
     slow_rate: EMA rate of the slow critic. slow_scale: weight of staying near it.
     replay_value_scale: weight of the critic's loss on recorded rewards.
     return_rate: EMA rate of the return range. imagination_starts: states of each sequence that
-    start a rollout, drawn at random; 0 means all. freeze_model: the world model learns nothing;
+    start a rollout, drawn at random; 0 means all. store_latents: replay keeps the posterior states
+    beside its rows, and sequences start from them. freeze_model: the world model learns nothing;
     actor and critic alone do, in its dreams. precision: of the networks on a GPU ("bfloat16" or
     "float32"); a CPU computes in float32. cuda_graph: on a GPU, an update is recorded once and then
     launched whole, while the host goes on (see `agents.dreamer.pipeline`)."""
@@ -37,6 +38,7 @@ class DreamerConfig:
     replay_value_scale: float = 0.3
     return_rate: float = 0.01
     imagination_starts: int = 0
+    store_latents: bool = True
     freeze_model: bool = False
     precision: str = "bfloat16"
     cuda_graph: bool = True
@@ -51,5 +53,9 @@ class DreamerConfig:
             "lam": share, "actor_unimix": share, "slow_rate": share, "return_rate": share,
             "entropy": weight, "slow_scale": weight, "replay_value_scale": weight,
         })  # fmt: skip
+        if self.freeze_model and not self.store_latents:
+            raise ConfigError(
+                "A frozen model dreams from the states in the replay: set agent.store_latents=true."
+            )
         if self.precision not in PRECISIONS:
             raise ConfigError(unknown("precision", self.precision, PRECISIONS))

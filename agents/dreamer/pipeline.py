@@ -13,19 +13,19 @@ on when checkpoints, which settle too, are made.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from worldmodel.accel.graphs import OnItsWay, Recorded, Tensors
 from worldmodel.optim import Step
-from worldmodel.replay import LatentSpec, Replay
-from worldmodel.replay.latents import Packed
+from worldmodel.replay import Replay
 from worldmodel.types import Batch, LatentState
 
+COLUMN = "column."  # how those outputs begin that go to the replay
 # Metrics by name, the posteriors [B, T, ...], and what the optimizer met; reads nothing.
-Learn = Callable[[Batch, LatentState | None], tuple[dict[str, Tensor], LatentState, Step]]
+Learn = Callable[[Batch], tuple[dict[str, Tensor], LatentState, Step]]
+Pack = Callable[[LatentState], dict[str, Tensor]]
 
 
 class Pipeline:
@@ -34,7 +34,7 @@ class Pipeline:
     A FloatingPointError has the `batch` that made it, and says how many later updates are
     `under_way`.
 
-    learn: see `Learn`. check: raises FloatingPointError where a step was not finite. latent: how
+    learn: see `Learn`. check: raises FloatingPointError where a step was not finite. pack: how
     fresh states are stored; None where they are not. recorded: as what `learn` runs.
     """
 
@@ -42,28 +42,22 @@ class Pipeline:
         self,
         learn: Learn,
         check: Callable[[Step], None],
-        latent: LatentSpec | None,
+        pack: Pack | None,
         device: torch.device,
         recorded: Callable[..., Recorded] = Recorded,
     ) -> None:
-        self._learn, self._check, self._latent = learn, check, latent
+        self._learn, self._check, self._pack = learn, check, pack
         self._recorded = recorded(self._tensors, device)
         self._names: list[str] = []
         self._under_way: tuple[Batch, OnItsWay] | None = None
 
-    def update(
-        self, replay: Replay, batch: Batch, states: LatentState | None = None
-    ) -> dict[str, float]:
+    def update(self, replay: Replay, batch: Batch) -> dict[str, float]:
         """Begin an update on a batch, and settle the one before it: its metrics.
 
-        states: the posteriors [B, T, ...], for a function that does not find them itself. Raises
-        FloatingPointError where the one before was not finite; this one goes on.
+        Raises FloatingPointError where the one before was not finite; this one goes on.
         """
-        inputs = batch.tensors()
-        if states is not None:
-            inputs |= {"states.deter": states.deter, "states.stoch": states.stoch}
         before = self._under_way
-        self._under_way = batch, self._recorded.launch(inputs)
+        self._under_way = batch, self._recorded.launch(batch.tensors())
         if torch.are_deterministic_algorithms_enabled():
             return self.settle(replay)
         return self._settle(before, replay)
@@ -84,23 +78,20 @@ class Pipeline:
             error.batch = batch  # type: ignore[attr-defined]  # for whoever looks for the cause
             error.under_way = int(self._under_way is not None)  # type: ignore[attr-defined]
             raise
-        if self._latent is not None:
-            packed = Packed(found["deter"], found["stoch"], found["sound"])
-            replay.write_latents(batch.index, packed)
+        if self._pack is not None:
+            names = [name for name in found if name.startswith(COLUMN)]
+            values = {name.removeprefix(COLUMN): found[name] for name in names}
+            replay.rewrite(batch.index, values)
         return dict(zip(self._names, found["metrics"].tolist(), strict=True))
 
     def _tensors(self, inputs: Tensors) -> Tensors:
         """What is recorded: an update, and what is to come home of it."""
-        inputs = dict(inputs)
-        state: Any = [inputs.pop(f"states.{name}", None) for name in LatentState._fields]
-        metrics, states, step = self._learn(
-            Batch.of(inputs), None if state[0] is None else LatentState(*state)
-        )
+        metrics, states, step = self._learn(Batch.of(inputs))
         self._names = list(metrics)
         found = {
             "metrics": torch.stack([x.detach().float() for x in metrics.values()]),
             **step._asdict(),
         }
-        if self._latent is not None:
-            found |= self._latent.reduce(states)._asdict()
+        if self._pack is not None:
+            found |= {COLUMN + name: value for name, value in self._pack(states).items()}
         return found

@@ -36,7 +36,7 @@ class Acted(NamedTuple):
 class Collector:
     """Drives a vector environment (autoreset at the next step), row by row.
 
-    One call of `step` is:  rows arrive -> agent acts on them -> rows and latents go to replay
+    One call of `step` is:  rows arrive -> agent acts on them -> rows and columns go to replay
                             -> the actions are taken, and the next rows arrive.
 
     A row holds the action that led to it (zeros on a first row), so the action chosen here is
@@ -155,7 +155,7 @@ class Collector:
         # stand at the same moment, and can be saved.
         self.state, rows = state, self.rows
         if replay is not None:
-            guarded(lambda: replay.add({**rows, **latent_rows(extras, replay)}))
+            guarded(lambda: replay.add({**rows, **{name: extras[name] for name in replay.columns}}))
         self._tell(infos)
         # With autoreset at the next step, the row after a last one begins a new episode; so does
         # that of an environment which failed, and replay closes its old episode as truncated.
@@ -287,11 +287,3 @@ def told(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return f"{value.dtype} {list(value.shape)}"
     return f"{value!r:.60}"
-
-
-def latent_rows(extras: Mapping[str, Any], replay: Replay) -> dict[str, Any]:
-    """The two replay columns of an agent's latent state, where both sides have one."""
-    latent = extras.get("latent")
-    if latent is None or replay.latent is None:
-        return {}
-    return {"deter": latent.deter, "stoch": latent.stoch}

@@ -200,10 +200,6 @@ def check_unused(folder: Path) -> None:
 def check_can_learn(settings: TrainConfig, agent: Agent, replay: Replay) -> None:
     """ConfigError where the first update would never come."""
     need, length = agent.min_rows, agent.batch_length
-    if replay.latent is None and any(part.frozen for part in agent.parts.values()):
-        raise ConfigError(
-            "A frozen model dreams from the states in the replay: set replay.latents=true."
-        )
     if settings.offline:
         if not agent.learns:
             raise ConfigError(f"The agent '{settings.agent.name}' cannot learn from a recording.")

@@ -181,7 +181,7 @@ def _last_episode(trainer: Trainer) -> Batch | None:
         return None
     stream, start, stop = lived[-1]
     index = RowIndex(np.array([stream]), np.array([start]), min(stop - start, DREAM_ROWS))
-    return trainer.replay.gather(index)
+    return trainer.replay.gather(index, context=trainer.replay.columns)
 
 
 def dream_film(agent: Agent, spec: EnvSpec, batch: Batch) -> tuple[list[np.ndarray], int]:

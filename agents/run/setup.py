@@ -14,9 +14,9 @@ from worldmodel import checkpoint, seeding
 from worldmodel.config import ConfigError
 from worldmodel.envs import env_spec, make_env
 from worldmodel.envs.actions import native_space
-from worldmodel.replay import LatentSpec, Replay, clear, holds_committed
+from worldmodel.replay import Replay, clear, holds_committed
 from worldmodel.replay.datasets import Convention, Dataset
-from worldmodel.types import EnvSpec
+from worldmodel.types import Column, EnvSpec
 
 
 def recording(settings: TrainConfig, say: Callable[[str], None]) -> Dataset:
@@ -52,7 +52,7 @@ def recorded_spec(settings: TrainConfig) -> EnvSpec:
 def make_replay(
     settings: TrainConfig,
     spec: EnvSpec,
-    latent: LatentSpec | None,
+    columns: Mapping[str, Column],
     fresh: bool,
     place: Path | None = None,
 ) -> Replay:
@@ -74,7 +74,7 @@ def make_replay(
         spec,
         settings.replay,
         1 if settings.offline else settings.env.num_envs,
-        latent,
+        columns,
         seeding.spawn(settings.seed, "replay"),
         place,
     )

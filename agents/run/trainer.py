@@ -109,9 +109,12 @@ class Trainer:
         self.agent = agents.make(settings.agent.name, self.spec, settings.agent, self.device)
         if not self.ranks.first:
             seeding.seed_everything(settings.seed)  # all begin alike, and then draw their own
-        latent = self.agent.latent_spec
         self.replay = setup.make_replay(
-            settings, self.spec, latent, not begun, shares.shard(self.place, self.ranks.rank)
+            settings,
+            self.spec,
+            self.agent.columns,
+            not begun,
+            shares.shard(self.place, self.ranks.rank),
         )
         if self.ranks.first and not begun:
             shares.clear_others(self.place, self.ranks.size)

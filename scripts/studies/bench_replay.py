@@ -6,6 +6,7 @@ measured in turn with the batches, by the same threads.
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
 import time
@@ -20,10 +21,11 @@ from scripts.studies import bench_subject
 from scripts.studies.bench_timing import in_own_process, resident, rounded
 from worldmodel.accel.devices import keep_freed_memory, set_threads
 from worldmodel.config import check_ranges
-from worldmodel.replay import LatentSpec, Replay, ReplayConfig
-from worldmodel.types import ActionSpec, EnvSpec, LatentState, ObsSpec
+from worldmodel.replay import Replay, ReplayConfig
+from worldmodel.types import ActionSpec, Column, EnvSpec, ObsSpec
 
-LATENT = LatentSpec(deter=512, groups=32, classes=4)  # of the paper's size 1m
+# Dreamer's, of the paper's size 1m.
+COLUMNS = {"deter": Column((512,), "float16"), "stoch": Column((32,), "uint8", below=4)}
 BOUND = 0.5  # of a copy's bandwidth, from which on memory is what binds
 
 
@@ -64,26 +66,25 @@ def _measured(settings: Settings, storage: str, folder: str | None) -> dict[str,
     side = settings.image
     spec = EnvSpec({"image": ObsSpec("image", (side, side, 3))}, ActionSpec("continuous", (6,)))
     config = ReplayConfig(capacity=settings.capacity, storage=storage)
-    replay = Replay(spec, config, settings.envs, LATENT, directory=folder)
+    replay = Replay(spec, config, settings.envs, COLUMNS, directory=folder)
     adds = _fill(replay)
     if folder is not None:
         replay.save(folder)
         replay.commit()  # what is read from now on lies in the files, and in the page cache
     index = replay.sample(settings.batch, settings.length).index
     lead = (settings.batch, settings.length)
-    deter = torch.zeros(*lead, LATENT.deter)
-    state = LatentState(deter, torch.zeros(*lead, LATENT.groups, LATENT.classes))
+    fresh = {name: np.zeros((*lead, *c.shape), c.dtype) for name, c in COLUMNS.items()}
     big = torch.ones(max(1 << 20, replay.capacity * side * side * 3 // 2), dtype=torch.uint8)
     other = torch.zeros_like(big)
 
     def sample() -> None:
-        replay.sample(settings.batch, settings.length, online=False)
+        replay.sample(settings.batch, settings.length, online=False, context=COLUMNS)
 
     rates: dict[str, list[float]] = {"copy": [], "sample": [], "write": []}
     for _ in range(settings.windows + 1):  # the first one warms up
         rates["copy"].append(_rate(lambda: other.copy_(big), settings.seconds) * len(big))
         rates["sample"].append(_rate(sample, settings.seconds))
-        rates["write"].append(_rate(lambda: replay.write_latents(index, state), settings.seconds))
+        rates["write"].append(_rate(lambda: replay.rewrite(index, fresh), settings.seconds))
     copy, batches, writes = (statistics.median(found[1:]) for found in rates.values())
     steps, bytes_each = settings.batch * settings.length, _handed_out(replay)
     share = batches * steps * bytes_each / copy
@@ -98,7 +99,7 @@ def _measured(settings: Settings, storage: str, folder: str | None) -> dict[str,
         "of_a_copy": rounded(share),
         "binds": "memory bandwidth" if share >= BOUND else "not memory",
         "batch_ms": rounded(1e3 / batches),
-        "written_latents_per_s": rounded(writes * steps),
+        "rewritten_steps_per_s": rounded(writes * steps),
         "adds_per_s": rounded(adds),
         "rows": len(replay),
         "row_bytes": replay.row_bytes,
@@ -110,7 +111,7 @@ def _measured(settings: Settings, storage: str, folder: str | None) -> dict[str,
 def _fill(replay: Replay) -> float:
     """Rows per second that went in, until it is full."""
     rng = np.random.default_rng(0)
-    row = bench_subject.rows(replay.spec, replay.latent, replay.num_envs, 1, rng)
+    row = bench_subject.rows(replay.spec, replay.columns, replay.num_envs, 1, rng)
     count = replay.capacity // replay.num_envs
     began = time.perf_counter()
     for _ in range(count):
@@ -120,7 +121,8 @@ def _fill(replay: Replay) -> float:
 
 def _handed_out(replay: Replay) -> int:
     """Bytes of one row that a draw copies."""
-    return replay.row_bytes - LATENT.deter * 2 - LATENT.groups - 8  # less latents and row number
+    beside = sum(math.prod(c.shape) * np.dtype(c.dtype).itemsize for c in COLUMNS.values())
+    return replay.row_bytes - beside - 8  # less columns and row number
 
 
 def _rate(work: Callable[[], object], seconds: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,8 +21,8 @@ from agents.run.trainer import Trainer
 from worldmodel import config, seeding
 from worldmodel.accel.devices import keep_freed_memory, pick_device, set_deterministic, set_threads
 from worldmodel.envs import env_spec, make_env
-from worldmodel.replay import LatentSpec, Replay, ReplayConfig
-from worldmodel.types import ActionSpec, EnvSpec, ObsSpec
+from worldmodel.replay import Replay, ReplayConfig
+from worldmodel.types import ActionSpec, Column, EnvSpec, ObsSpec
 
 ACTIONS = 6  # of the environment that is made up where no experiment names one: a walker's
 EPISODE = 200  # rows of an episode that is made up
@@ -154,7 +154,7 @@ def observations(spec: EnvSpec, batch: int, rng: np.random.Generator) -> dict[st
 
 
 def rows(
-    spec: EnvSpec, latent: LatentSpec | None, envs: int, at: int, rng: np.random.Generator
+    spec: EnvSpec, columns: Mapping[str, Column], envs: int, at: int, rng: np.random.Generator
 ) -> dict[str, Any]:
     """Row number `at` of made-up experience in every environment, as `Replay.add` takes it."""
     place = np.full(envs, at % EPISODE)
@@ -167,9 +167,8 @@ def rows(
         "is_last": place == EPISODE - 1,
         "is_terminal": np.zeros(envs, bool),
     }
-    if latent is not None:
-        found["deter"] = np.zeros((envs, latent.deter), np.float32)
-        found["stoch"] = np.zeros((envs, latent.groups, latent.classes), np.float32)
+    for name, column in columns.items():
+        found[name] = np.zeros((envs, *column.shape), column.dtype)
     return found
 
 
@@ -177,8 +176,8 @@ def filled_replay(made: Made) -> Replay:
     """A replay in memory with random experience, enough for the agent's batches to differ."""
     agent = made.agent
     count = max(FILLED, 2 * agent.batch_size * agent.batch_length)
-    replay = Replay(made.spec, ReplayConfig(capacity=count), 1, agent.latent_spec)
+    replay = Replay(made.spec, ReplayConfig(capacity=count), 1, agent.columns)
     rng = np.random.default_rng(0)
     for at in range(count):
-        replay.add(rows(made.spec, replay.latent, 1, at, rng))
+        replay.add(rows(made.spec, replay.columns, 1, at, rng))
     return replay

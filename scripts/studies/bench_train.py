@@ -131,7 +131,7 @@ def _wrap(phases: Phases, trainer: Trainer) -> None:
             phases.wrap(trainer.envs, name, "environment")
     phases.wrap(trainer.agent, "act", "acting")
     phases.wrap(trainer.agent, "update", "update")
-    for name in ("add", "sample", "write_latents"):
+    for name in ("add", "sample", "rewrite"):
         phases.wrap(trainer.replay, name, "replay")
     phases.wrap(trainer.means, "add", "logging")
     phases.wrap(report, "metrics", "logging")

@@ -158,10 +158,8 @@ def wrap(phases: Phases, made: bench_subject.Made, replay: Any) -> None:
     """Put a clock on what `Dreamer.update` calls."""
     agent = made.agent
     phases.wrap(replay, "sample", "replay sample")
-    if agent.config.freeze_model:
-        phases.wrap(replay, "latents", "replay sample")
-    else:
-        phases.wrap(replay, "write_latents", "replay write")
+    if not agent.config.freeze_model:
+        phases.wrap(replay, "rewrite", "replay write")
         phases.wrap(agent.model, "losses", "decoder and heads")  # and the KL, and sums
         phases.wrap(agent.model, "encoder", "encoder")
         phases.wrap(agent.model.core, "observe", "observe scan")

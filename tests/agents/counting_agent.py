@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 
 from agents.base import Agent
-from worldmodel.replay import LatentSpec, Replay
-from worldmodel.types import EnvSpec, LatentState
+from worldmodel.replay import Replay
+from worldmodel.types import Column, EnvSpec
 
 ENV = "tests.envs_for_tests:CountingEnv"
 
@@ -35,10 +35,10 @@ class CountingState(NamedTuple):
 
 
 class CountingAgent(Agent):
-    """Acts at random and hands out, as its latent, how many rows of the episode it has seen."""
+    """Acts at random and stores beside each row how many rows of the episode it has seen."""
 
     Config = CountingConfig
-    latent_spec = LatentSpec(deter=1, groups=1, classes=2)
+    columns: ClassVar[dict[str, Column]] = {"seen": Column((), "float32")}
 
     def __init__(self, spec: EnvSpec, config: CountingConfig, device: torch.device) -> None:
         self.spec, self.config = spec, config
@@ -67,10 +67,7 @@ class CountingAgent(Agent):
         else:
             index = torch.randint(self.spec.action.size, (batch,))
             action = torch.nn.functional.one_hot(index, self.spec.action.size).float()
-        stoch = torch.zeros(batch, 1, 2)
-        stoch[..., 0] = 1
-        latent = LatentState(seen[:, None], stoch)
-        return action.numpy(), CountingState(seen, action), {"latent": latent}
+        return action.numpy(), CountingState(seen, action), {"seen": seen}
 
     def replace_action(self, state: CountingState, action: Any) -> CountingState:
         return state._replace(action=torch.as_tensor(action))

@@ -101,6 +101,6 @@ def test_nothing_is_read_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = random_batch(agent.spec, 2, 4)
     agent.train_on(batch)  # constants are made at the first call
     with launched(monkeypatch, run=False) as names, Recorder() as recorder:
-        agent._learn(batch, None)
+        agent._learn(batch)
     assert names
     assert recorder.calls

@@ -47,7 +47,7 @@ def policy(env: EnvConfig) -> Policy:
 def recorded(agent: Policy, steps: int) -> Recorded:
     """The experience of `steps` steps of one environment."""
     envs = make_vector(agent.env, 1, seed=0)
-    replay = Replay(agent.spec, ReplayConfig(capacity=500), 1, agent.agent.latent_spec)
+    replay = Replay(agent.spec, ReplayConfig(capacity=500), 1, agent.agent.columns)
     collector = Collector(envs, agent.spec, agent.agent, 0)
     for _ in range(steps):
         collector.step(replay)

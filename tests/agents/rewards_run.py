@@ -11,7 +11,7 @@ from agents.dreamer import DreamerConfig
 from agents.run.config import TrainConfig
 from agents.run.train import train
 from worldmodel.envs import EnvConfig
-from worldmodel.replay import LatentSpec, Replay, ReplayConfig
+from worldmodel.replay import Replay, ReplayConfig
 from worldmodel.rssm import ModelConfig
 from worldmodel.types import ActionSpec, EnvSpec, ObsSpec
 
@@ -52,12 +52,10 @@ def make_run(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def replay_of(
-    lengths: list[int], spec: EnvSpec | None = None, latent: LatentSpec | None = None
-) -> Replay:
+def replay_of(lengths: list[int], spec: EnvSpec | None = None) -> Replay:
     """Episodes of so many rows; `x` holds (episode, step), the action (episode, step) / 100."""
     spec = spec or EnvSpec({"x": ObsSpec("vector", (2,))}, ActionSpec("continuous", (2,)))
-    replay = Replay(spec, ReplayConfig(capacity=1000), 1, latent)
+    replay = Replay(spec, ReplayConfig(capacity=1000), 1)
     for episode, length in enumerate(lengths):
         for step in range(length):
             where = np.array([[episode, step]], np.float32)
@@ -69,9 +67,6 @@ def replay_of(
                 "is_last": np.array([step == length - 1]),
                 "is_terminal": np.array([step == length - 1]),
             }
-            if latent is not None:
-                deter = np.zeros((1, latent.deter), np.float32)
-                row |= {"deter": deter, "stoch": np.zeros((1, latent.groups, latent.classes))}
             replay.add(row)
     return replay
 

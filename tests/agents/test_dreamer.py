@@ -50,7 +50,7 @@ def rows(spec: EnvSpec, batch: int, t: int = 0) -> dict[str, np.ndarray]:
 
 def filled(agent: Dreamer, steps: int = 40, num_envs: int = 2) -> Replay:
     """A replay of random rows, with no stored latents."""
-    replay = Replay(agent.spec, ReplayConfig(capacity=200), num_envs, agent.latent_spec)
+    replay = Replay(agent.spec, ReplayConfig(capacity=200), num_envs, agent.columns)
     batch = random_batch(agent.spec, num_envs, steps)
     for t in range(steps):
         names = ("action", "reward", "is_first", "is_last", "is_terminal")
@@ -123,7 +123,9 @@ def test_act_gives_encoded_actions_and_the_posterior(name: str, mode: str) -> No
     latent = extras["latent"]
     assert latent.deter.shape == (4, 16)
     assert latent.stoch.shape == (4, 3, 4)
-    assert agent.latent_spec.pack(*latent)[0].shape == (4, 16)
+    packed = agent.model.unpack({name: extras[name] for name in agent.columns})
+    assert torch.equal(packed.deter, latent.deter.half().float())
+    assert torch.equal(packed.stoch, latent.stoch)
 
 
 def test_mode_is_the_policys_and_samples_vary() -> None:
@@ -212,7 +214,7 @@ def test_an_update_learns_and_writes_latents_back() -> None:
         slow = before[f"slow_critic.module.{name}"]
         moved = after[f"slow_critic.module.{name}"]
         torch.testing.assert_close(moved, slow + 0.02 * (fast.detach() - slow))
-    known = [replay.sample(8, 6, online=False) for _ in range(20)]
+    known = [replay.sample(8, 6, online=False, context=agent.columns) for _ in range(20)]
     assert any(not b.is_first[:, 0].all() for b in known)  # some rows now follow a stored latent
 
 
@@ -225,7 +227,8 @@ def test_a_batch_that_is_not_finite_changes_nothing(where: str) -> None:
         batch.reward[1, 2] = float("nan")
     else:
         batch.is_first[:, 0] = False
-        batch.context = agent.model.initial(4).map(lambda x: x + float("nan"))
+        batch.context = agent.model.pack(agent.model.initial(4))
+        batch.context["deter"][:] = float("nan")
     before = copy.deepcopy(agent.state_dict())
     with pytest.raises(FloatingPointError, match="Weights were not changed"):
         agent.train_on(batch)
@@ -311,7 +314,7 @@ def test_mixed_precision_learns_acts_and_keeps_losses_in_float32(
         monkeypatch.setattr(f"agents.dreamer.agent.{one.__name__}", watched)
     metrics, states = agent.train_on(batch)
     assert all(p.grad.abs().sum() > 0 for p in agent.actor.parameters())  # type: ignore[union-attr]
-    batch.context = states.map(lambda x: x[:, 0])  # float32, as replay hands it out
+    batch.context = agent.model.pack(states.map(lambda x: x[:, 0]))
     metrics, _ = agent.train_on(batch)
     assert set(seen) == {torch.float32, torch.bool}  # KL, returns and all that they are made of
     assert all(v.dtype == torch.float32 and torch.isfinite(v) for v in metrics.values())

@@ -12,6 +12,7 @@ from agents.base import parameters_count
 from agents.dreamer import Dreamer, DreamerConfig
 from tests.agents.test_dreamer import filled
 from tests.model_batches import SPECS, random_batch, scramble, tiny
+from worldmodel.config import ConfigError
 from worldmodel.optim import OptimConfig
 from worldmodel.replay import Replay, ReplayConfig, RowIndex
 from worldmodel.types import LatentState
@@ -34,13 +35,17 @@ def all_rows(replay: Replay) -> RowIndex:
     return RowIndex(np.arange(replay.num_envs), np.zeros(replay.num_envs, np.int64), count)
 
 
+def states_at(agent: Dreamer, replay: Replay, index: RowIndex) -> LatentState:
+    return agent.model.unpack(replay.gather(index, columns=agent.columns).columns)
+
+
 def test_updates_move_actor_and_critic_alone() -> None:
     agent = make()
     replay = filled(agent)
     agent.prepare(replay)
     before = {k: v.clone() for k, v in agent.module.named_parameters()}
     before |= {k: v.clone() for k, v in agent.module.named_buffers()}
-    stored = replay.latents(all_rows(replay))
+    stored = states_at(agent, replay, all_rows(replay))
     for _ in range(3):
         metrics = agent.update(replay)
     after = dict(agent.module.named_parameters()) | dict(agent.module.named_buffers())
@@ -51,7 +56,7 @@ def test_updates_move_actor_and_critic_alone() -> None:
     assert {k for k in metrics if k.startswith("loss/")} == {
         "loss/actor", "loss/critic", "loss/replay_value", "loss/total",
     }  # fmt: skip
-    for ours, theirs in zip(stored, replay.latents(all_rows(replay)), strict=True):
+    for ours, theirs in zip(stored, states_at(agent, replay, all_rows(replay)), strict=True):
         assert torch.equal(ours, theirs)
 
 
@@ -60,7 +65,8 @@ def test_prepared_states_follow_from_each_other() -> None:
     agent = make()
     replay = filled(agent, steps=90)  # longer than a chunk
     agent.prepare(replay)
-    batch, states = replay.gather(all_rows(replay)), replay.latents(all_rows(replay))
+    batch = replay.gather(all_rows(replay))
+    states = states_at(agent, replay, all_rows(replay))
     assert batch.is_first.any(1).all()
     assert not batch.is_first.all()
     with torch.no_grad():
@@ -78,7 +84,7 @@ def test_prepared_states_follow_from_each_other() -> None:
 
 def test_an_episode_without_its_beginning_starts_from_nothing() -> None:
     agent = make("vector")
-    replay = Replay(agent.spec, ReplayConfig(capacity=8), 1, agent.latent_spec)
+    replay = Replay(agent.spec, ReplayConfig(capacity=8), 1, agent.columns)
     rows = random_batch(agent.spec, 1, 12)
     for t in range(12):  # one episode, of which the last 8 rows are left
         names = ("action", "reward", "is_first", "is_last", "is_terminal")
@@ -89,7 +95,7 @@ def test_an_episode_without_its_beginning_starts_from_nothing() -> None:
     with torch.no_grad():
         nothing = agent.model.core.embed_action(torch.zeros(1, 2))
         deter = agent.model.core.recur(agent.model.initial(1), nothing)
-    assert torch.allclose(replay.latents(start).deter[:, 0], deter, atol=2e-3)
+    assert torch.allclose(states_at(agent, replay, start).deter[:, 0], deter, atol=2e-3)
 
 
 def test_preparing_repeats_itself_and_draws_no_global_numbers() -> None:
@@ -101,7 +107,8 @@ def test_preparing_repeats_itself_and_draws_no_global_numbers() -> None:
     agent.prepare(one)
     assert torch.equal(torch.rand(3), expected)
     agent.prepare(other)
-    for a, b in zip(one.latents(all_rows(one)), other.latents(all_rows(other)), strict=True):
+    found = [states_at(agent, replay, all_rows(replay)) for replay in (one, other)]
+    for a, b in zip(*found, strict=True):
         assert torch.equal(a, b)
 
 
@@ -112,12 +119,11 @@ def test_a_frozen_agent_goes_on_from_its_state() -> None:
     agent.update(replay)
     other = make()
     other.load_state_dict(agent.state_dict())
-    batch = replay.sample(4, 6)
-    states = replay.latents(batch.index)
+    batch = replay.sample(4, 6, columns=agent.columns)
     metrics = []
     for one in (agent, other):
         torch.manual_seed(3)
-        metrics.append(one.train_on(batch, states)[0])
+        metrics.append(one.train_on(batch)[0])
     assert all(torch.equal(metrics[0][k], metrics[1][k]) for k in metrics[0])
     for a, b in zip(agent.module.parameters(), other.module.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -127,14 +133,13 @@ def test_it_counts_only_what_learns_and_needs_stored_latents() -> None:
     frozen, free = make(), make(freeze_model=False)
     ours = sum(p.numel() for m in (frozen.actor, frozen.critic) for p in m.parameters())
     assert parameters_count(frozen) == ours < parameters_count(free)
-    replay = Replay(frozen.spec, ReplayConfig(capacity=50, latents=False), 2, frozen.latent_spec)
-    with pytest.raises(ValueError, match="stores no latents"):
-        replay.latents(RowIndex(np.zeros(1, np.int64), np.zeros(1, np.int64), 1))
+    with pytest.raises(ConfigError, match=r"agent\.store_latents=true"):
+        make(store_latents=False)
 
 
 def test_an_ordinary_agent_prepares_nothing() -> None:
     agent = make(freeze_model=False)
     replay = filled(agent)
     agent.prepare(replay)
-    with pytest.raises(ValueError, match="no stored state"):
-        replay.latents(all_rows(replay))
+    with pytest.raises(ValueError, match="have no columns"):
+        states_at(agent, replay, all_rows(replay))

@@ -217,7 +217,7 @@ def test_a_tiny_environment_is_learned_from_pixels(actions: str) -> None:
     try:
         spec = env_spec(envs)
         agent = Dreamer(spec, config, CPU)
-        replay = Replay(spec, ReplayConfig(capacity=5000), 4, agent.latent_spec, seed=0)
+        replay = Replay(spec, ReplayConfig(capacity=5000), 4, agent.columns, seed=0)
         collector = Collector(envs, spec, agent, seed=0)
         scores: list[float] = []
         while len(replay) < 3200 and np.mean(scores[-12:] or 0) < 0.98 * length:

@@ -90,7 +90,6 @@ def test_windows_follow_the_episode_from_its_beginning() -> None:
     for i in range(6):
         # CountingEnv's image holds (episode, step, 0).
         assert found.batch.obs["image"][i, 2, 0, 0, 1] == found.first[i]
-    assert found.batch.context is not None
     later = [i for i, first in enumerate(found.first) if first > 2]
     assert found.batch.is_first.any(1).tolist() == [i not in later for i in range(6)]
     torch.manual_seed(0)
@@ -99,7 +98,7 @@ def test_windows_follow_the_episode_from_its_beginning() -> None:
     at = found.first.index(4)
     # The recurrent part of row 0 does not depend on the draws.
     assert torch.allclose(states.deter[0, 0], dream.follow(policy.model, whole).deter[0, 0])
-    assert found.batch.context.deter[at].abs().sum() > 0
+    assert found.start.deter[at].abs().sum() > 0
 
 
 def test_a_world_that_is_right_is_found_honest() -> None:

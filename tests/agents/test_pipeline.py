@@ -21,7 +21,7 @@ from worldmodel import checkpoint
 from worldmodel.accel import fused
 from worldmodel.config import RunError
 from worldmodel.optim import OptimConfig
-from worldmodel.types import Batch, LatentState
+from worldmodel.types import Batch
 
 CPU = torch.device("cpu")
 UPDATES = 8
@@ -33,8 +33,8 @@ class NoReplay:
     def __init__(self) -> None:
         self.written: list[tuple[Any, Any]] = []
 
-    def write_latents(self, index: Any, state: Any) -> None:
-        self.written.append((index, state))
+    def rewrite(self, index: Any, values: Any) -> None:
+        self.written.append((index, values))
 
 
 @pytest.fixture(autouse=True)
@@ -60,23 +60,20 @@ def pipelined(agent: Dreamer) -> Pipeline:
             own = [flat.flat, flat.grad, flat.mean, flat.square, flat._updates]
             return [*own, *agent.module.buffers(), *agent.slow_critic.parameters()]
 
-    latent = None if agent.config.freeze_model else agent.latent_spec
-    agent._pipeline = Pipeline(agent._learn, agent.optim.check, latent, CPU, Here)
+    pack = None if agent.config.freeze_model else agent.model.pack
+    agent._pipeline = Pipeline(agent._learn, agent.optim.check, pack, CPU, Here)
     return agent._pipeline
 
 
-def batches(spec: str) -> list[Batch]:
+def batches(spec: str, frozen: Dreamer | None = None) -> list[Batch]:
     out = [random_batch(SPECS[spec], seed=i) for i in range(UPDATES)]
     for i, batch in enumerate(out):
         batch.index = i
+        if frozen is not None:
+            states = frozen.model.initial(batch.reward.numel())
+            packed = frozen.model.pack(states)
+            batch.columns = {k: v.unflatten(0, batch.shape) for k, v in packed.items()}
     return out
-
-
-def states_of(agent: Dreamer, batch: Batch) -> LatentState | None:
-    if not agent.config.freeze_model:
-        return None
-    shape = batch.shape
-    return agent.model.initial(shape[0] * shape[1]).map(lambda x: x.unflatten(0, shape))
 
 
 def same(a: Any, b: Any, where: str = "") -> None:
@@ -104,11 +101,12 @@ def test_recorded_updates_are_the_updates_to_the_bit(kind: str) -> None:
     debiasing, nor what is drawn."""
     plain, other = KINDS[kind](), KINDS[kind]()
     pipeline, replay = pipelined(other), NoReplay()
-    drawn = batches({"gaussian": "vector", "frozen": "vector"}.get(kind, kind))
+    spec = {"gaussian": "vector", "frozen": "vector"}.get(kind, kind)
+    drawn = batches(spec, plain if kind == "frozen" else None)
     torch.manual_seed(1)
-    expected = [plain.train_on(batch, states_of(plain, batch)) for batch in drawn]
+    expected = [plain.train_on(batch) for batch in drawn]
     torch.manual_seed(1)
-    told = [pipeline.update(replay, b, states_of(other, b)) for b in drawn]  # type: ignore[arg-type]
+    told = [pipeline.update(replay, b) for b in drawn]  # type: ignore[arg-type]
     told.append(pipeline.settle(replay))  # type: ignore[arg-type]
     assert pipeline._recorded.replays == UPDATES - 3  # type: ignore[attr-defined]
     same(plain.state_dict(), other.state_dict())
@@ -120,10 +118,7 @@ def test_recorded_updates_are_the_updates_to_the_bit(kind: str) -> None:
         return
     assert [index for index, _ in replay.written] == list(range(UPDATES))
     for (_, states), (_, packed) in zip(expected, replay.written, strict=True):
-        deter, stoch = plain.latent_spec.pack(states.deter, states.stoch)
-        kept = plain.latent_spec.arrays(packed)
-        assert (deter == kept[0]).all()
-        assert (stoch == kept[1]).all()
+        same(plain.model.pack(states), packed)
 
 
 @pytest.mark.parametrize("bad", [1, 5], ids=["before it is recorded", "replayed"])
@@ -165,7 +160,7 @@ def late(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def pipelined(agent: Dreamer) -> Pipeline:
         if agent._pipeline is None:
-            agent._pipeline = Pipeline(agent._learn, agent.optim.check, agent.latent_spec, CPU)
+            agent._pipeline = Pipeline(agent._learn, agent.optim.check, agent.model.pack, CPU)
         return agent._pipeline
 
     monkeypatch.setattr(Dreamer, "_pipelined", pipelined)
@@ -191,11 +186,11 @@ def test_updates_that_fail_late_are_counted_once(
     updates = checkpoint.load(tmp_path / "all")["counters"]["updates"]
     learn, calls = Dreamer._learn, []
 
-    def poisoned(agent: Dreamer, batch: Batch, states: LatentState | None) -> Any:
+    def poisoned(agent: Dreamer, batch: Batch) -> Any:
         calls.append(1)
         if len(calls) in (2, 3, updates):
             batch.reward[0, 1] = float("nan")
-        return learn(agent, batch, states)
+        return learn(agent, batch)
 
     monkeypatch.setattr(Dreamer, "_learn", poisoned)
     said: list[str] = []
@@ -214,11 +209,11 @@ def test_no_checkpoint_follows_an_update_that_failed(
     """A run that goes back would otherwise come to weights that fail already."""
     learn, calls = Dreamer._learn, []
 
-    def poisoned(agent: Dreamer, batch: Batch, states: LatentState | None) -> Any:
+    def poisoned(agent: Dreamer, batch: Batch) -> Any:
         calls.append(1)
         if len(calls) > 3:
             batch.reward[0, 1] = float("nan")
-        return learn(agent, batch, states)
+        return learn(agent, batch)
 
     monkeypatch.setattr(Dreamer, "_learn", poisoned)
     config = replace(small_run(tmp_path, Settings(steps=100)), nonfinite_limit=3, max_rollbacks=0)

@@ -36,10 +36,11 @@ def synthetic(model: WorldModel, lengths: list[int]) -> tuple[Latents, np.ndarra
     """Random states, and a reward that is linear in them, [rows]."""
     latents = Latents(model, range(len(lengths)), np.array(lengths))
     rng = np.random.default_rng(0)
-    latents.deter[:] = rng.uniform(-1, 1, latents.deter.shape)
-    latents.stoch[:] = rng.integers(0, 4, latents.stoch.shape)
+    deter, stoch = latents.columns["deter"], latents.columns["stoch"]
+    deter[:] = rng.uniform(-1, 1, deter.shape)
+    stoch[:] = rng.integers(0, 4, stoch.shape)
     weights = rng.normal(size=DETER)
-    return latents, latents.deter.astype(np.float64) @ weights + 3.0
+    return latents, deter.astype(np.float64) @ weights + 3.0
 
 
 @pytest.mark.parametrize("kind", ["twohot", "mse"])
@@ -182,7 +183,7 @@ def test_dreams_are_compared_with_the_rows_that_really_came() -> None:
     experience = Experience(replay_of([20, 20, 20]))
     latents = Latents(model_of(), range(3), experience.lengths)
     sums = np.arange(20).cumsum() / 100
-    latents.deter[:] = np.tile(sums, 3)[:, None]
+    latents.columns["deter"][:] = np.tile(sums, 3)[:, None]
     labels = Labels([np.concatenate([[np.nan], sums[1:]]) for _ in range(3)])
     examples = split(labels, 0.34, 0)
     reader: Any = Reader()

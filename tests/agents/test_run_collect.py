@@ -22,7 +22,7 @@ def collect(steps: int, explore: bool = False, num_envs: int = 2, **kwargs: Any)
     envs = make_vector(EnvConfig(id=ENV, kwargs=kwargs, state=True), num_envs, seed=0)
     spec = env_spec(envs)
     agent = CountingAgent(spec, CountingConfig(), torch.device("cpu"))
-    replay = Replay(spec, ReplayConfig(capacity=1000), num_envs, agent.latent_spec)
+    replay = Replay(spec, ReplayConfig(capacity=1000), num_envs, agent.columns)
     collector = Collector(envs, spec, agent, seed=1)
     episodes = [e for _ in range(steps) for e in collector.step(replay, explore)]
     streams = [replay.rows(n, 0, int(replay.counts[n])) for n in range(num_envs)]
@@ -56,14 +56,13 @@ def test_rows_say_what_happened(actions: str, explore: bool) -> None:
 
 
 @pytest.mark.parametrize("explore", [False, True])
-def test_latents_belong_to_their_rows(explore: bool) -> None:
+def test_columns_belong_to_their_rows(explore: bool) -> None:
     _, replay, _, _ = collect(40, explore)
-    batch = replay.sample(200, 2, online=False)
-    assert batch.context is not None
+    batch = replay.sample(200, 2, online=False, context=["seen"])
     known = ~batch.is_first[:, 0]
     # The context is the state after the row before: that row's step, counted from one.
     assert known.sum() > 50
-    assert torch.equal(batch.context.deter[known, 0], batch.obs["count"][known, 0, 1])
+    assert torch.equal(batch.context["seen"][known], batch.obs["count"][known, 0, 1])
 
 
 def test_resets_are_not_steps() -> None:

@@ -154,8 +154,8 @@ def test_a_frozen_model_must_come_from_somewhere(tmp_path: Path, old: Path) -> N
         started(tmp_path / "a", old, agent=frozen, from_run="")
     with pytest.raises(ConfigError, match="settings core learn nothing"):
         started(tmp_path / "b", old, agent=frozen, load_parts=["encoder", "decoder", "heads"])
-    with pytest.raises(ConfigError, match=r"replay\.latents=true"):
-        started(tmp_path / "c", old, agent=frozen, replay=ReplayConfig(capacity=500, latents=False))
+    with pytest.raises(ConfigError, match=r"agent\.store_latents=true"):
+        replace(frozen, store_latents=False)
     parts, _ = same(tmp_path / "d", old, agent=frozen,
                     load_parts=["encoder", "core", "decoder", "heads"])  # fmt: skip
     assert parts == {"encoder", "core", "decoder", "heads.reward", "heads.cont"}

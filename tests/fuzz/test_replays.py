@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 
 from tests.fuzz.common import JSON, ODD_INTS, WORDS, altered, cases, damaged, ours
 from tests.replay_cycles import contents
-from tests.replay_rows import LATENT, SPEC, add, check, make
+from tests.replay_rows import COLUMNS, SPEC, add, check, make
 from worldmodel.replay import Replay, clear, disk
 from worldmodel.replay.delta import DELTA, FOLDING, MAGIC, TRAILER
 from worldmodel.replay.index import BLOCK, INDEX, _crc
 from worldmodel.replay.schema import Schema
 
 ROWS = 40  # per stream; the ring holds 30, so that it has come round
-BYTES = {name: field.nbytes for name, field in Schema(SPEC, LATENT).fields.items()}
+BYTES = {name: field.nbytes for name, field in Schema(SPEC, COLUMNS).fields.items()}
 Files = dict[str, bytes]
 
 

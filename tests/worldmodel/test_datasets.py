@@ -62,7 +62,7 @@ def save(folder: Path, parts: list[Arrays], **extra: Any) -> str:
 
 
 def replay_of(dataset: Dataset) -> Replay:
-    replay = Replay(dataset.spec, ReplayConfig(capacity=200, latents=False), 1)
+    replay = Replay(dataset.spec, ReplayConfig(capacity=200), 1)
     dataset.fill(replay)
     return replay
 
@@ -302,7 +302,7 @@ def test_our_own_replay_comes_as_it_is(tmp_path: Path) -> None:
 def test_the_replay_must_hold_it(tmp_path: Path) -> None:
     dataset = Dataset(save(tmp_path / "d", [steps()]))
     with pytest.raises(DatasetError, match=r"7 rows, but the replay holds 5.*replay\.capacity"):
-        dataset.fill(Replay(dataset.spec, ReplayConfig(capacity=5, latents=False), 1))
+        dataset.fill(Replay(dataset.spec, ReplayConfig(capacity=5), 1))
 
 
 def test_minari(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

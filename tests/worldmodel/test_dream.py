@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,7 @@ import torch
 from tests.worldmodel.dream_worlds import CountingWorld, counting_batch
 from worldmodel import dream
 from worldmodel.dream import films
-from worldmodel.types import ActionSpec, EnvSpec, LatentState, ObsSpec, Prediction
+from worldmodel.types import ActionSpec, Column, EnvSpec, LatentState, ObsSpec, Prediction
 
 
 def test_shows_the_context_and_imagines_the_rest() -> None:
@@ -24,15 +27,31 @@ def test_shows_the_context_and_imagines_the_rest() -> None:
     assert out.surprise is None
 
 
+class PackingWorld(CountingWorld):
+    """Stores its count."""
+
+    columns: ClassVar[dict[str, Column]] = {"number": Column((), "float32")}
+
+    def pack(self, state: LatentState) -> dict[str, torch.Tensor]:
+        return {"number": state.deter[:, 0]}
+
+    def unpack(self, columns: Mapping[str, torch.Tensor]) -> LatentState:
+        number = columns["number"][:, None]
+        return LatentState(number, torch.zeros(len(number), 1, 1))
+
+
 def test_starts_from_the_stored_context() -> None:
     batch = counting_batch()
-    batch.context = LatentState(torch.full((2, 1), 7.0), torch.zeros(2, 1, 1))
-    world = CountingWorld()
+    batch.context = {"number": torch.tensor([7.0, 7.0])}
+    world = PackingWorld()
     seen = []
     observe = world.observe
     world.observe = lambda state, *rest: seen.append(state) or observe(state, *rest)  # type: ignore
     dream.open_loop(world, batch, context=2)
-    assert seen[0].deter.tolist() == [[7.0], [7.0]]
+    dream.open_loop(world, batch, context=2, start=LatentState(torch.ones(2, 1), torch.ones(2)))
+    batch.context = {}  # those of another world, say, or none
+    dream.open_loop(world, batch, context=2)
+    assert [state.deter.tolist() for state in seen[::2]] == [[[7.0]] * 2, [[1.0]] * 2, [[0.0]] * 2]
 
 
 def test_several_dreams_go_on_from_each_sequence_and_their_mean_is_shown() -> None:
@@ -135,11 +154,10 @@ def test_follow_equals_one_call_over_the_sequence() -> None:
 
 def test_cut_keeps_the_context_only_of_the_first_row() -> None:
     batch = counting_batch()
-    batch.context = LatentState(torch.ones(2, 1), torch.zeros(2, 1, 1))
+    batch.context = {"number": torch.ones(2)}
     head = dream.cut(batch, slice(0, 1), slice(0, 5))
     assert head.shape == (1, 5)
     assert head.obs["image"].shape == (1, 5, 8, 8, 3)
     assert head.action.shape == (1, 5, 1)
-    assert head.context is not None
-    assert head.context.deter.shape == (1, 1)
-    assert dream.cut(batch, slice(None), slice(3, 5)).context is None
+    assert head.context["number"].shape == (1,)
+    assert dream.cut(batch, slice(None), slice(3, 5)).context == {}

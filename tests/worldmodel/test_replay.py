@@ -1,4 +1,4 @@
-"""Replay in memory: alignment, draws, stored latents, the online queue."""
+"""Replay in memory: alignment, draws, columns, the online queue."""
 
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,10 @@ import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError
 
-from tests.replay_rows import LATENT, SPEC, add, check, latent_of, make, same
+from tests.replay_rows import COLUMNS, SPEC, add, check, columns_of, make, same
 from worldmodel.envs import EnvConfig, env_spec, make_vector
-from worldmodel.replay import LatentSpec, Replay, ReplayConfig, RowIndex
-from worldmodel.types import EnvSpec, LatentState, ObsSpec
+from worldmodel.replay import Replay, ReplayConfig, RowIndex
+from worldmodel.types import Column, EnvSpec, ObsSpec
 
 
 @pytest.mark.parametrize("actions", ["discrete", "multidiscrete", "box"])
@@ -81,9 +81,9 @@ def test_ring_keeps_the_newest_rows_across_its_edge(steps: int) -> None:
 def test_batches_are_the_rows_one_by_one(storage: str, num_envs: int, tmp_path: Path) -> None:
     """Whether copied in one call from one block, or sequence by sequence from mapped files; across
     the ring's edge; and a batch stays what it was while others are drawn."""
-    replay = Replay(SPEC, ReplayConfig(30, storage=storage), num_envs, LATENT, directory=tmp_path)
+    replay = Replay(SPEC, ReplayConfig(30, storage=storage), num_envs, COLUMNS, directory=tmp_path)
     add(replay, 30 // num_envs + 4)
-    batches = [replay.sample(5, 6, online=False) for _ in range(20)]
+    batches = [replay.sample(5, 6, online=False, context=COLUMNS) for _ in range(20)]
     for batch in batches:
         places = zip(batch.index.stream.tolist(), batch.index.start.tolist(), strict=True)
         for b, (stream, start) in enumerate(places):
@@ -94,9 +94,8 @@ def test_batches_are_the_rows_one_by_one(storage: str, num_envs: int, tmp_path: 
             assert np.array_equal(batch.is_last[b], rows["is_last"])
             before = int(start) - 1
             if before in range(int(replay.counts[stream]) - 30 // num_envs, int(start)):
-                assert batch.context is not None
-                assert np.array_equal(batch.context.deter[b], latent_of(stream, before).deter)
-                assert np.array_equal(batch.context.stoch[b], latent_of(stream, before).stoch)
+                for name, value in columns_of(stream, before).items():
+                    assert np.array_equal(batch.context[name][b], value)
 
 
 def test_draws_are_uniform_over_every_start_of_uneven_streams() -> None:
@@ -113,74 +112,94 @@ def test_draws_are_uniform_over_every_start_of_uneven_streams() -> None:
     assert 59 - 5 * np.sqrt(2 * 59) < chi < 59 + 5 * np.sqrt(2 * 59)
 
 
-def test_context_is_the_state_stored_with_the_row_before() -> None:
+def test_context_is_what_is_stored_with_the_row_before() -> None:
     replay = make(online=False)
     add(replay, 20)
-    add(replay, 3, latents=False)
-    add(replay, 20)  # rows 13 ... 42 are left; 20, 21 and 22 have no latent
-    batch = replay.sample(500, 3)
-    assert batch.context is not None
+    add(replay, 3, stored=False)
+    add(replay, 20)  # rows 13 ... 42 are left; 20, 21 and 22 have no columns
+    batch = replay.sample(500, 3, context=COLUMNS)
     before = batch.index.start - 1
     known = (before >= 13) & ~np.isin(before, [20, 21, 22])
     assert not known.all()
-    expected = latent_of(batch.index.stream, before)
-    assert torch.equal(batch.context.deter[known], expected.deter[known])
-    assert torch.equal(batch.context.stoch[known], expected.stoch[known])
-    assert batch.context.deter.dtype == batch.context.stoch.dtype == torch.float32
-    assert not batch.context.deter[~known].any()
-    assert not batch.context.stoch[~known].any()
+    for name, expected in columns_of(batch.index.stream, before).items():
+        assert torch.equal(batch.context[name][known], expected[known])
+        assert batch.context[name].dtype == expected.dtype
+        assert not batch.context[name][~known].any()
     # Where nothing is known the sequence starts anew, in the batch but not in storage.
     assert np.array_equal(batch.is_first[:, 0], ~known | (batch.index.start % 7 == 0))
     assert np.array_equal(replay.rows(0, 13, 43)["is_first"], np.arange(13, 43) % 7 == 0)
+    assert replay.gather(batch.index).is_first[:, 0].all()  # nobody asked for a context
 
 
-def test_without_latents_there_is_no_context() -> None:
-    replay = make(latents=False)
-    add(replay, 10, latents=False)
-    batch = replay.sample(4, 3)
-    assert batch.context is None
-    assert batch.is_first[:, 0].all()
-    rows = np.zeros((4, 3), int)
-    with pytest.raises(ValueError, match="no latents"):
-        replay.write_latents(batch.index, latent_of(rows, rows))
-
-
-@pytest.mark.parametrize("classes", [1, 256, 300])
-def test_latents_survive_packing(classes: int) -> None:
-    replay = Replay(SPEC, ReplayConfig(capacity=20, online=False), 1, LatentSpec(4, 3, classes))
-    add(replay, 6, latents=False)
-    index = RowIndex(np.array([0]), np.array([0]), 6)
-    state = LatentState(torch.randn(1, 6, 4), torch.randn(1, 6, 3, classes))
-    if classes > 1:
-        last = torch.full((1, 6, 3), classes - 1)  # the largest index must fit
-        state = LatentState(state.deter, torch.nn.functional.one_hot(last, classes).float())
-    replay.write_latents(index, state)
-    context = replay.gather(RowIndex(np.array([0]), np.array([3]), 2)).context
-    assert context is not None
-    assert torch.allclose(context.deter, state.deter[:, 2], atol=2e-3)
-    assert torch.allclose(context.stoch, state.stoch[:, 2], atol=2e-3)
-
-
-def test_written_latents_come_back_but_not_in_overwritten_rows() -> None:
+def test_columns_come_with_their_rows_as_far_as_they_are_asked_for() -> None:
     replay = make(online=False)
-    add(replay, 30, latents=False)
+    add(replay, 20)
+    batch = replay.sample(50, 4, columns=["stoch"])
+    row = batch.index.start[:, None] + np.arange(4)
+    stream = np.broadcast_to(batch.index.stream[:, None], row.shape)
+    assert list(batch.columns) == ["stoch"]
+    assert torch.equal(batch.columns["stoch"], columns_of(stream, row)["stoch"])
+    assert batch.context == replay.sample(50, 4).columns == {}
+    with pytest.raises(ValueError, match=r"stores no column 'policy'\. Stored: deter, stoch"):
+        replay.sample(1, 4, columns=["policy"])
+    with pytest.raises(ValueError, match="stores no column 'value'"):
+        replay.sample(1, 4, context=["value"])
+    add(replay, 1, stored=False)
+    with pytest.raises(ValueError, match="have no columns"):
+        replay.gather(RowIndex(np.array([0]), np.array([18]), 3), columns=["deter"])
+
+
+def test_without_columns_there_is_no_context() -> None:
+    replay = make(stored=False)
+    add(replay, 10, stored=False)
+    batch = replay.sample(4, 3)
+    assert batch.context == batch.columns == {}
+    assert batch.is_first[:, 0].all()
+    with pytest.raises(ValueError, match=r"stores no column 'deter'\. Stored: none"):
+        replay.rewrite(batch.index, columns_of(np.zeros((4, 3), int), np.zeros((4, 3), int)))
+
+
+def test_written_columns_come_back_but_not_in_overwritten_rows() -> None:
+    replay = make(online=False)
+    add(replay, 30, stored=False)
     index = RowIndex(np.array([0, 1]), np.array([2, 20]), 8)
-    assert replay.gather(RowIndex(np.array([1]), np.array([22]), 2)).is_first[0, 0]
-    add(replay, 5, latents=False)  # rows 30 ... 34 lie where 0 ... 4 were
+    probe = RowIndex(np.array([1]), np.array([22]), 2)
+    assert replay.gather(probe, context=COLUMNS).is_first[0, 0]
+    add(replay, 5, stored=False)  # rows 30 ... 34 lie where 0 ... 4 were
     row = index.start[:, None] + np.arange(8)
-    replay.write_latents(index, latent_of(np.broadcast_to(index.stream[:, None], (2, 8)), row))
+    replay.rewrite(index, columns_of(np.broadcast_to(index.stream[:, None], (2, 8)), row))
     at = [(0, r) for r in range(6, 34)] + [(1, r) for r in range(6, 34)]
     stream, start = np.array(at).T
-    batch = replay.gather(RowIndex(stream, start, 2))
-    assert batch.context is not None
+    batch = replay.gather(RowIndex(stream, start, 2), context=COLUMNS)
     before = start - 1
     written = np.where(stream == 0, (before >= 5) & (before <= 9), (before >= 20) & (before <= 27))
-    assert torch.equal(batch.context.deter[written], latent_of(stream, before).deter[written])
-    assert torch.equal(batch.context.stoch[written], latent_of(stream, before).stoch[written])
-    assert not batch.context.deter[~written].any()
+    for name, expected in columns_of(stream, before).items():
+        assert torch.equal(batch.context[name][written], expected[written])
+        assert not batch.context[name][~written].any()
     assert np.array_equal(batch.is_first[:, 0], ~written | (start % 7 == 0))
     with pytest.raises(ValueError, match="held"):
         replay.gather(index)
+
+
+def test_some_columns_may_be_rewritten_where_all_are_there() -> None:
+    columns = {**COLUMNS, "root": Column((), "float32"), "search": Column((2,), "float32", False)}
+    replay = Replay(SPEC, ReplayConfig(capacity=20, online=False), 1, columns)
+    rows = {k: v[:1] for k, v in good().items()}
+    kept = {**rows, "root": np.array([7.0]), "search": np.ones((1, 2))}
+    replay.add(kept)
+    replay.add(kept)
+    index = RowIndex(np.array([0]), np.array([0]), 2)
+    replay.rewrite(index, {"root": torch.tensor([[1.5, 2.5]])})
+    batch = replay.gather(index, columns=columns)
+    assert batch.columns["root"].tolist() == [[1.5, 2.5]]
+    assert batch.columns["search"].tolist() == [[[1.0, 1.0]] * 2]
+    with pytest.raises(ValueError, match=r"\['search'\] were not declared rewritable"):
+        replay.rewrite(index, {"search": np.ones((1, 2, 2), np.float32)})
+    replay.add({k: v for k, v in rows.items() if k not in columns})
+    index = RowIndex(np.array([0]), np.array([1]), 2)
+    with pytest.raises(ValueError, match="have no columns yet"):
+        replay.rewrite(index, {"root": torch.zeros(1, 2)})
+    assert replay.gather(RowIndex(np.array([0]), np.array([1]), 1), ["root"]).columns["root"] == 2.5
 
 
 def test_online_queue_hands_out_every_new_sequence_once_and_first() -> None:
@@ -247,7 +266,7 @@ def test_same_seed_same_draws() -> None:
     for replay in (a, b, c):
         add(replay, 30)
     state = np.random.get_state(legacy=False)
-    assert same(a.sample(16, 5), b.sample(16, 5))
+    assert same(a.sample(16, 5, context=COLUMNS), b.sample(16, 5, context=COLUMNS))
     assert not np.array_equal(a.sample(16, 5).index.start, c.sample(16, 5).index.start)
     assert str(np.random.get_state(legacy=False)) == str(state)
 
@@ -273,7 +292,6 @@ def test_config_is_structured() -> None:
 
 
 def good() -> dict[str, Any]:
-    state = latent_of([0, 1], [0, 0])
     flag = np.zeros(2, bool)
     return {
         "image": np.zeros((2, 4, 4, 1), np.uint8),
@@ -281,7 +299,7 @@ def good() -> dict[str, Any]:
         "action": np.zeros((2, 2), np.float32),
         "reward": np.zeros(2),
         **{"is_first": flag, "is_last": flag, "is_terminal": flag},
-        **{"deter": state.deter, "stoch": state.stoch},
+        **columns_of([0, 1], [0, 0]),
     }
 
 
@@ -297,10 +315,12 @@ def good() -> dict[str, Any]:
         ({"a/b": np.full((2, 2), np.inf)}, "not finite"),
         ({"a/b": np.full((2, 2), 1e300)}, "not finite"),  # infinite as a float32
         ({"reward": np.array([0, -1e39])}, "'reward' has values that are not finite"),
-        ({"deter": torch.full((2, 3), 1e6)}, "float16"),
-        ({"deter": torch.full((2, 3), torch.nan)}, "float16"),
-        ({"stoch": torch.full((2, 2, 5), torch.nan)}, "float16"),
-        ({"stoch": torch.zeros(2, 5, 2)}, r"stoch \(2, 5, 2\)"),
+        ({"deter": torch.full((2, 3), 1e6)}, "'deter' has values that are not finite"),
+        ({"deter": torch.full((2, 3), torch.nan)}, "not finite"),
+        ({"deter": torch.full((2, 3), -torch.inf).half()}, "not finite"),
+        ({"stoch": torch.zeros(2, 2)}, "'stoch' is float32; expected uint8"),
+        ({"stoch": torch.full((2, 2), 5).byte()}, "'stoch' has values of 5; allowed: below 5"),
+        ({"stoch": torch.zeros(2, 5).byte()}, r"'stoch' has shape \[2, 5\]; expected \[2, 2\]"),
         ({"is_terminal": np.ones(2, bool)}, "is_terminal needs is_last"),
     ],
 )
@@ -336,6 +356,12 @@ def test_bad_settings_and_requests() -> None:
         replay.sample(1, 5)
     with pytest.raises(ValueError, match="at least one row"):
         replay.sample(1, 0)
-    state = latent_of(np.zeros((1, 3), int), np.zeros((1, 3), int))
-    with pytest.raises(ValueError, match=r"States are \[1, 3\]"):
-        replay.write_latents(RowIndex(np.array([0]), np.array([0]), 2), state)
+    values = columns_of(np.zeros((1, 3), int), np.zeros((1, 3), int))
+    with pytest.raises(ValueError, match=r"'deter' has shape \[1, 3, 3\]; expected \[1, 2, 3\]"):
+        replay.rewrite(RowIndex(np.array([0]), np.array([0]), 2), values)
+    for columns in ({"image": Column((), "float32")}, {"reward": Column((), "float32")}):
+        with pytest.raises(ValueError, match=r"Column keys .* are reserved"):
+            Replay(SPEC, ReplayConfig(capacity=10), 2, columns)
+    for dtype in ("f4", "object", "complex64"):
+        with pytest.raises(ValueError, match="allowed are NumPy's names"):
+            Replay(SPEC, ReplayConfig(capacity=10), 2, {"value": Column((), dtype)})

@@ -1,6 +1,5 @@
 """Damaged, hostile and old replay folders: what is lost is said, and nothing else happens."""
 
-import json
 import shutil
 import warnings
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.replay_cycles import contents
-from tests.replay_rows import LATENT, SPEC, add, check, make
+from tests.replay_rows import COLUMNS, SPEC, add, check, make
 from worldmodel.replay import Replay, ReplayConfig, ReplayDamaged
 from worldmodel.replay.index import BLOCK
 
@@ -19,7 +18,7 @@ ROWS = 900  # per stream: some blocks
 
 def big(storage: str = "memory", directory: Path | None = None) -> Replay:
     config = ReplayConfig(capacity=2 * ROWS, online=False, storage=storage)
-    return Replay(SPEC, config, 2, LATENT, directory=directory)
+    return Replay(SPEC, config, 2, COLUMNS, directory=directory)
 
 
 def saved(folder: Path, steps: int = 40) -> dict[str, Any]:
@@ -70,17 +69,17 @@ def test_damaged_rows_go_with_what_is_older(tmp_path: Path, storage: str, name: 
 
 
 @pytest.mark.parametrize("name", ["deter", "stoch"])
-def test_a_damaged_latent_costs_that_latent_only(tmp_path: Path, name: str) -> None:
+def test_a_damaged_column_costs_the_columns_of_its_rows_only(tmp_path: Path, name: str) -> None:
     replay = big()
     add(replay, ROWS)
     replay.save(tmp_path)
     replay.commit()
-    flip(tmp_path / f"{name}.0000.bin", 0)
+    flip(tmp_path / f"column.{name}.0000.bin", 0)
     again = big()
-    with pytest.warns(UserWarning, match="stream 0: 256 rows lost their stored latents"):
+    with pytest.warns(UserWarning, match="stream 0: 256 rows lost their columns"):
         again.load(tmp_path)
     assert len(again) == 2 * ROWS
-    batch = again.sample(2000, 2)
+    batch = again.sample(2000, 2, context=COLUMNS)
     check(batch)
     known = ~((batch.index.stream == 0) & (batch.index.start <= BLOCK)) & (batch.index.start > 0)
     first = (batch.index.start % 7 == 0) | ~known
@@ -187,7 +186,7 @@ def test_an_older_checkpoint_keeps_what_it_can(tmp_path: Path, storage: str) -> 
     config = ReplayConfig(capacity=60, storage=storage)
 
     def fresh() -> Replay:
-        return Replay(SPEC, config, 2, LATENT, directory=tmp_path)
+        return Replay(SPEC, config, 2, COLUMNS, directory=tmp_path)
 
     replay = fresh()
     add(replay, 40)
@@ -246,70 +245,3 @@ def test_missing_and_short_files_are_named(tmp_path: Path) -> None:
     for read in (make().load, Replay.open):
         with pytest.raises(ReplayDamaged, match=r"obs\.image\.0001\.bin is missing"):
             read(tmp_path)
-
-
-def version_1(folder: Path, replay: Replay) -> None:
-    """The folder as the first version wrote it."""
-    folder.mkdir()
-    ring = replay._ring
-    for stream, used in enumerate(np.minimum(ring.count, ring.rows).tolist()):
-        for name, arrays in ring.arrays.items():
-            field = name.replace("/", "%2F")
-            (folder / f"{field}.{stream:04d}.bin").write_bytes(arrays[stream][:used].tobytes())
-    about = {
-        **replay._schema.signature(),
-        "environments": ring.streams,
-        "rows per environment": ring.rows,
-        "count": ring.count.tolist(),
-        "floor": ring.floor.tolist(),
-        "extra": {"cursor": replay._cursor.tolist(), "rng": replay._rng.bit_generator.state},
-        "token": "0123456789abcdef",
-    }
-    (folder / "index.json").write_text(json.dumps({"version": 1, **about}, indent=1))
-
-
-@pytest.mark.parametrize("storage", ["memory", "disk"])
-@pytest.mark.parametrize("steps", [0, 11, 77])
-def test_a_folder_of_version_1_is_read_and_migrated(
-    tmp_path: Path, storage: str, steps: int
-) -> None:
-    replay = make(seed=3)
-    add(replay, steps)
-    if steps:
-        replay.sample(3, 5)
-    folder = tmp_path / "a"
-    version_1(folder, replay)
-    config = ReplayConfig(capacity=60, storage=storage)
-
-    def fresh() -> Replay:
-        return Replay(SPEC, config, 2, LATENT, directory=folder)
-
-    for _ in range(2):  # reading alone changes nothing
-        again = fresh()
-        again.load(folder)
-        assert contents(again) == contents(replay)
-    with pytest.raises(ReplayDamaged, match="saved by an older version"):
-        Replay.open(folder)
-    add(again, 5)
-    state = again.save(folder)
-    assert json.loads((folder / "index.json").read_text())["version"] == 1
-    again.commit()
-    assert json.loads((folder / "index.json").read_text())["version"] == 2
-    more = fresh()
-    more.load(folder, state)
-    assert contents(more) == contents(Replay.open(folder)) == contents(again)
-
-
-def test_a_folder_of_version_1_that_was_killed_loses_the_torn_rows(tmp_path: Path) -> None:
-    replay = make(online=False)
-    add(replay, 40)
-    version_1(tmp_path / "a", replay)
-    path = tmp_path / "a" / "row.0000.bin"
-    rows = np.frombuffer(path.read_bytes(), np.int64).copy()
-    rows[10:15] = [40, 41, -1, -1, -1]  # in the place of rows 10 ... 14
-    path.write_bytes(rows.tobytes())
-    again = make(online=False)
-    with pytest.warns(UserWarning, match="stream 0: dropped the oldest 5 rows of 30"):
-        again.load(tmp_path / "a")
-    check(again.sample(100, 4))
-    assert len(again) == 55

@@ -10,21 +10,21 @@ import pytest
 import torch
 
 from tests.replay_cycles import contents
-from tests.replay_rows import LATENT, SPEC, add, latent_of, make, same
-from worldmodel.replay import LatentSpec, Replay, ReplayConfig, RowIndex, clear, disk
+from tests.replay_rows import COLUMNS, SPEC, add, columns_of, make, same
+from worldmodel.replay import Replay, ReplayConfig, RowIndex, clear, disk
 from worldmodel.replay.delta import Delta
-from worldmodel.types import ActionSpec, EnvSpec, ObsSpec
+from worldmodel.types import ActionSpec, Column, EnvSpec, ObsSpec
 
 
 def on_disk(directory: Path, capacity: float = 60) -> Replay:
     config = ReplayConfig(capacity=capacity, storage="disk", directory=str(directory))
-    return Replay(SPEC, config, 2, LATENT)
+    return Replay(SPEC, config, 2, COLUMNS)
 
 
 def assert_equal(a: Replay, b: Replay) -> None:
     """Both go on alike: the same draws, online ones included, and the same whole contents."""
     for _ in range(3):
-        assert same(a.sample(16, 5), b.sample(16, 5))
+        assert same(*(x.sample(16, 5, context=COLUMNS) for x in (a, b)))
         for replay in (a, b):
             add(replay, 4)
     assert a.episodes() == b.episodes()
@@ -53,9 +53,9 @@ def test_incremental_save_equals_a_full_one(tmp_path: Path, more: int) -> None:
     replay.save(tmp_path)
     batch = replay.sample(8, 5)
     moved = batch.index.start[:, None] + [0, 1, 2, 3, 4]
-    fresh = latent_of(batch.index.stream[:, None].repeat(5, 1), moved + 100)
-    replay.write_latents(batch.index, fresh)
-    replay.save(tmp_path)  # latents only
+    fresh = columns_of(batch.index.stream[:, None].repeat(5, 1), moved + 100)
+    replay.rewrite(batch.index, fresh)
+    replay.save(tmp_path)  # columns only
     add(replay, more, episode=13)  # the first row changes the flags of a row already saved
     replay.save(tmp_path)
     other = make(seed=9)
@@ -75,17 +75,17 @@ def test_a_save_writes_only_what_changed(tmp_path: Path) -> None:
         replay.commit()
         return size
 
-    row, latent = replay.row_bytes, 6 + 2 + 1
+    row, columns = replay.row_bytes, 6 + 2 + 1
     assert written() == 1000 * row
     assert written() == 0
     add(replay, 3, episode=1000)  # no row before is cut off
     assert written() == 6 * row
     index = RowIndex(np.array([0, 1, 1]), np.array([40, 7, 300]), 8)
     rows = index.start[:, None] + np.arange(8)
-    replay.write_latents(index, latent_of(index.stream[:, None].repeat(8, 1), rows + 100))
-    assert written() == 24 * latent
+    replay.rewrite(index, columns_of(index.stream[:, None].repeat(8, 1), rows + 100))
+    assert written() == 24 * columns
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # the checksums of old blocks are those of their new latents
+        warnings.simplefilter("error")  # the checksums of old blocks are those of their new values
         make(capacity=2000).load(tmp_path)
     (tmp_path / "index.json").unlink()  # somebody tidied up: nothing there can be trusted
     assert written() == 1006 * row
@@ -148,7 +148,7 @@ def test_the_folder_never_holds_more_than_announced(
     tmp_path: Path, storage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = ReplayConfig(capacity=1600, storage=storage)
-    replay = Replay(SPEC, config, 2, LATENT, directory=tmp_path)
+    replay = Replay(SPEC, config, 2, COLUMNS, directory=tmp_path)
     sizes: list[int] = []
     was = disk.sync
 
@@ -186,7 +186,7 @@ def test_mapped_rows_leave_no_memory_behind(tmp_path: Path) -> None:
     nor commit takes memory of the size of the ring."""
     spec = EnvSpec({"image": ObsSpec("image", (64, 64, 3))}, ActionSpec("discrete", (3,)))
     config = ReplayConfig(capacity=3000, storage="disk")
-    replay = Replay(spec, config, 1, None, directory=tmp_path)
+    replay = Replay(spec, config, 1, directory=tmp_path)
     image = np.zeros((1, 64, 64, 3), np.uint8)
     flag = np.zeros(1, bool)
     flags = {"is_first": flag, "is_last": flag, "is_terminal": flag}
@@ -245,7 +245,7 @@ def test_disk_and_memory_are_the_same_and_read_each_other(tmp_path: Path) -> Non
     memory, disk = make(), on_disk(tmp_path / "a")
     for replay in (memory, disk):
         add(replay, 45)
-    assert same(memory.sample(8, 5), disk.sample(8, 5))
+    assert same(*(x.sample(8, 5, context=COLUMNS) for x in (memory, disk)))
     disk.save(tmp_path / "a")
     memory.save(tmp_path / "b")
     disk.save(tmp_path / "copy")
@@ -284,9 +284,9 @@ def test_what_differs_is_named(tmp_path: Path) -> None:
     for message, other in {
         "rows per environment: saved 30, here 40": make(capacity=80),
         "environments: saved 2, here 3": make(num_envs=3),
-        "latent: saved": Replay(SPEC, config, 2, LatentSpec(3, 2, 6)),
-        "action: saved": Replay(discrete, config, 2, LATENT),
-        "fields: saved": make(latents=False),
+        "columns: saved": Replay(SPEC, config, 2, {**COLUMNS, "stoch": Column((2,), "uint8")}),
+        "action: saved": Replay(discrete, config, 2, COLUMNS),
+        "fields: saved": make(stored=False),
     }.items():
         with pytest.raises(ValueError, match=message):
             other.load(tmp_path)

@@ -60,6 +60,7 @@ def edits() -> dict[str, Callable[[dict[str, Any]], Any]]:
         index["count"] = [1 << 45, 1 << 45]
         index["signature"]["rows per environment"] = 1 << 45
 
+    column = {"shape": [], "dtype": "float32", "rewritable": True, "below": None}
     found = {
         "traversal": rename,
         "traversal, quoted": quoted,
@@ -73,7 +74,12 @@ def edits() -> dict[str, Callable[[dict[str, Any]], Any]]:
         "streams": put("signature", "environments", value=1 << 40),
         "rows": put("signature", "rows per environment", value=0),
         "dtype": put("signature", "fields", "reward", 1, value="O"),
-        "latent": put("signature", "latent", value={"deter": 1 << 40, "groups": 1, "classes": 1}),
+        "columns": put("signature", "columns", value=[]),
+        "column": put("signature", "columns", "deter", value={"shape": [3]}),
+        "column's shape": put("signature", "columns", "deter", "shape", value=[1 << 40]),
+        "column's type": put("signature", "columns", "deter", "dtype", value="O"),
+        "column's bound": put("signature", "columns", "stoch", "below", value="5"),
+        "column's name": put("signature", "columns", "../x" * 100, value=column),
         "kind": put("spec", "action", "kind", value="python"),
         "sizes": put("spec", "action", "sizes", value=[1 << 62]),
         "sums": put("sums", "reward.0000.bin", value="zz" * 4),
@@ -82,8 +88,8 @@ def edits() -> dict[str, Callable[[dict[str, Any]], Any]]:
         "generator state": put("rng", "state", "inc", value=-1),
         "storage": put("storage", value="tape"),
         "token": put("token", value="../../../../etc"),
-        "version": put("version", value=3),
-        "old version": put("version", value=1),
+        "version": put("version", value=4),
+        "old version": put("version", value=2),
     }
     return found
 

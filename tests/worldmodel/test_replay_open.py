@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.replay_cycles import build, contents, cycle_of, twin, write_checkpoint
-from tests.replay_rows import LATENT, SPEC, add, check, latent_of, make, same
+from tests.replay_rows import COLUMNS, SPEC, add, check, columns_of, make, same
 from worldmodel.replay import Replay, ReplayConfig, RowIndex, disk, files
 from worldmodel.types import ActionSpec, EnvSpec, ObsSpec
 
@@ -35,10 +35,10 @@ def test_the_folder_is_enough(tmp_path: Path, storage: str, steps: int, committe
     before = listing(tmp_path / "replay")
     opened = Replay.open(tmp_path / "replay")
     assert contents(opened) == contents(replay)
-    assert (opened.spec, opened.latent, opened.num_envs) == (SPEC, LATENT, 2)
+    assert (opened.spec, opened.columns, opened.num_envs) == (SPEC, COLUMNS, 2)
     assert (opened.capacity, len(opened)) == (60, len(replay))
     assert opened.episodes() == replay.episodes()
-    assert same(opened.sample(20, 4), replay.sample(20, 4))
+    assert same(*(x.sample(20, 4, context=COLUMNS) for x in (opened, replay)))
     assert opened.config.storage == storage
     assert listing(tmp_path / "replay") == before
 
@@ -56,9 +56,9 @@ def test_every_kind_of_row_comes_back(tmp_path: Path) -> None:
     replay.save(tmp_path)
     opened = Replay.open(str(tmp_path))
     assert opened.spec == spec
-    assert opened.latent is None
+    assert opened.columns == {}
     assert contents(opened) == contents(replay)
-    assert opened.sample(1, 1).context is None
+    assert opened.sample(1, 1).context == {}
 
 
 @pytest.mark.parametrize("storage", STORAGES)
@@ -73,8 +73,8 @@ def test_what_is_open_for_reading_takes_nothing(tmp_path: Path, storage: str) ->
     rows = batch.index.start[:, None] + np.arange(3)
     attempts: list[Callable[[], Any]] = [
         lambda: add(opened, 1),
-        lambda: opened.write_latents(
-            batch.index, latent_of(batch.index.stream[:, None] + 0 * rows, rows)
+        lambda: opened.rewrite(
+            batch.index, columns_of(batch.index.stream[:, None] + 0 * rows, rows)
         ),
         lambda: opened.save(tmp_path / "other"),
         lambda: opened.save(tmp_path / "replay"),
@@ -187,7 +187,8 @@ def test_mapped_rows_that_the_run_overwrites_later_are_refused(tmp_path: Path) -
             opened.gather(RowIndex(np.array([1]), np.array([start]), 8))
         with pytest.raises(ValueError, match="overwritten by the run"):
             opened.rows(0, start, 20)
-    batch = opened.gather(RowIndex(np.array([1, 1]), np.array([15, 16]), 24))
+    index = RowIndex(np.array([1, 1]), np.array([15, 16]), 24)
+    batch = opened.gather(index, context=COLUMNS)
     check(batch)
     assert batch.is_first[:, 0].tolist() == [True, False]  # the row before 15 is gone
     assert opened.episodes()[0] == (0, 15, 21)

@@ -14,7 +14,7 @@ from worldmodel.dream.rollout import goes_on
 from worldmodel.dream.starts import Starts, starts_of
 from worldmodel.dream.view import View
 from worldmodel.seeding import Stream
-from worldmodel.types import MASK_KEY, Batch, EnvSpec, LatentState
+from worldmodel.types import MASK_KEY, Batch, EnvSpec, LatentState, start_of
 
 ENDING = ("threshold", "sample")
 FPS = 15
@@ -41,7 +41,7 @@ class _Dreams:
             raise ValueError(f"{len(which)} dreams begin, but {batch.shape[0]} starts were given.")
         batch = batch.to(self.view.device)
         with self.stream, torch.no_grad():
-            fresh = batch.context or self.model.initial(len(which))
+            fresh = start_of(self.model, batch)
             for t in range(batch.shape[1]):
                 obs = {key: value[:, t] for key, value in batch.obs.items()}
                 fresh = self.model.observe(fresh, obs, batch.action[:, t], batch.is_first[:, t])

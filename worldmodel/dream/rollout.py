@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from worldmodel.types import Batch, LatentState
+from worldmodel.types import Batch, LatentState, start_of
 
 
 class OpenLoop(NamedTuple):
@@ -27,7 +27,12 @@ class OpenLoop(NamedTuple):
 
 @torch.no_grad()
 def open_loop(
-    model: Any, batch: Batch, context: int = 5, surprise: bool = False, dreams: int = 1
+    model: Any,
+    batch: Batch,
+    context: int = 5,
+    surprise: bool = False,
+    dreams: int = 1,
+    start: Any = None,
 ) -> OpenLoop:
     """Follow a batch for `context` rows, then go on from its actions alone.
 
@@ -37,7 +42,8 @@ def open_loop(
 
     model: a `Dynamics`, perhaps with `decode(state) -> {key: [B, ...]}`; batch: [B, T, ...] rows
     on its device. dreams: how many go on from each sequence; what is given back is their mean,
-    the model's expectation (of squared error it has the least). Raises ValueError unless
+    the model's expectation (of squared error it has the least). start: the states before the
+    first rows, unless they are those of `start_of`. Raises ValueError unless
     1 <= context < T and dreams >= 1.
     """
     size, length = batch.shape
@@ -47,7 +53,7 @@ def open_loop(
         raise ValueError(
             f"context={context} must be at least 1 and less than the batch's {length} rows."
         )
-    state: LatentState = batch.context or model.initial(size)
+    state: LatentState = start_of(model, batch) if start is None else start
     nothing = torch.zeros_like(batch.reward[:, 0])
     shown: dict[str, list[Tensor]] = {}
     rewards, conts, surprises = [], [], []
@@ -86,7 +92,7 @@ def open_loop(
 @torch.no_grad()
 def follow(model: Any, batch: Batch) -> LatentState:
     """The states [B, T, ...] of a model that is shown every row of a batch."""
-    state: LatentState = batch.context or model.initial(batch.shape[0])
+    state: LatentState = start_of(model, batch)
     states = []
     for t in range(batch.shape[1]):
         obs = {key: value[:, t] for key, value in batch.obs.items()}
@@ -117,7 +123,6 @@ def cut(batch: Batch, sequences: slice | Tensor, rows: slice) -> Batch:
     def part(x: Tensor) -> Tensor:
         return x[sequences, rows]
 
-    keeps_context = batch.context is not None and not rows.start
     return Batch(
         {key: part(value) for key, value in batch.obs.items()},
         part(batch.action),
@@ -125,5 +130,6 @@ def cut(batch: Batch, sequences: slice | Tensor, rows: slice) -> Batch:
         part(batch.is_first),
         part(batch.is_last),
         part(batch.is_terminal),
-        batch.context.map(lambda x: x[sequences]) if keeps_context else None,  # type: ignore[union-attr]
+        {key: part(value) for key, value in batch.columns.items()},
+        {} if rows.start else {key: value[sequences] for key, value in batch.context.items()},
     )

@@ -33,7 +33,7 @@ def starts_from(replay: Replay, context: int = 5) -> Starts:
 
     def draw(rng: np.random.Generator, count: int) -> Batch:
         picks = rng.integers(len(rows), size=count)
-        return replay.gather(RowIndex(streams[picks], rows[picks], context))
+        return replay.gather(RowIndex(streams[picks], rows[picks], context), context=replay.columns)
 
     return draw
 

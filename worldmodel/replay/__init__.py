@@ -4,11 +4,9 @@ from worldmodel.replay.buffer import Replay
 from worldmodel.replay.config import ReplayConfig
 from worldmodel.replay.folder import clear, holds_committed
 from worldmodel.replay.index import ReplayDamaged
-from worldmodel.replay.latents import LatentSpec
 from worldmodel.replay.rows import RowIndex
 
 __all__ = [
-    "LatentSpec",
     "Replay",
     "ReplayConfig",
     "ReplayDamaged",

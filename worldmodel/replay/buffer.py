@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,24 +14,23 @@ from worldmodel.replay import rows as held
 from worldmodel.replay.config import ReplayConfig, place_of, rows_per_env
 from worldmodel.replay.files import Saver, open_ring
 from worldmodel.replay.index import Index
-from worldmodel.replay.latents import LatentSpec, Packed
 from worldmodel.replay.ring import Ring
 from worldmodel.replay.rows import RowIndex
-from worldmodel.replay.schema import FIRST, FLAGS, LAST, ROW, Schema
-from worldmodel.types import Batch, EnvSpec, LatentState
+from worldmodel.replay.schema import COLUMN, FIRST, FLAGS, LAST, STORED, Schema
+from worldmodel.types import Batch, Column, EnvSpec
 
 # Sequences per environment that may wait in the online queue; older ones are left to chance.
 BACKLOG = 16
-INTERNAL = (ROW, "deter", "stoch")  # fields that are not rows of a batch
+NOTHING: Mapping[str, Column] = MappingProxyType({})
 
 
 class Replay:
     """One ring of consecutive rows per environment (a stream); draws are uniform over every
     possible start of a sequence. Not safe to use from several threads at once.
 
-    spec: what rows hold. num_envs: N, how many streams. latent: sizes of the latent states, or
-    None where the model has none to store. seed: of its own random generator. directory: for
-    storage=disk, before the one in the config.
+    spec: what rows hold. num_envs: N, how many streams. columns: what is stored beside each row,
+    by name. seed: of its own random generator. directory: for storage=disk, before the one in the
+    config.
 
     What is promised, whichever the storage: a process killed at any moment (between `save`, the
     checkpoint that holds its state, and `commit`, or within one of them) finds with that
@@ -47,11 +47,11 @@ class Replay:
         spec: EnvSpec,
         config: ReplayConfig,
         num_envs: int,
-        latent: LatentSpec | None = None,
+        columns: Mapping[str, Column] = NOTHING,
         seed: int = 0,
         directory: str | Path | None = None,
     ) -> None:
-        schema = Schema(spec, latent if config.latents else None)
+        schema = Schema(spec, columns)
         rows = rows_per_env(config, schema.row_bytes, num_envs)
         ring = Ring(schema.fields, num_envs, rows, place_of(config, directory))
         self._assemble(schema, config, ring, seed)
@@ -62,9 +62,8 @@ class Replay:
 
         Works beside the process that records there. A replay of storage=disk is mapped here too:
         rows that the run overwrites are then gone here as well (asking for them by number is a
-        ValueError), and latents may be newer. Raises FileNotFoundError where nothing is saved,
-        ReplayDamaged where it cannot be read or was saved by version 1, ValueError where memory
-        is too small.
+        ValueError), and columns may be newer. Raises FileNotFoundError where nothing is saved,
+        ReplayDamaged where it cannot be read, ValueError where memory is too small.
         """
         index, ring = open_ring(Path(directory))
         assert index.spec is not None
@@ -73,16 +72,16 @@ class Replay:
             capacity=index.streams * index.rows,
             storage=index.storage,
             directory=str(directory),
-            latents=index.latent is not None,
         )
         replay = cls.__new__(cls)
-        replay._assemble(Schema(index.spec, index.latent), config, ring, 0)
+        replay._assemble(Schema(index.spec, index.columns), config, ring, 0)
         replay._restore(index)
         return replay
 
     def _assemble(self, schema: Schema, config: ReplayConfig, ring: Ring, seed: int) -> None:
         self.spec, self.config, self.num_envs = schema.spec, config, ring.streams
-        self.latent = schema.latent
+        self.columns = schema.columns
+        self._row_fields = [*(f"obs.{key}" for key in schema.spec.obs), "action", "reward", "flags"]
         self._rng = np.random.default_rng(seed)
         self._schema, self._ring = schema, ring
         self._cursor = np.zeros(ring.streams, np.int64)  # first row not yet handed out online
@@ -120,9 +119,8 @@ class Replay:
         """Append one row to every stream, or to the streams env_ids [N'] only.
 
         rows: every observation key [N, ...], action [N, A], reward [N], is_first, is_last,
-        is_terminal [N]; and, as a pair or not at all, deter [N, D] and stoch [N, S, K]: the
-        latent state after the row was seen. An episode that a first row interrupts is marked as
-        cut off (is_last) at its newest row.
+        is_terminal [N]; and all columns [N, ...] or none. An episode that a first row
+        interrupts is marked as cut off (is_last) at its newest row.
 
         Raises ValueError for wrong names, shapes or types and for values that are not finite.
         """
@@ -146,16 +144,24 @@ class Replay:
         """Whether any stream holds `length` consecutive rows."""
         return self.num_sequences(length) > 0
 
-    def sample(self, batch_size: int, length: int, online: bool = True) -> Batch:
+    def sample(
+        self,
+        batch_size: int,
+        length: int,
+        online: bool = True,
+        columns: Iterable[str] = (),
+        context: Iterable[str] = (),
+    ) -> Batch:
         """Draw [B, T] rows on the CPU: waiting online sequences first, the rest uniform.
 
         A sequence is T consecutive rows of one stream and may cross episodes, always marked by
-        is_first. context holds the state stored with the row before; where there is none it is
-        zero and is_first[:, 0] is True (in the batch only). online=False leaves the queue alone,
-        for reports. The queue is a cursor per stream, so T may differ from call to call: every
-        row is handed out once, in pieces of the T then asked for.
+        is_first. columns: names of those wanted of every row [B, T, ...]. context: names of those
+        wanted of the row before the first one, [B, ...]; where there is none, or none was asked
+        for, they are zeros and is_first[:, 0] is True (in the batch only). online=False leaves
+        the queue alone, for reports. The queue is a cursor per stream, so T may differ from call
+        to call: every row is handed out once, in pieces of the T then asked for.
 
-        Raises ValueError while no stream holds T rows.
+        Raises ValueError while no stream holds T rows, and where rows lack the columns wanted.
         """
         starts = self._starts(length)
         total = int(starts.sum())
@@ -172,68 +178,63 @@ class Replay:
         stream = np.searchsorted(edges, draw, side="right")
         index[0, len(fresh) :] = stream
         index[1, len(fresh) :] = self._ring.oldest[stream] + draw - (edges - starts)[stream]
-        return self.gather(RowIndex(index[0], index[1], length))
+        return self.gather(RowIndex(index[0], index[1], length), columns, context)
 
-    def gather(self, index: RowIndex) -> Batch:
+    def gather(
+        self, index: RowIndex, columns: Iterable[str] = (), context: Iterable[str] = ()
+    ) -> Batch:
         """The rows at an index, as `sample` returns them.
 
-        Raises ValueError where rows are not, or no longer, held.
+        Raises ValueError where rows are not, or no longer, held, or lack the columns wanted.
         """
         held.check(self._ring, index)
-        names = [name for name in self._ring.fields if name not in INTERNAL]
+        wanted = self._column_fields(columns)
+        names = [*self._row_fields, *wanted]
         tensors = self._ring.take(names, index.stream, index.start, index.length)
         flags = tensors.pop("flags").numpy()
-        context, known = held.context(self._ring, self.latent, index)
+        if wanted and not (flags & STORED).all():
+            raise ValueError("Some of these rows have no columns (see rewrite).")
+        before, known = held.context(self._ring, self._column_fields(context), index)
         first, is_last, is_terminal = ((flags & bit) != 0 for bit in FLAGS.values())
         first[:, 0] |= ~known
         is_first, is_last, is_terminal = map(torch.from_numpy, (first, is_last, is_terminal))
-        obs = {key: tensors[f"obs.{key}"] for key in self.spec.obs}
         return Batch(
-            obs,
+            {key: tensors[f"obs.{key}"] for key in self.spec.obs},
             tensors["action"],
             tensors["reward"],
             is_first,
             is_last,
             is_terminal,
-            context,
+            {name.removeprefix(COLUMN): tensors[name] for name in wanted},
+            before,
             index,
         )
 
-    def write_latents(self, index: RowIndex, state: LatentState | Packed) -> None:
-        """Store fresh states [B, T, ...] (any device, reduced or not) with the rows of a batch,
-        except for rows overwritten since.
+    def rewrite(self, index: RowIndex, values: Mapping[str, Any]) -> None:
+        """Store new values [B, T, ...] of rewritable columns, on any device, with the rows of an
+        index, except for rows overwritten since. Rows that have no columns take all of them.
 
-        Raises ValueError where replay stores no latents, and for wrong shapes.
+        Raises ValueError for names, shapes, types and values that are not those of the columns,
+        and where only some columns are given for rows that have none.
         """
-        if self.latent is None:
-            raise ValueError("This replay stores no latents (config.latents, or no LatentSpec).")
         self._saver.check_writable()
-        if isinstance(state, Packed):
-            deter, stoch = self.latent.arrays(state)
-        else:
-            deter, stoch = self.latent.pack(state.deter, state.stoch)
-        if deter.shape[:2] != (len(index.start), index.length):
-            raise ValueError(
-                f"States are {list(deter.shape[:2])} (batch, time), the index has "
-                f"{[len(index.start), index.length]}."
-            )
-        ring, oldest = self._ring, self._ring.oldest.tolist()
-        places = zip(index.stream.tolist(), index.start.tolist(), strict=True)
-        for b, (stream, start) in enumerate(places):
-            skip = max(0, oldest[stream] - start)
-            if skip < index.length:
-                ring.write("deter", stream, start + skip, deter[b, skip:])
-                ring.write("stoch", stream, start + skip, stoch[b, skip:])
-                ring.mark_latent(stream, start + skip, index.length - skip)
-
-    def latents(self, index: RowIndex) -> LatentState:
-        """The states stored with the rows at an index, float32 [B, T, ...] on the CPU.
-
-        Raises ValueError where rows are not held, or hold no state.
-        """
-        if self.latent is None:
-            raise ValueError("This replay stores no latents (config.latents, or no LatentSpec).")
-        return held.latents(self._ring, self.latent, index)
+        fixed = [name for name in values if not self._column(name).rewritable]
+        if fixed:
+            raise ValueError(f"Columns {fixed} were not declared rewritable.")
+        lead = (len(index.start), index.length)
+        arrays = self._schema.pack_columns(values, lead)
+        ring, skips = self._ring, np.maximum(0, self._ring.oldest[index.stream] - index.start)
+        places = zip(index.stream.tolist(), index.start.tolist(), skips.tolist(), strict=True)
+        pieces = [place for place in enumerate(places) if place[1][2] < index.length]
+        if len(values) < len(self.columns) and not all(
+            ring.all_stored(stream, start + skip, index.length - skip)
+            for _, (stream, start, skip) in pieces
+        ):
+            raise ValueError("Some of these rows have no columns yet: give all columns.")
+        for b, (stream, start, skip) in pieces:
+            for name, array in arrays.items():
+                ring.write(name, stream, start + skip, array[b, skip:])
+            ring.mark_stored(stream, start + skip, index.length - skip)
 
     def episodes(self, complete: bool = False) -> list[tuple[int, int, int]]:
         """Recorded episodes as (stream, start, stop), stop excluded, oldest first per stream.
@@ -250,11 +251,11 @@ class Replay:
         """
         held.check(self._ring, RowIndex(np.array([stream]), np.array([start]), stop - start))
         out = {}
-        for name, field in self._ring.fields.items():
-            if name not in INTERNAL:
-                values = np.empty((stop - start, *field.shape), field.dtype)
-                self._ring.read(name, stream, start, values)
-                out[name.removeprefix("obs.")] = values
+        for name in self._row_fields:
+            field = self._ring.fields[name]
+            values = np.empty((stop - start, *field.shape), field.dtype)
+            self._ring.read(name, stream, start, values)
+            out[name.removeprefix("obs.")] = values
         flags = out.pop("flags")
         return out | {name: (flags & bit) != 0 for name, bit in FLAGS.items()}
 
@@ -286,7 +287,7 @@ class Replay:
         callers without checkpoints.
 
         Raises ReplayDamaged where the files cannot give that state (an older checkpoint's may
-        still be there), ValueError where the saved replay differs (spec, latents, environments,
+        still be there), ValueError where the saved replay differs (spec, columns, environments,
         capacity), FileNotFoundError where there is none.
         """
         self._restore(self._saver.load(Path(directory), state))
@@ -300,6 +301,15 @@ class Replay:
     def _restore(self, index: Index) -> None:
         self._cursor = np.minimum(np.asarray(index.cursor, np.int64), self._ring.count)
         self._rng.bit_generator.state = index.rng
+
+    def _column(self, name: str) -> Column:
+        if name not in self.columns:
+            known = ", ".join(sorted(self.columns)) or "none"
+            raise ValueError(f"This replay stores no column '{name}'. Stored: {known}.")
+        return self.columns[name]
+
+    def _column_fields(self, names: Iterable[str]) -> list[str]:
+        return [COLUMN + name for name in names if self._column(name)]
 
     def _starts(self, length: int) -> np.ndarray:
         if length < 1:

@@ -15,7 +15,6 @@ class ReplayConfig:
     storage: str = "memory"  # memory, or disk: memory-mapped files in the directory
     directory: str | None = None  # folder for storage=disk, unless the caller names one
     online: bool = True  # hand out every environment's newest sequences first, each once
-    latents: bool = True  # keep latent states and start sequences from them
 
 
 def rows_per_env(config: ReplayConfig, row_bytes: int, num_envs: int) -> int:

@@ -1,7 +1,7 @@
 """Checksums over blocks of rows, and what becomes of rows that do not pass them.
 
 A sequence must never join unrelated rows, so that a bad row takes everything older in its stream
-with it; a bad stored latent costs that latent only.
+with it; a bad value of a column costs the columns of its row only.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ from __future__ import annotations
 import warnings
 import zlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from worldmodel.replay.delta import Changes
-from worldmodel.replay.index import BLOCK, blocks, file_name
-from worldmodel.replay.latents import LatentSpec
+from worldmodel.replay.index import BLOCK, Index, blocks, file_name
 from worldmodel.replay.ring import DATA_DIRTY, FLAGS_DIRTY, Ring
-from worldmodel.replay.schema import FIRST, LAST, LATENT, ROW, TERMINAL
+from worldmodel.replay.schema import COLUMN, FIRST, LAST, ROW, STORED, TERMINAL, finite
+from worldmodel.types import Column
 
 
 def checksums(
@@ -27,13 +28,13 @@ def checksums(
     on top of those `before`."""
     sums = {}
     for stream, used in enumerate(np.minimum(ring.count, ring.rows).tolist()):
-        for field in ring.fields:
+        for field, about in ring.fields.items():
             name = file_name(field, stream)
             fresh = np.zeros(blocks(used), np.uint32)
             if before is not None:
                 common = min(len(fresh), len(before[name]))
                 fresh[:common] = before[name][:common]
-            for block in _touched(changes[stream].of(field)).tolist():
+            for block in _touched(changes[stream].of(about)).tolist():
                 fresh[block] = _crc(ring.arrays[field][stream], block, used)
             sums[name] = fresh
     return sums
@@ -43,6 +44,14 @@ def everything(ring: Ring) -> list[Changes]:
     """Changes that name every slot in use."""
     runs = [np.array([[0, n]] if n else [], np.int64).reshape(-1, 2) for n in _used(ring)]
     return [Changes(run, run) for run in runs]
+
+
+def drop_bad(ring: Ring, index: Index, folder: Path) -> None:
+    """Drop what fails its checksum or cannot be, and warn how much that is."""
+    assert index.sums is not None
+    drop_damaged(ring, index.sums, folder)
+    drop_impossible(ring, index.columns, folder)
+    drop_torn(ring, folder)
 
 
 def drop_damaged(ring: Ring, sums: Mapping[str, np.ndarray], folder: Path) -> None:
@@ -58,28 +67,28 @@ def drop_damaged(ring: Ring, sums: Mapping[str, np.ndarray], folder: Path) -> No
                 _drop_blocks(ring, stream, field, np.array(wrong), folder)
 
 
-def drop_impossible(ring: Ring, latent: LatentSpec | None, folder: Path) -> None:
+def drop_impossible(ring: Ring, columns: Mapping[str, Column], folder: Path) -> None:
     """Drop what no run can have written, though its checksums are right, and warn how much that
-    is: numbers that are not finite, flags that contradict each other, classes that do not exist."""
+    is: numbers that are not finite or too large, flags that contradict each other."""
     for stream in range(ring.streams):
         held = np.arange(ring.oldest[stream], ring.count[stream])
         slots, used = held % ring.rows, _used(ring)[stream]
         arrays = {name: ring.arrays[name][stream][:used] for name in ring.fields}
         flags = arrays["flags"]
-        bad = (flags & (LAST | TERMINAL) == TERMINAL) | (flags > FIRST | LAST | TERMINAL | LATENT)
+        bad = (flags & (LAST | TERMINAL) == TERMINAL) | (flags > FIRST | LAST | TERMINAL | STORED)
         for name, field in ring.fields.items():
-            if field.dtype == np.float32:
+            if field.dtype == np.float32 and not name.startswith(COLUMN):
                 bad |= ~_each(arrays[name], np.isfinite)
         _drop(ring, stream, held[bad[slots]], folder, "no run can have recorded them")
-        if latent is None:
-            continue
-        whole = _each(arrays["deter"], np.isfinite)
-        if latent.classes > 1:
-            whole &= _each(arrays["stoch"], lambda part: part < latent.classes)
-        else:
-            whole &= _each(arrays["stoch"], np.isfinite)
-        lost = np.flatnonzero(~whole & (flags & LATENT != 0))
-        _lose_latents(ring, stream, lost, folder, "no model can have written them")
+        whole = np.ones(used, bool)
+        for name, column in columns.items():
+            values = arrays[COLUMN + name]
+            if values.dtype.kind == "f":
+                whole &= _each(values, finite)
+            if column.below is not None:
+                whole &= _each(values, partial(np.greater, column.below))
+        lost = np.flatnonzero(~whole & (flags & STORED != 0))
+        _lose_columns(ring, stream, lost, folder, "no run can have written them")
 
 
 def drop_torn(ring: Ring, folder: Path) -> None:
@@ -96,23 +105,23 @@ def _drop_blocks(ring: Ring, stream: int, field: str, wrong: np.ndarray, folder:
     if not ring.frozen:  # the next save writes these blocks anew, and their checksums
         slots = np.arange(_used(ring)[stream])
         ring.dirty[stream, slots[np.isin(slots // BLOCK, wrong)]] |= DATA_DIRTY
-    if field not in ("deter", "stoch"):
+    if not field.startswith(COLUMN):
         _drop(ring, stream, bad, folder, f"{file_name(field, stream)} is damaged")
         return
-    lost = bad[ring.arrays["flags"][stream][bad % ring.rows] & LATENT != 0] % ring.rows
-    _lose_latents(ring, stream, lost, folder, f"{file_name(field, stream)} is damaged")
+    lost = bad[ring.arrays["flags"][stream][bad % ring.rows] & STORED != 0] % ring.rows
+    _lose_columns(ring, stream, lost, folder, f"{file_name(field, stream)} is damaged")
 
 
-def _lose_latents(ring: Ring, stream: int, slots: np.ndarray, folder: Path, reason: str) -> None:
-    """Forget the stored latents in these slots."""
+def _lose_columns(ring: Ring, stream: int, slots: np.ndarray, folder: Path, reason: str) -> None:
+    """Forget the columns of the rows in these slots."""
     if len(slots):
-        ring.arrays["flags"][stream][slots] &= 255 - LATENT
+        ring.arrays["flags"][stream][slots] &= 255 - STORED
         if not ring.frozen:
             ring.dirty[stream, slots] |= FLAGS_DIRTY
         warnings.warn(
-            f"Replay at {folder}, stream {stream}: {len(slots):,} rows lost their stored latents; "
+            f"Replay at {folder}, stream {stream}: {len(slots):,} rows lost their columns; "
             f"{reason}.",
-            stacklevel=6,
+            stacklevel=7,
         )
 
 
@@ -124,7 +133,7 @@ def _drop(ring: Ring, stream: int, bad: np.ndarray, folder: Path, reason: str) -
         warnings.warn(
             f"Replay at {folder}, stream {stream}: dropped the oldest {bad.max() + 1 - oldest:,} "
             f"rows of {held:,}; {reason}.",
-            stacklevel=6,
+            stacklevel=7,
         )
 
 

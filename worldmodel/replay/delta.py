@@ -28,23 +28,22 @@ from worldmodel.replay.schema import ROW, Field
 
 DELTA, FRESH = "delta.bin", "delta.new.bin"
 FOLDING = "folding.bin"  # a delta that a checkpoint committed; the base files may be half-way
-MAGIC = b"wmdelta2"
+MAGIC = b"wmdelta3"
 TRAILER = struct.Struct("<QI8s")
-CHANGING = ("deter", "stoch", "flags")  # fields that change in rows already saved
 GAP = 16  # unchanged slots between two runs that are not worth an end and a start
 CHUNK = 1 << 22  # bytes moved at once
 
 
 class Changes(NamedTuple):
-    """Slots of one stream that differ from the base files: whole rows, and rows whose flags or
-    latents may differ, as runs [start, stop) in an array [n, 2]."""
+    """Slots of one stream that differ from the base files: whole rows, and rows of which only
+    what changes later may differ, as runs [start, stop) in an array [n, 2]."""
 
     data: np.ndarray
     changed: np.ndarray
 
-    def of(self, field: str) -> np.ndarray:
+    def of(self, field: Field) -> np.ndarray:
         """The runs that concern one field."""
-        return self.changed if field in CHANGING else self.data
+        return self.changed if field.changes else self.data
 
 
 class Part(NamedTuple):
@@ -220,7 +219,7 @@ def _parts(fields: Mapping[str, Field], changes: list[Changes]) -> Iterator[Part
     offset = 0
     for stream, change in enumerate(changes):
         for name, field in fields.items():
-            runs = change.of(name)
+            runs = change.of(field)
             part = Part(name, stream, file_name(name, stream), runs, offset, field.nbytes)
             yield part
             offset += part.nbytes
@@ -252,8 +251,6 @@ def _footer(file: io.FileIO) -> tuple[Index, str | None, list[Changes], dict[str
         raise ValueError("the checksum of its footer is wrong")
     footer = json.loads(text)
     index = Index.from_json(footer["index"])
-    if index.spec is None:
-        raise ValueError("its index is of version 1")
     parent = footer["parent"]
     if parent is not None and not isinstance(parent, str):
         raise ValueError("its parent is no token")

@@ -74,8 +74,9 @@ class Saver:
         destroy a saved replay that was not loaded."""
         if self._ring.frozen:
             raise ValueError(
-                "This replay was opened for reading: it takes no rows and no latents, and cannot "
-                "be saved. To go on recording, make a Replay with the same settings and load it."
+                "This replay was opened for reading: it takes no rows and no columns, and "
+                "cannot be saved. To go on recording, make a Replay with the same settings and "
+                "load it."
             )
         if self._guarded:
             raise ValueError(
@@ -94,10 +95,9 @@ class Saver:
         if not home or base is None or base.token != _token(folder):
             base = None
         changes = damage.everything(ring) if base is None else self._changes()
-        begins = base is None or base.generation == 0  # a folder of version 1 has no series
         index = Index(
             self._signature,
-            secrets.token_hex(8) if base is None or begins else base.series,
+            secrets.token_hex(8) if base is None else base.series,
             1 if base is None else base.generation + 1,
             secrets.token_hex(8),
             ring.count.tolist(),
@@ -149,7 +149,6 @@ class Saver:
             plan = folder.plan(asked)
             for index in (plan.index, asked or plan.index):
                 self._check_same(place, index)
-            plan = replace(plan, index=replace(plan.index, spec=self._spec))
             folder.check_sizes(plan)
             for log in plan.logs:
                 finish(place, log, keep_files=_same(place, ring.directory))
@@ -184,16 +183,11 @@ class Saver:
         else:
             read_base(place, ring, index.filled)
         ring.count[:], ring.floor[:] = index.count, index.floor
-        sums = index.sums
-        if sums is None:  # version 1 has none
-            sums = damage.checksums(ring, damage.everything(ring), None)
-        damage.drop_damaged(ring, sums, place)
-        damage.drop_impossible(ring, index.latent, place)
-        damage.drop_torn(ring, place)
+        damage.drop_bad(ring, index, place)
         if mapped:
             ring.give_back()
         if mapped or ring.directory is None:
-            self._home, self._base = place, replace(index, sums=sums)
+            self._home, self._base = place, index
         else:
             self._home, self._base = ring.directory, None
 
@@ -205,8 +199,8 @@ class Saver:
         damage.drop_torn(ring, place)
         warnings.warn(
             f"The replay at {place} is newer than the checkpoint (save {asked.generation}): its "
-            "newer rows were dropped, but rows that they had overwritten are gone and stored "
-            "latents may be newer. The continuation is sound, but not equal to the bit.",
+            "newer rows were dropped, but rows that they had overwritten are gone, and columns "
+            "may be newer. The continuation is sound, but not equal to the bit.",
             stacklevel=4,
         )
         if self._base is not None:
@@ -235,8 +229,7 @@ def open_ring(place: Path) -> tuple[Index, Ring]:
     """The newest state in a folder as a ring for reading: in memory, or mapped where the run
     that wrote it mapped it. Nothing in the folder is changed.
 
-    Raises ReplayDamaged (also for folders of version 1) and FileNotFoundError, and ValueError
-    where the memory is too small.
+    Raises ReplayDamaged and FileNotFoundError, and ValueError where the memory is too small.
     """
     for left in reversed(range(TRIES)):
         with Folder(place) as folder:
@@ -249,10 +242,7 @@ def open_ring(place: Path) -> tuple[Index, Ring]:
                 continue
         if settled or not left:
             break
-    assert index.sums is not None
-    damage.drop_damaged(ring, index.sums, place)
-    damage.drop_impossible(ring, index.latent, place)
-    damage.drop_torn(ring, place)
+    damage.drop_bad(ring, index, place)
     for array in (array for arrays in ring.arrays.values() for array in arrays):
         array.flags.writeable = False
     return index, ring
@@ -261,12 +251,6 @@ def open_ring(place: Path) -> tuple[Index, Ring]:
 def _read_only(folder: Folder) -> tuple[Index, Ring]:
     plan = folder.plan(None)
     index = plan.index
-    if index.spec is None:
-        raise ReplayDamaged(
-            f"The replay at {folder.place} was saved by an older version, which did not note what "
-            "its rows mean. Continue its run to its next checkpoint, or load it with a Replay of "
-            "its settings and save that."
-        )
     folder.check_sizes(plan)
     # A stream that has come round uses every slot; before that, only the first ones.
     length = max(1, *index.filled)

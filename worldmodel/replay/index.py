@@ -10,7 +10,7 @@ import json
 import math
 import zlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,15 +18,14 @@ from urllib.parse import quote
 import numpy as np
 
 from worldmodel.replay import disk
-from worldmodel.replay.latents import LatentSpec
-from worldmodel.replay.schema import Field, Schema
-from worldmodel.types import ActionSpec, EnvSpec, ObsSpec
+from worldmodel.replay.schema import COLUMN, Field, Schema
+from worldmodel.types import ActionSpec, Column, EnvSpec, ObsSpec
 
 INDEX = "index.json"
-VERSION = 2
+VERSION = 3
 BLOCK = 256  # rows of one field under one checksum
 LONGEST = 1 << 28  # bytes of an index that are worth reading
-SIGNATURE = ("fields", "action", "latent", "environments", "rows per environment")
+SIGNATURE = ("fields", "action", "columns", "environments", "rows per environment")
 
 
 class ReplayDamaged(ValueError):
@@ -49,7 +48,7 @@ class Index:
 
     series: one per folder that was begun anew. generation: grows by one with every save on top
     of another. token: names this save alone. sums: CRC-32 of every block, by file name; None in
-    a checkpoint's state and in folders of version 1, as are spec and storage.
+    a checkpoint's state, as are spec and storage.
     """
 
     signature: dict[str, Any]
@@ -80,16 +79,16 @@ class Index:
         return [min(count, self.rows) for count in self.count]
 
     @property
-    def latent(self) -> LatentSpec | None:
-        """Sizes of the stored latents, or None."""
-        sizes = self.signature["latent"]
-        return None if sizes is None else LatentSpec(**sizes)
+    def columns(self) -> dict[str, Column]:
+        """What is stored beside the rows."""
+        saved = self.signature["columns"].items()
+        return {k: Column(**{**about, "shape": tuple(about["shape"])}) for k, about in saved}
 
     @property
     def fields(self) -> dict[str, Field]:
         """What a row holds."""
         assert self.spec is not None
-        return Schema(self.spec, self.latent).fields
+        return Schema(self.spec, self.columns).fields
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: numbers, strings, lists and dicts only."""
@@ -117,16 +116,13 @@ class Index:
     @classmethod
     def from_json(cls, value: Any) -> Index:
         """What `to_json` gave; raises ValueError where anything of it is not as it must be."""
-        if _get(value, "version") == 1:
-            return _version_1(value)
-        if value["version"] != VERSION:
-            raise ValueError(f"its version is {value['version']!r:.20}, known are 1 and {VERSION}")
+        _check_version(value)
         if _get(value, "crc") != _crc({k: v for k, v in value.items() if k != "crc"}):
             raise ValueError("its checksum is wrong")
         state = cls.from_state(value)
         spec = _spec(_get(value, "spec"))
-        schema = Schema(spec, state.latent)
-        if schema.signature() != {k: state.signature[k] for k in ("fields", "action", "latent")}:
+        schema = Schema(spec, state.columns)
+        if schema.signature() != {k: state.signature[k] for k in SIGNATURE[:3]}:
             raise ValueError("its fields are not those of its spec")
         if _get(value, "block") != BLOCK or _get(value, "storage") not in ("memory", "disk"):
             raise ValueError("its block or storage is unknown")
@@ -136,9 +132,7 @@ class Index:
     @classmethod
     def from_state(cls, value: Any) -> Index:
         """What `state` gave; raises ValueError where anything of it is not as it must be."""
-        version = _get(value, "version")
-        if type(version) is not int or version != VERSION:
-            raise ValueError(f"its version is {version!r:.20}, not {VERSION}")
+        _check_version(value)
         signature = _get(value, "signature")
         tokens = _get(value, "series"), _get(value, "token")
         if not all(isinstance(t, str) and len(t) == 16 for t in tokens):
@@ -208,7 +202,7 @@ def _counters(signature: Any, value: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"its signature does not hold {', '.join(SIGNATURE)}")
     streams = _whole(signature["environments"], "environments", 1, 1 << 16)
     _whole(signature["rows per environment"], "rows per environment", 2, 1 << 48)
-    _latent(signature["latent"])
+    _check_columns(signature["columns"])
     count = _wholes(_get(value, "count"), "count", 0, [1 << 60] * streams)
     floor = _wholes(_get(value, "floor"), "floor", 0, count)
     cursor = _wholes(_get(value, "cursor"), "cursor", 0, count)
@@ -228,11 +222,36 @@ def _rng(value: Any) -> dict[str, Any]:
     }
 
 
-def _latent(value: Any) -> None:
-    if value is not None:
-        if not isinstance(value, dict) or set(value) != {"deter", "groups", "classes"}:
-            raise ValueError("its latent does not hold deter, groups and classes")
-        LatentSpec(**{k: _whole(v, k, 1, 1 << 31) for k, v in value.items()})
+def _check_version(value: Any) -> None:
+    version = _get(value, "version")
+    if type(version) is not int or version != VERSION:
+        raise ValueError(f"its version is {version!r:.20}, not {VERSION}")
+
+
+def _check_columns(value: Any) -> None:
+    if not isinstance(value, dict):
+        raise ValueError("its columns are not a table")
+    for name, about in value.items():
+        if not isinstance(about, dict) or set(about) != {f.name for f in fields(Column)}:
+            raise ValueError(f"column {name!r:.40} is not described as it must be")
+        shape, dtype, below = about["shape"], about["dtype"], about["below"]
+        _check_shape(f"column {name!r:.40}", shape, len(shape) if isinstance(shape, list) else 0)
+        types = type(dtype), type(about["rewritable"]), type(below)
+        if types[:2] != (str, bool) or types[2] not in (int, type(None)):
+            raise ValueError(f"column {name!r:.40} is not described as it must be")
+        _check_name(COLUMN + name)
+
+
+def _check_shape(what: str, shape: Any, axes: int) -> tuple[int, ...]:
+    lengths = tuple(_wholes(shape, "shape", 1, [1 << 31] * axes))
+    if axes > 8 or math.prod(lengths) > 1 << 40:
+        raise ValueError(f"{what} is impossibly large")
+    return lengths
+
+
+def _check_name(field: str) -> None:
+    if len(file_name(field, 0)) > 255:
+        raise ValueError(f"{field!r:.40} is too long a name")
 
 
 def _spec(value: Any) -> EnvSpec:
@@ -244,12 +263,9 @@ def _spec(value: Any) -> EnvSpec:
         kind, lengths = _get(entry, "kind"), {"image": 3, "vector": 1, "discrete": 1, "recorded": 1}
         if kind not in lengths:
             raise ValueError(f"observation {key!r:.40} is of an unknown kind")
-        if len(file_name(f"obs.{key}", 0)) > 255:
-            raise ValueError(f"observation {key!r:.40} has too long a name")
-        shape = _wholes(_get(entry, "shape"), "shape", 1, [1 << 31] * lengths[kind])
-        if math.prod(shape) > 1 << 40:
-            raise ValueError(f"observation {key!r:.40} is impossibly large")
-        obs[key] = ObsSpec(kind, tuple(shape), _sizes(entry))
+        _check_name(f"obs.{key}")
+        shape = _check_shape(f"observation {key!r:.40}", _get(entry, "shape"), lengths[kind])
+        obs[key] = ObsSpec(kind, shape, _sizes(entry))
     action = _get(value, "action")
     if _get(action, "kind") not in ("continuous", "discrete"):
         raise ValueError("its actions are of an unknown kind")
@@ -278,14 +294,3 @@ def _sums(value: Any, fields: list[str], filled: list[int]) -> dict[str, np.ndar
             if len(sums[name]) != blocks(rows):  # there were spaces in it
                 raise ValueError(f"the checksums of {name:.80} are no hexadecimal numbers")
     return sums
-
-
-def _version_1(value: dict[str, Any]) -> Index:
-    """An index of the first version: no checksums, and no spec to open the folder by."""
-    signature = {key: _get(value, key) for key in SIGNATURE}
-    extra = _get(value, "extra")
-    token = _get(value, "token")
-    if not isinstance(extra, dict) or not isinstance(token, str) or len(token) != 16:
-        raise ValueError("its extra or token is not what it must be")
-    counters = _counters(signature, {**value, **extra})
-    return Index(signature, "0" * 16, 0, token, **counters)

@@ -22,10 +22,10 @@ from torch import Tensor
 from worldmodel.replay import disk
 from worldmodel.replay.index import file_name
 from worldmodel.replay.memory import available_memory
-from worldmodel.replay.schema import LATENT, ROW, Field
+from worldmodel.replay.schema import ROW, STORED, Field
 
 # What no save has seen yet, and (shifted by SAVED) what is saved but not committed.
-DATA_DIRTY, FLAGS_DIRTY = 1, 2  # a whole row; its flags or its stored latent only
+DATA_DIRTY, FLAGS_DIRTY = 1, 2  # a whole row; its flags or its columns only
 SAVED = 2
 # Without it Linux refuses private maps larger than memory, though few of their pages are used.
 NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
@@ -162,10 +162,15 @@ class Ring:
             self.arrays["flags"][stream][row % self.rows] |= bit
             self.dirty[stream, row % self.rows] |= FLAGS_DIRTY
 
-    def mark_latent(self, stream: int, start: int, length: int) -> None:
-        """Note that rows start ... start + length - 1 have a new stored latent."""
+    def all_stored(self, stream: int, start: int, length: int) -> bool:
+        """Whether rows start ... start + length - 1 have their columns."""
+        flags = self.arrays["flags"][stream][np.arange(start, start + length) % self.rows]
+        return bool((flags & STORED).all())
+
+    def mark_stored(self, stream: int, start: int, length: int) -> None:
+        """Note that rows start ... start + length - 1 have new values in their columns."""
         slots = np.arange(start, start + length) % self.rows
-        self.arrays["flags"][stream][slots] |= LATENT
+        self.arrays["flags"][stream][slots] |= STORED
         self.dirty[stream, slots] |= FLAGS_DIRTY
 
     def mark_all(self) -> None:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
+from torch import Tensor
 
-from worldmodel.replay.latents import LatentSpec
 from worldmodel.replay.ring import Ring
-from worldmodel.replay.schema import FIRST, LAST, LATENT
-from worldmodel.types import LatentState
+from worldmodel.replay.schema import COLUMN, FIRST, LAST, STORED
 
 
 @dataclass(frozen=True)
@@ -35,37 +33,21 @@ def check(ring: Ring, index: RowIndex) -> None:
         )
 
 
-def context(
-    ring: Ring, latent: LatentSpec | None, index: RowIndex
-) -> tuple[LatentState | None, np.ndarray]:
-    """The states stored with the rows before those of an index, [B, ...], and where there is one,
-    bool [B]; zero elsewhere."""
-    if latent is None:
-        return None, np.zeros(len(index.start), bool)
+def context(ring: Ring, fields: list[str], index: RowIndex) -> tuple[dict[str, Tensor], np.ndarray]:
+    """Columns of the rows before those of an index, [B, ...], and where there are some, bool [B];
+    zeros elsewhere. fields: their names in the ring."""
+    if not fields:
+        return {}, np.zeros(len(index.start), bool)
     oldest = ring.oldest[index.stream]
     before = np.maximum(index.start - 1, oldest)  # the first row itself, where none is before it
-    copies, whole = ring.copies(("flags", "deter", "stoch"), index.stream, before, 1)
-    flags, deter, stoch = (copy.numpy()[:, 0] for copy in copies.values())
-    known = (index.start > oldest) & whole & ((flags & LATENT) != 0)
-    if known.all():
-        return latent.unpack(deter, stoch), known
-    deter[~known] = stoch[~known] = 0
-    state = latent.unpack(deter, stoch)
-    state.stoch[~torch.from_numpy(known)] = 0.0  # index 0 would decode to a one
-    return state, known
-
-
-def latents(ring: Ring, latent: LatentSpec, index: RowIndex) -> LatentState:
-    """The states stored with the rows at an index, float32 [B, T, ...] on the CPU.
-
-    Raises ValueError where rows are not held, or hold no state.
-    """
-    check(ring, index)
-    names = ("flags", "deter", "stoch")
-    copies = ring.take(names, index.stream, index.start, index.length)
-    if not ((copies["flags"] & LATENT) != 0).all():
-        raise ValueError("Some of these rows have no stored state (see write_latents).")
-    return latent.unpack(copies["deter"].numpy(), copies["stoch"].numpy())
+    copies, whole = ring.copies(("flags", *fields), index.stream, before, 1)
+    flags = copies.pop("flags").numpy()[:, 0]
+    known = (index.start > oldest) & whole & ((flags & STORED) != 0)
+    found = {name.removeprefix(COLUMN): copy[:, 0] for name, copy in copies.items()}
+    if not known.all():
+        for value in found.values():
+            value.numpy()[~known] = 0
+    return found, known
 
 
 def episodes(ring: Ring, complete: bool) -> list[tuple[int, int, int]]:

@@ -9,6 +9,7 @@ import torch
 
 from worldmodel.replay import Replay, RowIndex
 from worldmodel.rssm.model import WorldModel
+from worldmodel.types import start_of
 
 CHUNK = 64  # rows of an episode that are filtered at once
 ROWS = 4096  # rows of one batch
@@ -21,7 +22,8 @@ def filter_replay(model: WorldModel, replay: Replay) -> None:
     For a model that learns no more: its states of recorded rows never change, so nothing need be
     encoded again. An episode whose beginning is overwritten starts from what the replay still
     holds. Episodes go side by side, in chunks of time, each from the states that the chunk before
-    it stored. Draws from torch's generators. Raises ValueError where the replay stores no latents.
+    it stored. Draws from torch's generators. Raises ValueError where the replay has no columns for
+    the model's states.
     """
     device = next(model.parameters()).device
     spans = [(stream, start, stop - start) for stream, start, stop in replay.episodes()]
@@ -37,7 +39,7 @@ def filter_replay(model: WorldModel, replay: Replay) -> None:
             for first in range(0, len(places), many):
                 stream, start = places[first : first + many].T
                 index = RowIndex(stream, start, length)
-                batch = replay.gather(index).to(device)
-                state = batch.context or model.initial(len(stream))
+                batch = replay.gather(index, context=model.columns).to(device)
+                state = start_of(model, batch)
                 states = model.observe(state, batch.obs, batch.action, batch.is_first)
-                replay.write_latents(index, states)
+                replay.rewrite(index, model.pack(states))

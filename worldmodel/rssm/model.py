@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from worldmodel.config import ConfigError, check_ranges
 from worldmodel.distributions import Normal
 from worldmodel.models.ensemble import Ensemble, EnsembleConfig
+from worldmodel.rssm import packing
 from worldmodel.rssm.codec import Decoder, Encoder
 from worldmodel.rssm.core import RSSM
 from worldmodel.rssm.heads import Head, HeadConfig, target_of
-from worldmodel.types import MASK_KEY, Batch, EnvSpec, LatentState, Prediction
+from worldmodel.types import MASK_KEY, Batch, Column, EnvSpec, LatentState, Prediction, start_of
 
 DISAGREEMENT = "disagreement"  # of the ensemble: its loss, and its name in `control`
 
@@ -193,6 +194,19 @@ class WorldModel(nn.Module):
         is a mean of tanh, the rest one-hot), infinite for gaussian ones."""
         return math.inf if self.core.gaussian else 1.0
 
+    @property
+    def columns(self) -> dict[str, Column]:
+        """What replay stores of one state (see `worldmodel.rssm.packing`)."""
+        return packing.columns(self.core)
+
+    def pack(self, state: LatentState) -> dict[str, Tensor]:
+        """States [..., ...] as values of `columns`."""
+        return packing.pack(self.core, state)
+
+    def unpack(self, columns: Mapping[str, Tensor]) -> LatentState:
+        """The states that values of `columns` hold."""
+        return packing.unpack(self.core, columns)
+
     def initial(self, batch_size: int) -> LatentState:
         """The state before anything was seen: zeros [B, ...]."""
         return self.core.initial(batch_size)
@@ -337,7 +351,7 @@ class WorldModel(nn.Module):
         if self.config.centre_images and self.encoder.images:
             images = [batch.obs[k] for k in self.encoder.images]
             self.encoder.centre.update(torch.cat(images, -1))
-        start = batch.context or self.initial(batch.shape[0])
+        start = start_of(self, batch)
         embed = self.encoder(batch.obs)
         states, params = self.core.observe(start, embed, batch.action, batch.is_first)
         posterior, prior = self.core.dist(params), self.core.dist(self.core.prior(states.deter))

@@ -13,7 +13,7 @@ import agents
 from agents.apps.dreams.config import DreamConfig
 from agents.base import Policy
 from agents.run.evaluate import evaluate
-from worldmodel import dream, seeding
+from worldmodel import dream, seeding, tree
 from worldmodel.config import ConfigError
 from worldmodel.replay import Replay, ReplayConfig, RowIndex
 from worldmodel.types import Batch, LatentState
@@ -40,7 +40,7 @@ class Experience:
     def batch(self, numbers: Sequence[int], rows: int) -> Batch:
         """The first rows [B, rows] of these episodes, seen from their beginning."""
         stream, start, _ = np.array([self.episodes[n] for n in numbers]).T
-        return replace(self.replay.gather(RowIndex(stream, start, rows)), context=None)
+        return self.replay.gather(RowIndex(stream, start, rows))
 
     def long_enough(self, settings: DreamConfig) -> list[int]:
         """The numbers of used episodes that hold a whole dream; ConfigError where none does."""
@@ -99,7 +99,7 @@ def _fresh(policy: Policy, settings: DreamConfig) -> Experience:
     env = replace(policy.env, time_limit=most if own is None else min(own, most))
     count = min(ENVS, settings.play)
     share = -(-settings.play // count)
-    capacity = ReplayConfig(capacity=count * (share * (most + 1) + 2), latents=False)
+    capacity = ReplayConfig(capacity=count * (share * (most + 1) + 2))
     replay = Replay(policy.spec, capacity, count)
     agent, mode, who = policy.agent, settings.mode, f"the policy ({settings.mode})"
     if settings.mode == "random":
@@ -121,10 +121,11 @@ def _fresh(policy: Policy, settings: DreamConfig) -> Experience:
 
 @dataclass(frozen=True)
 class Windows:
-    """Moments from which to imagine: rows [N, context + horizon] whose batch context is the
-    state of a model that has followed the episode from its beginning; and where they lie."""
+    """Moments from which to imagine: rows [N, context + horizon]; the states before them [N, ...]
+    of a model that has followed the episode from its beginning; and where they lie."""
 
     batch: Batch
+    start: LatentState
     episode: list[int]
     first: list[int]  # row of the episode that is the first imagined one
 
@@ -138,6 +139,7 @@ def windows(lived: Experience, model: Any, settings: DreamConfig) -> Windows:
         rows = min(lived.length(number), LONGEST * settings.rows + 1)
         by_rows.setdefault(rows, []).append(number)
     parts: list[Batch] = []
+    starts: list[LatentState] = []
     episode: list[int] = []
     first: list[int] = []
     device = dream.device_of(model)
@@ -147,13 +149,12 @@ def windows(lived: Experience, model: Any, settings: DreamConfig) -> Windows:
         last = rows - settings.rows
         for begin in sorted({int(i) for i in np.linspace(0, last, each).round()}):
             part = dream.cut(whole, slice(None), slice(begin, begin + settings.rows))
-            part.context = (
-                states.map(lambda x, t=begin - 1: x[:, t]) if begin else model.initial(len(group))
-            )
+            before = states.map(lambda x, t=begin - 1: x[:, t])
+            starts.append(before if begin else model.initial(len(group)))
             parts.append(part)
             episode += group
             first += [begin + settings.context] * len(group)
-    return Windows(_joined(parts), episode, first)
+    return Windows(_joined(parts), tree.cat(starts), episode, first)
 
 
 def _joined(parts: list[Batch]) -> Batch:
@@ -162,7 +163,6 @@ def _joined(parts: list[Batch]) -> Batch:
     def cat(name: str) -> torch.Tensor:
         return torch.cat([getattr(part, name) for part in parts])
 
-    pairs = zip(*(part.context for part in parts if part.context is not None), strict=True)
     return Batch(
         {key: torch.cat([part.obs[key] for part in parts]) for key in parts[0].obs},
         cat("action"),
@@ -170,5 +170,4 @@ def _joined(parts: list[Batch]) -> Batch:
         cat("is_first"),
         cat("is_last"),
         cat("is_terminal"),
-        LatentState(*(torch.cat(pair) for pair in pairs)),
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 from agents.apps.dreams.config import HEADLINE_STEP
 from agents.apps.dreams.episodes import Windows
 from agents.apps.dreams.page import Picture, Section
-from worldmodel import dream, plots
+from worldmodel import dream, plots, tree
 from worldmodel.dream import OpenLoop, metrics
 from worldmodel.types import Batch, EnvSpec
 
@@ -63,9 +63,7 @@ def measure(model: Any, spec: EnvSpec, found: Windows, context: int, dreams: int
     """Dream `dreams` times from every window and compare."""
     rows = found.batch.shape[0]
     parts = [
-        _compare(
-            model, spec, dream.cut(found.batch, slice(i, i + CHUNK), slice(None)), context, dreams
-        )
+        _compare(model, spec, found, slice(i, i + CHUNK), context, dreams)
         for i in range(0, rows, CHUNK)
     ]
     errors = {
@@ -76,12 +74,15 @@ def measure(model: Any, spec: EnvSpec, found: Windows, context: int, dreams: int
     return Honesty(errors, imagined, real)
 
 
-def _compare(model: Any, spec: EnvSpec, batch: Batch, context: int, dreams: int) -> Honesty:
-    batch = batch.to(dream.device_of(model))
-    one = dream.open_loop(model, batch, context, surprise=True)
+def _compare(
+    model: Any, spec: EnvSpec, found: Windows, which: slice, context: int, dreams: int
+) -> Honesty:
+    batch = dream.cut(found.batch, which, slice(None)).to(dream.device_of(model))
+    start = tree.map(lambda x: x[which], found.start)
+    one = dream.open_loop(model, batch, context, surprise=True, start=start)
     loops = {ONE: one}
     if dreams > 1:
-        loops[MEAN] = dream.open_loop(model, batch, context, dreams=dreams)
+        loops[MEAN] = dream.open_loop(model, batch, context, dreams=dreams, start=start)
     questions = _questions(model, spec, batch, one)
     errors: dict[str, dict[str, Tensor]] = {}
     for what, (measured, truths, guesses) in questions.items():

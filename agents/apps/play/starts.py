@@ -47,7 +47,8 @@ class Recorded:
         self._check_row(episode, row)
         length = max(1, min(length, row + 1))
         first = start + row + 1 - length
-        return self.replay.gather(RowIndex(np.array([stream]), np.array([first]), length))
+        index = RowIndex(np.array([stream]), np.array([first]), length)
+        return self.replay.gather(index, context=self.replay.columns)
 
     def _find(self, episode: Any) -> tuple[int, int, int]:
         if type(episode) is not int or not 0 <= episode < len(self.episodes):

@@ -15,7 +15,7 @@ from agents.apps.play.film import picture_of
 from agents.base import Policy, check_mode, random_actions
 from worldmodel import seeding
 from worldmodel.config import ConfigError
-from worldmodel.types import MASK_KEY, Batch, LatentState
+from worldmodel.types import MASK_KEY, Batch, LatentState, start_of
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class World:
     def after(self, batch: Batch, seed: int) -> LatentState:
         """The state [1, ...] after the last row of one sequence [1, T, ...]."""
         batch = batch.to(self.device)
-        state: LatentState = batch.context or self.model.initial(1)
+        state: LatentState = start_of(self.model, batch)
         with noise(seed, self.device):
             for t in range(batch.shape[1]):
                 obs = {key: value[:, t] for key, value in batch.obs.items()}

@@ -102,7 +102,7 @@ def _drawing(
     taught = [n for n in latents.episodes if (~examples.held_out[examples.episode == n]).any()]
     size = policy.agent.batch_size
     length = min(policy.agent.batch_length, int(experience.lengths[taught].min()))
-    target = np.full(len(latents.deter), np.nan, np.float32)
+    target = np.full(len(latents), np.nan, np.float32)
     mean, deviation = unit_of(head, examples)
     target[rows_of(latents, examples)] = (examples.value - mean) / deviation
 
@@ -111,7 +111,7 @@ def _drawing(
         step = rng.integers(experience.lengths[number] - length + 1)
         places = np.array([experience.places[n][:2] for n in number])
         index = RowIndex(places[:, 0], places[:, 1] + step, length)
-        batch = experience.replay.gather(index).to(policy.device)
+        batch = experience.replay.gather(index, context=experience.replay.columns).to(policy.device)
         rows = np.array([latents.first[int(n)] for n in number]) + step
         wanted = torch.from_numpy(target[rows[:, None] + np.arange(length)])
         return batch, wanted.to(policy.device)

@@ -10,31 +10,36 @@ import torch
 from torch import Tensor
 
 from agents.apps.rewards.experience import Experience
-from worldmodel.replay import LatentSpec, RowIndex
+from worldmodel.replay import RowIndex
 from worldmodel.seeding import Stream
-from worldmodel.types import Batch, LatentState
+from worldmodel.types import Batch, LatentState, start_of
 
 SIDE_BY_SIDE = 64  # episodes that are filtered together
 CHUNK = 64  # rows of them at a time
 
 
 class Latents:
-    """The posteriors of whole episodes, packed as replay packs them; on the CPU.
+    """The posteriors of whole episodes, packed as replay stores them; on the CPU.
 
-    episodes: numbers of the filtered episodes. first: the row of `deter` and `stoch` where each of
-    them begins.
+    episodes: numbers of the filtered episodes. first: the row of `columns` where each of them
+    begins.
     """
 
     def __init__(self, model: Any, episodes: Sequence[int], lengths: np.ndarray) -> None:
-        core = model.core
-        self.spec = LatentSpec(core.deter, core.groups, 1 if core.gaussian else core.classes)
+        self._model = model
         self.episodes = list(episodes)
         ends = np.cumsum([lengths[number] for number in self.episodes])
         begins = [0, *ends[:-1].tolist()]
         self.first = dict(zip(self.episodes, begins, strict=True))
         count = int(ends[-1]) if len(ends) else 0
-        self.deter = np.zeros((count, self.spec.deter), np.float16)
-        self.stoch = np.zeros((count, self.spec.groups), self.spec.stoch_dtype)
+        self.columns = {
+            name: np.zeros((count, *column.shape), column.dtype)
+            for name, column in model.columns.items()
+        }
+
+    def __len__(self) -> int:
+        """How many rows."""
+        return len(next(iter(self.columns.values())))
 
     def rows(self, episode: int, steps: np.ndarray) -> np.ndarray:
         """Row numbers of steps of an episode."""
@@ -42,7 +47,9 @@ class Latents:
 
     def states(self, rows: np.ndarray) -> LatentState:
         """The states [N, ...] of rows [N], float32 on the CPU."""
-        return self.spec.unpack(self.deter[rows], self.stoch[rows])
+        values = {name: torch.from_numpy(x[rows]) for name, x in self.columns.items()}
+        state: LatentState = self._model.unpack(values)
+        return state
 
     def feat(self, rows: np.ndarray) -> Tensor:
         """Their features [N, F]."""
@@ -81,14 +88,15 @@ def _follow(
         length = min(CHUNK, int(experience.lengths[group[-1]]) - begin)
         batch = gathered(experience, group, begin, length).to(device)
         if state is None:
-            state = batch.context or model.initial(len(group))
+            state = start_of(model, batch)
         else:
             batch.is_first[:, 0] = False  # replay may know no state before these rows; we do
         states = model.observe(state, batch.obs, batch.action, batch.is_first)
-        deter, stoch = latents.spec.pack(states.deter, states.stoch)
+        packed = {name: value.cpu().numpy() for name, value in model.pack(states).items()}
         for i, number in enumerate(group):
             rows = latents.rows(number, np.arange(begin, begin + length))
-            latents.deter[rows], latents.stoch[rows] = deter[i], stoch[i]
+            for name, value in packed.items():
+                latents.columns[name][rows] = value[i]
         begin += length
         group = [number for number in group if experience.lengths[number] > begin]
         state = LatentState(*(part[: len(group), -1] for part in states))  # longest first
@@ -99,6 +107,8 @@ def gathered(experience: Experience, episodes: Sequence[int], begin: int, length
     places = [experience.places[number] for number in episodes]
     stream = np.array([place[0] for place in places], np.int64)
     start = np.array([place[1] + begin for place in places], np.int64)
-    batch = experience.replay.gather(RowIndex(stream, start, length))
+    batch = experience.replay.gather(
+        RowIndex(stream, start, length), context=experience.replay.columns
+    )
     batch.obs = {key: batch.obs[key] for key in experience.spec.seen}
     return batch

@@ -137,7 +137,7 @@ class _Job:
             self.model, self.experience, used.episodes, spawn(self.settings.seed, "filter")
         )
         self.say(
-            f"the model saw {len(latents.deter):,} rows of {len(latents.episodes)} episodes "
+            f"the model saw {len(latents):,} rows of {len(latents.episodes)} episodes "
             f"({time.monotonic() - began:.1f} s)"
         )
         return latents
@@ -191,7 +191,7 @@ class _Job:
         for name, which in (("held_out", pairs.held_out), ("taught", ~pairs.held_out)):
             if which.any():
                 found[name] = preferences.judged(head, latents, pairs, np.flatnonzero(which))
-        rows = np.arange(len(latents.deter))
+        rows = np.arange(len(latents))
         guess = fit.predicted(head, latents, rows)
         if guess.std() < 1e-6:
             raise ConfigError(
