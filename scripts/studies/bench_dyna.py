@@ -75,21 +75,19 @@ def measure(settings: Settings) -> Iterator[Mapping[str, Any]]:
 def _compiled(settings: Settings) -> dict[str, Contestant]:
     """The family's members, each with its model and values after the real steps."""
     from agents.dyna.experiment import Experiment
-    from agents.dyna.kernels import plan
     from worldmodel.envs.table import world_table
 
     def contestant(config: DynaConfig, env: str, updates: int) -> Contestant:
         world = world_table(EnvConfig(env, suite="grid", pixels=False))
         run = Experiment(world, config, settings.seed).advance(settings.steps)
-        knobs, tables = config.knobs()._replace(n=updates), run.model.tables
-        root = int(tables.states[0])
+        root = int(run.model.tables.states[0])
 
         def go() -> int:
             before = run.updates
             if config.select == "prioritized":  # only real steps fill its queue
                 run.advance(max(1, updates // 20))
             else:
-                plan(run.memory, tables, knobs, root)
+                run.learner.plan(updates, root)
             return run.updates - before
 
         return go
