@@ -16,7 +16,6 @@ from agents.dyna.memory import CALLS, SIZE, UPDATES, Memory, new_memory, pop, pu
 from worldmodel.models.tables import (
     KNOWN,
     TIME,
-    Tables,
     below,
     compiled,
     get,
@@ -249,9 +248,7 @@ def act_all(m, t, k, states, actions):  # type: ignore[no-untyped-def]
 class CompiledLearner:
     """`agents.dyna.learner.Learner` in machine code; its model is the table that it is given."""
 
-    def __init__(
-        self, config: DynaConfig, model: TabularModel, seed: int | Sequence[int]
-    ) -> None:
+    def __init__(self, config: DynaConfig, model: TabularModel, seed: int | Sequence[int]) -> None:
         self.knobs, self.model = config.knobs(), model
         self.memory: Memory = new_memory(model.states, model.actions, config, seed)
 
