@@ -1,7 +1,8 @@
 """The Dyna family: planning with a learned table. One learner, and names for its usual settings.
 
-settings: what can be told. kernels: the algorithm, compiled. agent: it in the training loop.
-experiment: whole experiments in compiled code. exact: what can be computed from the true table.
+learner: the algorithm in plain Python, to read. kernels, memory: the same in machine code.
+config: the settings. agent: it in the training loop. experiment: whole experiments in compiled
+code. exact: what can be computed from a world's true table.
 """
 
 from agents.dyna.agent import Dyna

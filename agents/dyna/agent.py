@@ -14,15 +14,17 @@ from worldmodel.config import ConfigError
 from worldmodel.types import EnvSpec
 
 if TYPE_CHECKING:
-    from agents.dyna.memory import Memory
+    from agents.dyna.kernels import CompiledLearner
+    from agents.dyna.learner import Learner
     from worldmodel.models.tabular import TabularModel
     from worldmodel.replay import Replay
 
-ROWS = ("first", "state", "action", "reward", "after", "terminal", "last")  # as learn_all has them
+# As learn_all has them.
+ROWS = ("first", "state", "action", "reward", "after", "terminal", "last")
 
 
 class Dyna(Agent):
-    """Learns a table of the world and plans in it; see agents.dyna.kernels for the algorithm.
+    """Learns a table of the world and plans in it; see agents.dyna.learner for the algorithm.
 
     `update` reads every row that replay received since the last one, once and in order (several
     environments: row by row, in turn), learns from each transition and plans n times after it.
@@ -40,11 +42,11 @@ class Dyna(Agent):
     def __init__(self, spec: EnvSpec, config: DynaConfig, device: torch.device) -> None:
         # Here and not above: every command lists the settings of every agent, and most do not
         # need a compiler for it.
-        from agents.dyna import kernels, memory
+        from agents.dyna.kernels import CompiledLearner
+        from agents.dyna.learner import Learner
         from worldmodel.models.tabular import TabularConfig, TabularModel
 
-        self.spec, self.config, self._kernels = spec, config, kernels
-        self._knobs = config.knobs()
+        self.spec, self.config = spec, config
         table = TabularConfig(config.table, "stay" if config.untried else "error")
         # Seeded from torch's generator, which the caller seeds.
         seed = int(torch.randint(2**31, ()).item())
@@ -52,15 +54,18 @@ class Dyna(Agent):
             self.model: TabularModel = TabularModel(spec, table)
         except ValueError as error:
             raise ConfigError(f"agent={config.name} plans with a table. {error}") from error
-        states, actions = self.model.states, self.model.actions
-        self.memory: Memory = memory.new_memory(states, actions, config, seed)
+        self.learner: Learner | CompiledLearner
+        if config.compiled:
+            self.learner = CompiledLearner(config, self.model, seed)
+        else:
+            self.learner = Learner(config, self.model.states, self.model.actions, seed)
         self._read: list[int] = []  # rows of each stream that were learned from
         self._at: list[int] = []  # the state of the newest of them, -1 where there is none
 
     @property
     def q(self) -> np.ndarray:
         """The values that the policy follows, float64 [S, A]."""
-        return self._kernels.acting_values(self.memory, self.model.tables)
+        return self.learner.values()
 
     def initial(self, batch_size: int) -> None:
         """There is no state: an observation hides nothing."""
@@ -74,11 +79,7 @@ class Dyna(Agent):
         check_mode(mode)
         seen = np.asarray(obs[self.model.key])
         states = seen.argmax(-1)
-        if mode == "mode":
-            chosen = self._greedy(states)
-        else:
-            chosen = np.empty(len(states), np.int64)
-            self._kernels.act_all(self.memory, self.model.tables, self._knobs, states, chosen)
+        chosen = self._greedy(states) if mode == "mode" else self.learner.act(states)
         return np.eye(self.model.actions, dtype=np.float32)[chosen], None, {}
 
     def _greedy(self, states: np.ndarray) -> np.ndarray:
@@ -95,23 +96,21 @@ class Dyna(Agent):
         Raises ValueError where replay lost rows before they were read.
         """
         rows = self._fresh(replay)
-        steps = int((~rows["first"]).sum()) if rows else 0
         if not rows:
             return {}
-        kernels, memory = self._kernels, self.memory
-        self.model.make_room(steps)
-        before = memory.counters.copy()
-        arguments = [rows[name] for name in ROWS]
-        error = kernels.learn_all(memory, self.model.tables, self._knobs, *arguments)
+        learner, real = self.learner, ~rows["first"]
+        updates, calls = learner.updates, learner.calls
+        error = learner.learn_all(*(rows[name] for name in ROWS))
+        if not self.config.compiled:  # which keeps a model of its own
+            self.model.record(*(rows[name][real] for name in ROWS[1:-1]))
         if not np.isfinite(error):
             raise FloatingPointError(f"the error of the values is {error}.")
-        done = memory.counters - before
         metrics = {
-            "planning_updates": float(done[kernels.UPDATES]),
-            "model_calls": float(done[kernels.CALLS]),
+            "planning_updates": float(learner.updates - updates),
+            "model_calls": float(learner.calls - calls),
             "known_pairs": float(self.model.known_pairs),
         }
-        return metrics | ({"td_error": error / steps} if steps else {})
+        return metrics | ({"td_error": error / real.sum()} if real.any() else {})
 
     def plan(self, updates: int, state: int | None = None) -> int:
         """So many planning updates without a real step; how many were done (fewer where the queue
@@ -119,7 +118,6 @@ class Dyna(Agent):
 
         state: where simulated trajectories start. Raises ValueError where nothing is known yet.
         """
-        kernels, tables = self._kernels, self.model.tables
         if self.model.known_pairs == 0:
             raise ValueError(
                 "There is nothing to plan with: the model has seen no transition. Let the agent "
@@ -127,13 +125,12 @@ class Dyna(Agent):
             )
         if updates < 0:
             raise ValueError(f"updates is {updates}; it must be at least 0.")
-        root = int(tables.states[0]) if state is None else state
+        root = int(self.model.tables.states[0]) if state is None else state
         if not 0 <= root < self.model.states:
             raise ValueError(f"state is {state}; it must lie in [0, {self.model.states}).")
-        knobs = self._knobs._replace(n=updates)
-        before = int(self.memory.counters[kernels.UPDATES])
-        kernels.plan(self.memory, tables, knobs, root)
-        return int(self.memory.counters[kernels.UPDATES]) - before
+        before = self.learner.updates
+        self.learner.plan(updates, root)
+        return self.learner.updates - before
 
     def _fresh(self, replay: Replay) -> dict[str, np.ndarray]:
         """Unread rows in the order of their arrival, as arrays for `learn_all`; empty where there
@@ -184,7 +181,7 @@ class Dyna(Agent):
     @property
     def parts(self) -> dict[str, Part]:
         """The values of all pairs, long-term and transient."""
-        arrays = {"q": self.memory.q, "transient": self.memory.transient}
+        arrays = {"q": self.learner.q, "transient": self.learner.transient}
         values = {name: torch.from_numpy(x).requires_grad_() for name, x in arrays.items()}
         return {"values": Part(values)}
 
@@ -192,7 +189,7 @@ class Dyna(Agent):
         """Memory, model, random generators, and how far replay was read."""
         memory = {
             name: torch.from_numpy(array.copy().view(np.int64) if name == "rng" else array.copy())
-            for name, array in self.memory._asdict().items()
+            for name, array in self.learner.arrays().items()
         }
         place = {"read": list(self._read), "at": list(self._at)}
         return {"memory": memory, "model": self.model.state_dict(), "place": place}
@@ -200,6 +197,6 @@ class Dyna(Agent):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         arrays = {name: value.numpy().copy() for name, value in state["memory"].items()}
         arrays["rng"] = arrays["rng"].view(np.uint64)
-        self.memory = type(self.memory)(**arrays)
+        self.learner.load_arrays(arrays)
         self.model.load_state_dict(state["model"])
         self._read, self._at = list(state["place"]["read"]), list(state["place"]["at"])

@@ -1,4 +1,4 @@
-"""What the Dyna family can be told; each member is a choice of defaults."""
+"""The settings of the Dyna family; each member is a choice of defaults."""
 
 from __future__ import annotations
 
@@ -59,6 +59,9 @@ class DynaConfig:
     direct: bool = True  # learn from the real step itself, too
     transient: bool = False  # plan in a second memory, forgotten at each episode's end (Dyna-2)
     transient_alpha: float = 0.1  # step size of that memory, (0, 1]
+    compiled: bool = (
+        True  # false: the plain learner, equal to the bit and far slower
+    )
 
     def __post_init__(self) -> None:
         for name, known in (

@@ -1,5 +1,5 @@
 """Whole experiments in compiled code: the world's table, an agent's settings and a seed go in, what
-the agent did comes out. The learner is the same as in training (agents.dyna.kernels).
+the agent did comes out. The learner is the compiled one of training (agents.dyna.kernels).
 
     world = world_table(EnvConfig("dyna_maze", suite="grid", pixels=False))
     run = Experiment(world, DynaQConfig(n=50), seed=3)
@@ -16,8 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from agents.dyna.config import DynaConfig
-from agents.dyna.kernels import acting_values, choose, learn
-from agents.dyna.memory import CALLS, UPDATES, new_memory
+from agents.dyna.kernels import CompiledLearner, choose, learn
 from worldmodel.envs.table import WorldTable
 from worldmodel.models.tables import compiled, random_state, uniform
 from worldmodel.models.tabular import TabularConfig, TabularModel
@@ -100,8 +99,7 @@ class Experiment:
         unknown = "stay" if config.untried else "error"
         self.model = TabularModel(spec, TabularConfig(config.table, unknown))
         self.model.make_room(world.next.size)  # all that can ever be seen
-        self.memory = new_memory(world.states, world.actions, config, [seed, 0])
-        self._knobs = config.knobs()
+        self.learner = CompiledLearner(config, self.model, [seed, 0])
         self._rng = random_state([seed, 1])
         self._chances = np.cumsum(world.probability, -1)
         self._starts = np.cumsum(world.start, -1)
@@ -129,8 +127,8 @@ class Experiment:
             until = np.array([stop_steps, stop_episodes])
             until = np.minimum(until, [len(self._out[0]), len(self._out[1])])
             live(
-                self.world, self._chances, self._starts, self.memory, self.model.tables,
-                self._knobs, self._rng, self.time_limit, until, self._progress, self._score,
+                self.world, self._chances, self._starts, self.learner.memory, self.model.tables,
+                self.learner.knobs, self._rng, self.time_limit, until, self._progress, self._score,
                 self._out,
             )  # fmt: skip
         return self
@@ -156,7 +154,7 @@ class Experiment:
     @property
     def updates(self) -> int:
         """Planning updates so far."""
-        return int(self.memory.counters[UPDATES])
+        return self.learner.updates
 
     @property
     def value_updates(self) -> int:
@@ -167,7 +165,7 @@ class Experiment:
     @property
     def calls(self) -> int:
         """Outcomes looked up in the model so far."""
-        return int(self.memory.counters[CALLS])
+        return self.learner.calls
 
     @property
     def phase(self) -> int:
@@ -192,7 +190,7 @@ class Experiment:
     @property
     def q(self) -> np.ndarray:
         """The values that the policy follows, float64 [S, A]."""
-        return acting_values(self.memory, self.model.tables)
+        return self.learner.values()
 
 
 @compiled

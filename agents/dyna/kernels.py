@@ -1,30 +1,21 @@
-"""The one learner of the Dyna family, compiled: act, learn from a real step, plan.
+"""The learner of agents.dyna.learner in machine code, function by function and equal to the bit.
 
-    real step (s, a, r, s')
-      -> record it in the model's tables
-      -> direct:      Q(s, a) += alpha (r + gamma max Q(s', .) - Q(s, a))
-      -> plan n times with outcomes of the model instead of the world's:
-           uniform       a state acted from, then an action tried there
-           trajectory    simulate the policy from the present state
-           prioritized   the pair whose value would change most, then its predecessors
-
-An outcome that ends the episode has cont = 0 and never bootstraps. With a transient memory
-(Dyna-2) values are the sum of both memories; real steps change the permanent one by its own
-values alone, planning changes the transient one by the sum.
+m: Memory. t: Tables, the model. k: Knobs, the settings. s, a, p: a state, an action, and their pair
+p = s * A + a.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
-from agents.dyna.config import PRIORITIZED, TRAJECTORY
-from agents.dyna.memory import CALLS, SIZE, UPDATES, Memory, pop, push
+from agents.dyna.config import PRIORITIZED, TRAJECTORY, DynaConfig
+from agents.dyna.memory import CALLS, SIZE, UPDATES, Memory, new_memory, pop, push
 from worldmodel.models.tables import (
     KNOWN,
     TIME,
-    Tables,
     below,
     compiled,
     get,
@@ -32,6 +23,7 @@ from worldmodel.models.tables import (
     sample,
     uniform,
 )
+from worldmodel.models.tabular import TabularModel
 
 
 @compiled
@@ -253,7 +245,57 @@ def act_all(m, t, k, states, actions):  # type: ignore[no-untyped-def]
         actions[i] = choose(m, t, k, states[i], t.actions)
 
 
-def acting_values(memory: Memory, tables: Tables) -> np.ndarray:
-    """The values that the policy follows, [S, A]; the sum of both memories."""
-    q = memory.q + memory.transient if len(memory.transient) else memory.q
-    return q.reshape(-1, tables.actions).copy()
+class CompiledLearner:
+    """`agents.dyna.learner.Learner` in machine code; its model is the table that it is given."""
+
+    def __init__(self, config: DynaConfig, model: TabularModel, seed: int | Sequence[int]) -> None:
+        self.knobs, self.model = config.knobs(), model
+        self.memory: Memory = new_memory(model.states, model.actions, config, seed)
+
+    @property
+    def q(self) -> np.ndarray:
+        """float64 [S, A] values."""
+        return self.memory.q.reshape(-1, self.model.actions)
+
+    @property
+    def transient(self) -> np.ndarray:
+        """float64 [S, A], Dyna-2's second memory; [0, A] where there is none."""
+        return self.memory.transient.reshape(-1, self.model.actions)
+
+    @property
+    def updates(self) -> int:
+        """Planning updates since the beginning."""
+        return int(self.memory.counters[UPDATES])
+
+    @property
+    def calls(self) -> int:
+        """Outcomes looked up in the model since the beginning."""
+        return int(self.memory.counters[CALLS])
+
+    def values(self) -> np.ndarray:
+        """The values that the policy follows, float64 [S, A]."""
+        return self.q + self.transient if self.knobs.transient else self.q.copy()
+
+    def act(self, states: np.ndarray) -> np.ndarray:
+        """The policy's action [B] in each of the states [B]."""
+        actions = np.empty(len(states), np.int64)
+        act_all(self.memory, self.model.tables, self.knobs, states, actions)
+        return actions
+
+    def learn_all(self, first: np.ndarray, *columns: np.ndarray) -> float:
+        """`learn` for rows in their order, one array [N] for each of its arguments; the sum of
+        absolute errors."""
+        self.model.make_room(int((~first).sum()))
+        return float(learn_all(self.memory, self.model.tables, self.knobs, first, *columns))
+
+    def plan(self, n: int, root: int) -> None:
+        """n planning updates, simulated trajectories from `root`."""
+        plan(self.memory, self.model.tables, self.knobs._replace(n=n), root)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Everything that decides what it does next, beside its model."""
+        return self.memory._asdict()
+
+    def load_arrays(self, arrays: dict[str, np.ndarray]) -> None:
+        """The inverse of `arrays`."""
+        self.memory = Memory(**arrays)

@@ -16,7 +16,6 @@ from agents.dyna import (
     PrioritizedSweepingConfig,
     QLearningConfig,
     exact,
-    kernels,
 )
 from agents.dyna.experiment import (
     Experiment,
@@ -25,7 +24,7 @@ from agents.dyna.experiment import (
     greedy_steps,
     until_greedy,
 )
-from tests.agents import dyna_reference
+from agents.dyna.learner import Learner, SplitMix
 from worldmodel.config import ConfigError
 from worldmodel.envs.grid import GRIDS, Grid, GridWorld
 from worldmodel.envs.table import WorldTable
@@ -69,20 +68,55 @@ def test_equals_plain_python_bit_for_bit(name: str) -> None:
     config, world = VARIANTS[name]
     steps, limit = 2000, 400
     run = Experiment(world, config, seed=5, time_limit=limit).advance(steps)
-    plain, rewards, rng = dyna_reference.live(world, config, 5, steps, limit)
-    shape = (world.states, world.actions)
-    values = [plain.value(*pair) for pair in np.ndindex(shape)]
-    assert np.array_equal(run.q.ravel(), values)
+    plain, rewards, rng = live(world, config, 5, steps, limit)
+    assert np.array_equal(run.q, plain.values())
     assert np.unique(run.q).size > 5  # something was learned
     assert np.array_equal(run.rewards, rewards)
     assert (run.updates, run.calls) == (plain.updates, plain.calls)
-    assert (int(run.memory.rng[0]), int(run._rng[0])) == (plain.rng.state, rng.state)
-    for s, a in np.ndindex(shape):
+    assert (int(run.learner.memory.rng[0]), int(run._rng[0])) == (plain.rng.state, rng.state)
+    for s, a in np.ndindex(plain.q.shape):
         found = plain.model.get((s, a), [])
-        told = [(o.times / plain.seen[s, a], o.after, o.reward, o.terminal) for o in found]
-        assert run.model.outcomes(s, a) == told
-    last = [plain.last.get(pair, 0) for pair in np.ndindex(shape)]
-    assert np.array_equal(run.model.tables.last, last)
+        seen = sum(o.times for o in found)
+        outcomes = [(o.times / seen, o.after, o.reward, o.terminal) for o in found]
+        assert run.model.outcomes(s, a) == outcomes
+    assert np.array_equal(run.model.tables.last, plain.last.ravel())
+
+
+def live(
+    world: WorldTable, config: DynaConfig, seed: int, steps: int, time_limit: int
+) -> tuple[Learner, list[float], SplitMix]:
+    """A plain learner after so many steps in a world, its rewards, and the world's generator."""
+    learner = Learner(config, world.states, world.actions, [seed, 0])
+    rng, rewards = SplitMix([seed, 1]), list[float]()
+    state, length, phase = -1, 0, 0
+
+    def pick(chances: np.ndarray) -> int:
+        total = np.cumsum(chances)
+        if total[0] >= 1:
+            return 0
+        draw = rng.uniform()
+        return int(min((total <= draw).sum(), len(total) - 1))
+
+    while len(rewards) < steps:
+        if state < 0 or not world.at_episode:
+            phase = int((world.change <= len(rewards)).sum()) - 1
+        if state < 0:
+            state, length = pick(world.start[phase]), 0
+            learner.learn(True, -1, -1, 0.0, state, False, False)
+        action = learner.choose(state, list(learner.actions))
+        place = (phase, state, action, pick(world.probability[phase, state, action]))
+        after, reward = int(world.next[place]), float(world.reward[place])
+        terminal = bool(world.terminal[place])
+        rewards.append(reward)
+        length += 1
+        last = terminal or length == time_limit
+        learner.learn(False, state, action, reward, after, terminal, last)
+        state = -1 if last else after
+        if len(rewards) == steps // 2:  # saved and loaded, it goes on as if nothing had happened
+            saved = {name: array.copy() for name, array in learner.arrays().items()}
+            learner = Learner(config, world.states, world.actions, 0)
+            learner.load_arrays(saved)
+    return learner, rewards, rng
 
 
 def test_going_on_is_as_if_never_stopped() -> None:
@@ -113,7 +147,7 @@ def test_expected_planning_is_value_iteration() -> None:
         n=1, epsilon=1.0, alpha=1.0, direct=False, table="counts", backup="expected"
     )
     run = Experiment(BRIDGE, config, 0).advance(300_000)
-    kernels.plan(run.memory, run.model.tables, config.knobs()._replace(n=200_000), 0)
+    run.learner.plan(200_000, 0)
     learned = _as_world(run)
     assert exact.model_error(run.model, learned) == pytest.approx(0, abs=1e-12)
     assert 0 < exact.model_error(run.model, BRIDGE) < 0.2
@@ -140,8 +174,7 @@ def _as_world(run: Experiment) -> WorldTable:
 ], ids=lambda c: f"{c.name}-{c.select}")  # fmt: skip
 def test_finds_the_shortest_way(config: DynaConfig) -> None:
     run = Experiment(MAZE, replace(config, epsilon=0.5), 1).advance(episodes=150)
-    q = run.memory.q.reshape(54, 4)
-    assert greedy_steps(MAZE, q, 100) == exact.shortest_path(MAZE) == 14
+    assert greedy_steps(MAZE, run.learner.q, 100) == exact.shortest_path(MAZE) == 14
 
 
 def test_deterministic_values_are_the_discounted_distances() -> None:
@@ -169,10 +202,10 @@ def test_the_transient_memory_is_forgotten() -> None:
     config = Dyna2Config(n=20, alpha=1e-9, transient_alpha=1.0)
     run = Experiment(SMALL, config, 2)
     run.advance(episodes=1)
-    assert not run.memory.transient.any()
+    assert not run.learner.transient.any()
     run.advance(1)
-    assert run.memory.transient.any()  # the next episode is searched before its first step
-    assert np.allclose(run.memory.q, 0, atol=1e-6)
+    assert run.learner.transient.any()  # the next episode is searched before its first step
+    assert np.allclose(run.learner.q, 0, atol=1e-6)
 
 
 def test_a_bound_on_model_calls_holds() -> None:

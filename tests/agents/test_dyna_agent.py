@@ -72,7 +72,7 @@ def test_the_agent_is_the_experiment(config: DynaConfig) -> None:
     world = GridWorld(GRIDS["dyna_maze"])
     run = Experiment(world.table(), config, 4, time_limit=300).advance(1500)
     agent, replay = Dyna(SPEC, config, CPU), Replay(SPEC, ReplayConfig(capacity=100), 1)
-    agent.memory.rng[:] = random_state([4, 0])
+    agent.learner.memory.rng[:] = random_state([4, 0])
     state, length = world.reset(seed=0)[0], 0
     replay.add(row(state))
     agent.update(replay)
@@ -150,11 +150,27 @@ def test_planning_needs_something_to_plan_with() -> None:
     assert swept.plan(10) == 0  # its queue is empty
 
 
+def test_the_plain_learner_in_the_loop_is_the_compiled_one(tmp_path: Path) -> None:
+    """The same run to the bit: what was drawn, learned, and known of the world."""
+    configs = [Dyna2Config(n=5, table="counts", compiled=compiled) for compiled in (True, False)]
+    runs = []
+    for agent in configs:
+        config = run_config(tmp_path / str(agent.compiled), agent=agent)
+        live(config)
+        runs.append(checkpoint.load(config.folder)["agent"])
+    for key in ("model", "place"):
+        assert _flat(runs[0][key]) == _flat(runs[1][key])
+    compiled, plain = (run["memory"] for run in runs)
+    assert torch.equal(compiled["q"], plain["q"].reshape(-1))
+    assert torch.equal(compiled["rng"], plain["rng"])
+
+
 @pytest.mark.parametrize("changes", [
     {},
+    {"agent": PrioritizedSweepingConfig(compiled=False)},
     {"agent": Dyna2Config(n=8, table="counts"), "num_envs": 2, "id": "slippery_grid"},
     {"agent": PrioritizedSweepingConfig(), "id": "blocking_maze", "kwargs": {"change_after": 60}},
-], ids=["dyna_q", "dyna_2-two_environments", "sweeping-in_a_changing_maze"])  # fmt: skip
+], ids=["dyna_q", "sweeping-plain", "dyna_2-two_envs", "sweeping-in_a_changing_maze"])  # fmt: skip
 def test_a_continued_run_is_the_same_run(tmp_path: Path, changes: dict[str, Any]) -> None:
     agent = changes.pop("agent", DynaQConfig())
     config = run_config(tmp_path / "whole", agent=agent)
@@ -165,7 +181,7 @@ def test_a_continued_run_is_the_same_run(tmp_path: Path, changes: dict[str, Any]
         live(replace(parts, steps=steps))
     whole, again = (checkpoint.load(tmp_path / name)["agent"] for name in ("whole", "parts"))
     assert _flat(whole) == _flat(again)
-    assert whole["memory"]["counters"][2] > 0 or agent.select == "prioritized"
+    assert whole["memory"]["counters"][2] > 0 or agent.select == "prioritized"  # it planned
     assert whole["model"]["tables"]["counters"][TIME] >= 150
 
 
@@ -183,13 +199,13 @@ def test_load_plays_the_learned_policy(tmp_path: Path) -> None:
     assert isinstance(policy.agent, Dyna)
     world = make_env(policy.env, seed=0)
     (obs, _), steps, terminal = world.reset(), 0, False
-    before = policy.agent.memory.rng.copy()
+    before = policy.agent.learner.memory.rng.copy()
     while not terminal and steps < 100:
         action, _ = policy.act(obs)
         obs, _, terminal, _, _ = world.step(action)
         steps += 1
     assert 14 <= steps <= 20
-    assert policy.agent.memory.rng == before  # looking changes nothing
+    assert policy.agent.learner.memory.rng == before  # looking changes nothing
     state = policy.model.observe(
         policy.model.initial(1), {"state": torch.eye(54)[[18]]}, torch.zeros(1, 4), torch.ones(1)
     )
@@ -200,8 +216,8 @@ def test_load_plays_the_learned_policy(tmp_path: Path) -> None:
 
 def test_sampled_actions_explore_and_chosen_ones_are_greedy() -> None:
     agent = Dyna(SPEC, DynaQConfig(epsilon=0.5), CPU)
-    agent.memory.q[:] = 0
-    agent.memory.q[4 * 7 + 2] = 1.0
+    agent.learner.q[:] = 0
+    agent.learner.q[7, 2] = 1.0
     obs = {"state": np.eye(54, dtype=np.float32)[np.full(4000, 7)]}
     share = agent.act(obs)[0].mean(0)
     assert share == pytest.approx([0.125, 0.125, 0.625, 0.125], abs=0.03)
