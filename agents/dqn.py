@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agents.base import Agent, Part, check_mode, random_actions
-from agents.policies import EncoderConfig, Torso
+from agents.policies import EncoderConfig, Greedy, Torso, greedy
 from worldmodel import tree
 from worldmodel.config import ConfigError, check_ranges
 from worldmodel.nets import ReluMLP
@@ -71,26 +71,11 @@ class QNetwork(nn.Module):
     def __init__(self, spec: EnvSpec, config: DQNConfig) -> None:
         super().__init__()
         self.torso = Torso(spec, config.encoder)
-        self.head = ReluMLP(
-            self.torso.out_features, config.units, config.layers, spec.action.size
-        )
+        self.head = ReluMLP(self.torso.out_features, config.units, config.layers, spec.action.size)
 
     def forward(self, obs: dict[str, Tensor]) -> Tensor:
         values: Tensor = self.head(self.torso(obs))
         return values
-
-
-class Tick(nn.Module):
-    """The action of the highest value as a pure function of the observation; see `Agent.tick`."""
-
-    def __init__(self, q: QNetwork) -> None:
-        super().__init__()
-        self.q = q
-
-    def forward(self, obs: dict[str, Tensor], state: None, is_first: Tensor) -> tuple[Tensor, None]:
-        q = self.q(obs)
-        best = greedy(q, obs.get(MASK_KEY)).unsqueeze(-1)
-        return torch.zeros_like(q).scatter_(-1, best, 1.0), None
 
 
 class DQN(Agent):
@@ -147,7 +132,7 @@ class DQN(Agent):
         return action, None, {}
 
     def tick(self) -> nn.Module:
-        return Tick(self.q)
+        return Greedy(self.q)
 
     # Learning.
 
@@ -207,16 +192,6 @@ class DQN(Agent):
         self.optim.load_state_dict(state["optim"])
         self.steps = state["steps"]
         self.rng.bit_generator.state = state["rng"]
-
-
-def greedy(q: Tensor, mask: Tensor | None) -> Tensor:
-    """The action of the highest value [B] of q [B, A], among those whose mask [B, A] is not 0; a
-    row that allows none counts as free."""
-    if mask is None:
-        return q.argmax(-1)
-    allowed = mask > 0.5
-    allowed = allowed | ~allowed.any(-1, keepdim=True)
-    return q.masked_fill(~allowed, -torch.inf).argmax(-1)
 
 
 def double_target(reward: Tensor, discount: Tensor, q: Tensor, best: Tensor) -> Tensor:

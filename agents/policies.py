@@ -11,7 +11,7 @@ from worldmodel.config import ConfigError, check_ranges
 from worldmodel.distributions import FactoredOneHot, Normal
 from worldmodel.nets import MLP, Linear
 from worldmodel.rssm.codec import Encoder
-from worldmodel.types import ActionSpec, EnvSpec
+from worldmodel.types import MASK_KEY, ActionSpec, EnvSpec
 
 
 class Policy(nn.Module):
@@ -52,7 +52,7 @@ class Policy(nn.Module):
 class EncoderConfig:
     """How images become features; without images it has no effect.
 
-    depth: channels of the first stage, times `mults`, one entry for each stage. kernel, convolution:
+    depth, mults: channels of the stages are depth times the entries of mults. kernel, convolution:
     as in `worldmodel.rssm.ModelConfig`. units, layers: of the MLP for vectors beside images."""
 
     depth: int = 16
@@ -99,3 +99,27 @@ class Torso(nn.Module):
             features: Tensor = self.encoder(obs)
             return features
         return torch.cat([obs[key].float() for key in self.flat], -1)
+
+
+def greedy(q: Tensor, mask: Tensor | None) -> Tensor:
+    """The action of the highest value [B] of q [B, A], among those whose mask [B, A] is not 0; a
+    row that allows none counts as free."""
+    if mask is None:
+        return q.argmax(-1)
+    allowed = mask > 0.5
+    allowed = allowed | ~allowed.any(-1, keepdim=True)
+    return q.masked_fill(~allowed, -torch.inf).argmax(-1)
+
+
+class Greedy(nn.Module):
+    """The action of the highest value, as what `Agent.tick` returns. q: a module from observations
+    by key to values [B, A]."""
+
+    def __init__(self, q: nn.Module) -> None:
+        super().__init__()
+        self.q = q
+
+    def forward(self, obs: dict[str, Tensor], state: None, is_first: Tensor) -> tuple[Tensor, None]:
+        q = self.q(obs)
+        best = greedy(q, obs.get(MASK_KEY)).unsqueeze(-1)
+        return torch.zeros_like(q).scatter_(-1, best, 1.0), None

@@ -1,4 +1,4 @@
-"""The optimizers: LaProp with adaptive gradient clipping, and Adam. Both skip what is not finite."""
+"""LaProp with adaptive gradient clipping, and Adam; both skip steps that are not finite."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from agents.dqn import DQN, DQNConfig, double_target, greedy, huber_loss
-from agents.policies import EncoderConfig
+from agents.dqn import DQN, DQNConfig, double_target, huber_loss
+from agents.policies import EncoderConfig, greedy
 from tests.agents.small_runs import filled_replay, observed
 from tests.model_batches import SPECS
 from worldmodel import tree

@@ -277,8 +277,10 @@ def test_adam_skips_what_is_not_finite_and_goes_on_from_its_state() -> None:
     optim = Adam([("w", module)], AdamConfig(lr=1e-2, clip=1.0))
     optim.step(module.loss(coefficients(0)))
     before = [x.clone() for x in (optim.flat, optim.mean, optim.square)]
+    pairs = zip((1.0, torch.nan, 1.0, 1.0), coefficients(1), strict=True)
+    loss = module.loss([scale * x for scale, x in pairs])
     with pytest.raises(FloatingPointError, match=r"1 of 5 gradients .* \(first: w.small\)"):
-        optim.step(module.loss([c * x for c, x in zip(coefficients(1), (1, torch.nan, 1, 1))]))
+        optim.step(loss)
     for now, then in zip((optim.flat, optim.mean, optim.square), before, strict=True):
         assert torch.equal(now, then)
     assert optim.updates == 1
