@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # name -> "module:Class"; the module is imported only when the name is asked for.
 AGENTS = {
+    "dqn": "agents.dqn:DQN",
     "dreamer": "agents.dreamer:Dreamer",
     "dyna_2": "agents.dyna:Dyna2",
     "dyna_q": "agents.dyna:DynaQ",
@@ -27,6 +28,7 @@ AGENTS = {
     "prioritized_sweeping": "agents.dyna:PrioritizedSweeping",
     "q_learning": "agents.dyna:QLearning",
     "random": "agents.random:Random",
+    "sac": "agents.sac:SAC",
 }
 
 __all__ = ["AGENTS", "Agent", "Policy", "agent_class", "load", "load_replay", "make"]

@@ -163,6 +163,33 @@ class Normal:
         return 0.5 * (ratio + shift - ratio.log() - 1.0).sum(-1)
 
 
+class TanhNormal:
+    """tanh(u) of u ~ N(mean, std) [..., N], with values in (-1, 1).
+
+    mode: tanh(mean), the value at the most likely u.
+    """
+
+    def __init__(self, mean: Tensor, log_std: Tensor) -> None:
+        self.mean, self.log_std = mean.float(), log_std.float()
+
+    def draw(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The reparameterised value [..., N] that standard normal noise [..., N] makes, and its
+        log density [...]. Haarnoja et al., "Soft Actor-Critic" (2018), appendix C."""
+        u = torch.addcmul(self.mean, self.log_std.exp(), noise)
+        normal = -0.5 * noise.square() - self.log_std - 0.5 * math.log(2 * math.pi)
+        # log(1 - tanh(u)^2), exact for large u too.
+        slope = 2.0 * (math.log(2.0) - u - F.softplus(-2.0 * u))
+        return torch.tanh(u), (normal - slope).sum(-1)
+
+    def sample(self) -> Tensor:
+        """Reparameterised draw [..., N]."""
+        return torch.tanh(self.mean + self.log_std.exp() * torch.randn_like(self.mean))
+
+    def mode(self) -> Tensor:
+        """tanh(mean) [..., N]."""
+        return torch.tanh(self.mean)
+
+
 @functools.lru_cache
 def _bins(count: int, device: torch.device) -> Tensor:
     """`count` (odd) points symexp(linspace(-20, 20)), symmetric to the last bit."""

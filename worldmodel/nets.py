@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +103,21 @@ class MLP(nn.Sequential):
             *(nn.Sequential(Linear(a, b), NormSiLU(b)) for a, b in itertools.pairwise(widths))
         )
         self.out_features = widths[-1]
+
+
+class ReluMLP(nn.Sequential):
+    """`layers` times (linear, ReLU), then linear: [..., in] -> [..., out]. Weights start Glorot
+    uniform, biases at 0."""
+
+    def __init__(self, in_features: int, units: int, layers: int, out_features: int) -> None:
+        widths = [in_features] + [units] * layers + [out_features]
+        parts: list[nn.Module] = []
+        for a, b in itertools.pairwise(widths):
+            linear = nn.Linear(a, b)
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+            parts += [linear, nn.ReLU()]
+        super().__init__(*parts[:-1])
 
 
 class Conv2d(nn.Conv2d):
@@ -250,7 +266,7 @@ class EMACopy(nn.Module):
         for p, target in zip(self.module.parameters(), source.parameters(), strict=True):
             p.lerp_(target, rate)
 
-    def forward(self, *args: Tensor) -> Tensor:
+    def forward(self, *args: Any) -> Tensor:
         out: Tensor = self.module(*args)
         return out
 

@@ -1,14 +1,16 @@
-"""LaProp with adaptive gradient clipping, and the one step that trains every model."""
+"""LaProp with adaptive gradient clipping, and Adam; both skip steps that are not finite."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
 
 from worldmodel.accel.ranks import Ranks
 from worldmodel.config import ConfigError, check_ranges
@@ -41,6 +43,23 @@ class OptimConfig:
         )  # fmt: skip
 
 
+@dataclass
+class AdamConfig:
+    """lr: step size. clip: largest norm of the whole gradient; 0 turns clipping off.
+    beta1, beta2, eps: first- and second-moment decay, and what is added to the root."""
+
+    lr: float = 3e-4
+    clip: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        below_one = (0, 1 - 1e-9)
+        ranges = {"lr": (0, 1e3), "clip": (0, 1e9), "eps": (0, 1)}
+        check_ranges(self, {**ranges, "beta1": below_one, "beta2": below_one})
+
+
 def check_memory(build: Callable[[], Iterable[nn.Module]], free: int | None) -> None:
     """ConfigError where what `build` makes could not be trained in `free` bytes (None: nobody
     knows), before any of them is taken."""
@@ -68,29 +87,21 @@ class Step(NamedTuple):
         return torch.linalg.vector_norm(self.norms)
 
 
-class LaProp:
-    """Clip each tensor's gradient, scale it by its running RMS, then take momentum of the result.
-
-    In this order (Ziyin et al. 2020; DreamerV3), unlike Adam, momentum gathers scaled gradients:
-
-        g  <- g * min(1, agc * max(1e-3, |w|) / |g|)        per tensor
-        v  <- beta2 v + (1 - beta2) g^2
-        m  <- beta1 m + (1 - beta1) g / (sqrt(v / (1 - beta2^t)) + eps)
-        w  <- w - lr m / (1 - beta1^t)
+class Optimizer(ABC):
+    """Differentiates a loss and moves the weights, unless the loss or a gradient is not finite.
 
     Weights, gradients and both moments each live in one flat buffer; the module's tensors are
     views into it, so that a step is a handful of operations however many tensors there are.
 
-    All that changes from step to step, t included, lives on the device, and `attempt` reads none
-    of it: a GPU need not be waited for, and a recorded step can be replayed.
+    All that changes from step to step, the number of the step included, lives on the device, and
+    `attempt` reads none of it: a GPU need not be waited for, and a recorded step can be replayed.
 
     ranks: of those that train together; the gradient is then the mean of theirs.
     """
 
     ranks: Ranks | None = None
 
-    def __init__(self, modules: Iterable[tuple[str, nn.Module]], config: OptimConfig) -> None:
-        self.config = config
+    def __init__(self, modules: Iterable[tuple[str, nn.Module]]) -> None:
         named = [
             (f"{prefix}.{name}", p)
             for prefix, module in modules
@@ -112,6 +123,10 @@ class LaProp:
             p.data = data.view(p.shape)
             p.grad = g
 
+    @abstractmethod
+    def _apply(self, norms: Tensor, finite: Tensor) -> None:
+        """Move the weights along `grad`, whose tensors have these norms, where finite is True."""
+
     @property
     def updates(self) -> int:
         """Steps that moved the weights."""
@@ -120,22 +135,6 @@ class LaProp:
     @updates.setter
     def updates(self, value: int) -> None:
         self._updates.fill_(value)
-
-    @property
-    def lr(self) -> float:
-        """The step size of the next update."""
-        return float(self._rate(self._updates + 1))
-
-    def _rate(self, t: Tensor) -> Tensor:
-        """The step size of update t, counted from 1."""
-        c = self.config
-        rate = c.lr * self._slower
-        if c.warmup:
-            rate = rate * (t / c.warmup).clamp_max(1.0)
-        if c.anneal:
-            done = (t - c.warmup) / max(1, c.anneal - c.warmup)
-            rate = rate * (1.0 - 0.9 * done.clamp(0.0, 1.0))
-        return rate
 
     def slow_down(self, factor: float) -> None:
         """Multiply the step size of all later updates by a factor in (0, 1]."""
@@ -176,23 +175,6 @@ class LaProp:
             f"are not finite (first: {', '.join(bad[:3]) or 'none'}). Weights were not changed."
         )
 
-    @torch.no_grad()
-    def _apply(self, norms: Tensor, finite: Tensor) -> None:
-        c, t = self.config, self._updates + 1
-        if c.agc:
-            weights = torch.stack(torch._foreach_norm(self.params))
-            upper = c.agc * weights.clamp_min(1e-3)
-            scale = 1.0 / torch.clamp_min(norms / upper, 1.0)
-            torch._foreach_mul_(self.grads, list(scale.unbind()))
-        # Where not all is finite, no gradient, no decay and no step: everything stays as it is.
-        self.grad.masked_fill_(~finite, 0.0)
-        keep1, keep2 = (torch.where(finite, beta, 1.0) for beta in (c.beta1, c.beta2))
-        self.square.mul_(keep2).addcmul_(self.grad, self.grad, value=1 - c.beta2)
-        root = (self.square / _debias(c.beta2, t)).sqrt_().add_(c.eps)
-        self.mean.mul_(keep1).addcdiv_(self.grad, root, value=1 - c.beta1)
-        self.flat.addcmul_(self.mean, -self._rate(t) / _debias(c.beta1, t) * finite)
-        self._updates.add_(finite)
-
     def state_dict(self) -> dict[str, Any]:
         """Moments and the number of updates."""
         return {
@@ -218,6 +200,76 @@ class LaProp:
         self._slower.fill_(slower)
         self.mean.copy_(state["mean"])
         self.square.copy_(state["square"])
+
+
+class LaProp(Optimizer):
+    """Clip each tensor's gradient, scale it by its running RMS, then take momentum of the result.
+
+    In this order (Ziyin et al. 2020; DreamerV3), unlike Adam, momentum gathers scaled gradients:
+
+        g  <- g * min(1, agc * max(1e-3, |w|) / |g|)        per tensor
+        v  <- beta2 v + (1 - beta2) g^2
+        m  <- beta1 m + (1 - beta1) g / (sqrt(v / (1 - beta2^t)) + eps)
+        w  <- w - lr m / (1 - beta1^t)
+    """
+
+    def __init__(self, modules: Iterable[tuple[str, nn.Module]], config: OptimConfig) -> None:
+        super().__init__(modules)
+        self.config = config
+
+    @property
+    def lr(self) -> float:
+        """The step size of the next update."""
+        return float(self._rate(self._updates + 1))
+
+    def _rate(self, t: Tensor) -> Tensor:
+        """The step size of update t, counted from 1."""
+        c = self.config
+        rate = c.lr * self._slower
+        if c.warmup:
+            rate = rate * (t / c.warmup).clamp_max(1.0)
+        if c.anneal:
+            done = (t - c.warmup) / max(1, c.anneal - c.warmup)
+            rate = rate * (1.0 - 0.9 * done.clamp(0.0, 1.0))
+        return rate
+
+    @torch.no_grad()
+    def _apply(self, norms: Tensor, finite: Tensor) -> None:
+        c, t = self.config, self._updates + 1
+        if c.agc:
+            weights = torch.stack(torch._foreach_norm(self.params))
+            upper = c.agc * weights.clamp_min(1e-3)
+            scale = 1.0 / torch.clamp_min(norms / upper, 1.0)
+            torch._foreach_mul_(self.grads, list(scale.unbind()))
+        # Where not all is finite, no gradient, no decay and no step: everything stays as it is.
+        self.grad.masked_fill_(~finite, 0.0)
+        keep1, keep2 = (torch.where(finite, beta, 1.0) for beta in (c.beta1, c.beta2))
+        self.square.mul_(keep2).addcmul_(self.grad, self.grad, value=1 - c.beta2)
+        root = (self.square / _debias(c.beta2, t)).sqrt_().add_(c.eps)
+        self.mean.mul_(keep1).addcdiv_(self.grad, root, value=1 - c.beta1)
+        self.flat.addcmul_(self.mean, -self._rate(t) / _debias(c.beta1, t) * finite)
+        self._updates.add_(finite)
+
+
+class Adam(Optimizer):
+    """Adam (Kingma and Ba 2015), its gradient clipped by the norm of all tensors together."""
+
+    def __init__(self, modules: Iterable[tuple[str, nn.Module]], config: AdamConfig) -> None:
+        super().__init__(modules)
+        self.config = config
+
+    @torch.no_grad()
+    def _apply(self, norms: Tensor, finite: Tensor) -> None:
+        c = self.config
+        if c.clip:
+            self.grad.mul_((c.clip / torch.linalg.vector_norm(norms)).clamp_max(1.0))
+        adam(
+            [self.flat], [self.grad], [self.mean], [self.square], [], [self._updates.float()],
+            fused=True, found_inf=(~finite).float(), lr=c.lr * self._slower,
+            beta1=c.beta1, beta2=c.beta2, eps=c.eps, weight_decay=0.0,
+            amsgrad=False, maximize=False,
+        )  # fmt: skip
+        self._updates.add_(finite)
 
 
 def _debias(beta: float, t: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""LaProp with adaptive gradient clipping against a plain float64 version of its four lines."""
+"""LaProp with adaptive gradient clipping against a plain float64 version of its four lines; Adam
+against torch's."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from worldmodel.optim import LaProp, OptimConfig
+from worldmodel.optim import Adam, AdamConfig, LaProp, OptimConfig
 
 
 class Plain:
@@ -243,3 +244,51 @@ def test_state_of_another_model_is_refused() -> None:
     renamed = LaProp([("m", nn.Linear(2, 2))], OptimConfig())
     with pytest.raises(ValueError, match="same configuration"):
         renamed.load_state_dict(state)
+
+
+# Adam
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5])
+def test_adam_is_torch_s_with_a_clipped_norm(clip: float) -> None:
+    module = Weights().double()
+    plain = copy.deepcopy(module)
+    optim = Adam([("w", module)], AdamConfig(lr=1e-2, clip=clip, eps=1e-5))
+    trained = [p for p in plain.parameters() if p.requires_grad]
+    theirs = torch.optim.Adam(trained, lr=1e-2, eps=1e-5)
+    for step in range(20):
+        if step == 10:
+            optim.slow_down(0.25)
+            theirs.param_groups[0]["lr"] *= 0.25
+        theirs.zero_grad()
+        plain.loss(coefficients(step)).backward()
+        if clip:
+            norm = nn.utils.clip_grad_norm_(trained, clip)
+            assert norm > clip
+        theirs.step()
+        optim.step(module.loss(coefficients(step)))
+    for ours, other in zip(module.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, other, rtol=1e-5, atol=1e-6)  # they add 1e-6 to the norm
+    assert optim.updates == 20
+
+
+def test_adam_skips_what_is_not_finite_and_goes_on_from_its_state() -> None:
+    module = Weights()
+    optim = Adam([("w", module)], AdamConfig(lr=1e-2, clip=1.0))
+    optim.step(module.loss(coefficients(0)))
+    before = [x.clone() for x in (optim.flat, optim.mean, optim.square)]
+    pairs = zip((1.0, torch.nan, 1.0, 1.0), coefficients(1), strict=True)
+    loss = module.loss([scale * x for scale, x in pairs])
+    with pytest.raises(FloatingPointError, match=r"1 of 5 gradients .* \(first: w.small\)"):
+        optim.step(loss)
+    for now, then in zip((optim.flat, optim.mean, optim.square), before, strict=True):
+        assert torch.equal(now, then)
+    assert optim.updates == 1
+    other = Weights()
+    other.load_state_dict(module.state_dict())
+    resumed = Adam([("w", other)], AdamConfig(lr=1e-2, clip=1.0))
+    resumed.load_state_dict(optim.state_dict())
+    for step in range(2, 5):
+        optim.step(module.loss(coefficients(step)))
+        resumed.step(other.loss(coefficients(step)))
+    assert torch.equal(optim.flat, resumed.flat)
