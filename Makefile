@@ -10,6 +10,9 @@ ARGS ?=
 PYTHON ?=
 BIN := $(VENV)/bin
 
+# A process of tests for each core, as far as memory goes: one may hold a gigabyte.
+TESTS := -n auto --maxprocesses 8 --dist worksteal
+
 export PYTHON
 export PYTHONUNBUFFERED := 1
 
@@ -28,8 +31,8 @@ demo: setup  ## train on Pendulum from pixels, evaluate, write runs/demo (minute
 	@find $(RUN) -maxdepth 2 \( -name summary.json -o -name '*.mp4' -o -name '*.png' \) | sort
 	@echo; echo "Curves: $(BIN)/tensorboard --logdir $(RUN)"
 
-test: lint  ## lint, types, layers and the tests (under ten minutes)
-	"$(BIN)/python" -m pytest $(ARGS)
+test: lint  ## lint, types, layers and the tests (about five minutes on 2 cores)
+	"$(BIN)/python" -m pytest $(TESTS) $(ARGS)
 
 test-gpu: setup  ## the tests that need a CUDA GPU
 	"$(BIN)/python" -m pytest -m gpu $(ARGS)
@@ -37,8 +40,8 @@ test-gpu: setup  ## the tests that need a CUDA GPU
 test-slow: setup  ## the tests marked slow, learning included
 	"$(BIN)/python" -m pytest -m slow --timeout 3600 $(ARGS)
 
-fuzz: setup  ## more than 10,000 random inputs of every kind, new ones each time (10 to 20 minutes)
-	FUZZ=full FUZZ_LEAST=1 "$(BIN)/python" -m pytest tests/fuzz --timeout 1800 $(ARGS)
+fuzz: setup  ## more than 10,000 random inputs of every kind, new ones each time (about ten minutes)
+	FUZZ=full FUZZ_LEAST=1 "$(BIN)/python" -m pytest tests/fuzz --timeout 1800 $(TESTS) $(ARGS)
 
 lint: setup  ## ruff, mypy and the layer contract
 	"$(BIN)/ruff" check .

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import resource
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,9 +26,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_line(f"fuzz: {total:,} cases in all")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """What a worker of pytest-xdist counted."""
+    for kind, count in getattr(node, "workeroutput", {}).get("fuzz", {}).items():
+        common.done.setdefault(kind, Counter()).update(count)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """`make fuzz` fails where it ran too few cases; a part of it, chosen by hand, may be small."""
+    if hasattr(session.config, "workeroutput"):  # the process that started this worker counts
+        session.config.workeroutput["fuzz"] = {k: dict(count) for k, count in common.done.items()}
+        return
     total = sum(count["cases"] for count in common.done.values())
     if common.FULL and os.environ.get("FUZZ_LEAST") == "1" and total < common.LEAST_CASES:
         print(f"\nfuzz: {total:,} cases are fewer than {common.LEAST_CASES:,}")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from worldmodel.envs import EnvConfig, make_vector, processes
+from worldmodel.envs import EnvConfig, make_vector, processes, shared
 from worldmodel.envs import vector as vectors
 
 FAILING = "tests.envs_for_tests:FailingEnv"
@@ -184,19 +184,23 @@ def test_a_program_without_a_main_guard_works(tmp_path: Path) -> None:
 
 
 @linux
-def test_nothing_is_left_in_shared_memory(tmp_path: Path) -> None:
-    def left() -> set[str]:
-        folder = Path("/dev/shm")
-        return {p.name for p in folder.glob("worldmodel-env-*")} if folder.is_dir() else set()
+def test_nothing_is_left_in_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
 
-    before = left()
+    def recorded(*args: Any, **kwargs: Any) -> tuple[int, str]:
+        handle, path = make(*args, **kwargs)
+        made.append(path)
+        return handle, path
+
+    make = shared.tempfile.mkstemp
+    monkeypatch.setattr(shared.tempfile, "mkstemp", recorded)
     envs = make_vector(failing(tmp_path, how="exit"), 2, seed=0)
     envs.reset()
-    assert left() <= before
     for _ in range(4):
         envs.step(np.zeros(2, int))
     assert envs.failures == 1
-    assert left() <= before
+    assert len(made) >= 2
+    assert not any(map(os.path.exists, made))
     envs.close()
 
 
