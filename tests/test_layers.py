@@ -161,6 +161,7 @@ STILL: dict[str, tuple[str, ...]] = {
         "agents/run",
         "worldmodel/checkpoint.py",
         "worldmodel/config.py",
+        "worldmodel/types.py",
         "worldmodel/rssm",
     ),
     "duck": ("agents/apps", "agents/deploy", "agents/run", "scripts/studies", "worldmodel/dream"),
