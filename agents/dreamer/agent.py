@@ -46,6 +46,22 @@ class ActState(NamedTuple):
     action: Tensor
 
 
+class Tick(nn.Module):
+    """One deployable step: the likeliest latents, the policy's likeliest action, clipped."""
+
+    def __init__(self, model: WorldModel, actor: Policy) -> None:
+        super().__init__()
+        self.model, self.actor = model, actor
+
+    def forward(
+        self, obs: dict[str, Tensor], state: ActState, is_first: Tensor
+    ) -> tuple[Tensor, ActState]:
+        latent = self.model.observe_mode(state.latent, obs, state.action, is_first)
+        dist = self.actor(latent.feat, obs.get(MASK_KEY))
+        action = self.actor.spec.clip(dist.mode())
+        return action, ActState(latent, action)
+
+
 class Dreamer(Agent):
     """World model, actor, critic and their one optimizer."""
 
@@ -120,6 +136,10 @@ class Dreamer(Agent):
     def replace_action(self, state: ActState, action: Any) -> ActState:
         """The state that `act` returned, where another action [B, A] was taken than its own."""
         return state._replace(action=torch.as_tensor(action, device=self.device))
+
+    def tick(self) -> Tick:
+        """One deployable step as a pure module."""
+        return Tick(self.model, self.actor)
 
     # About its world.
 

@@ -59,9 +59,7 @@ class DynaConfig:
     direct: bool = True  # learn from the real step itself, too
     transient: bool = False  # plan in a second memory, forgotten at each episode's end (Dyna-2)
     transient_alpha: float = 0.1  # step size of that memory, (0, 1]
-    compiled: bool = (
-        True  # false: the plain learner, equal to the bit and far slower
-    )
+    compiled: bool = True  # false: the plain learner, equal to the bit and far slower
 
     def __post_init__(self) -> None:
         for name, known in (

@@ -103,6 +103,26 @@ def test_values_start_at_exactly_zero() -> None:
 
 # Acting
 
+@pytest.mark.parametrize("latent", ["categorical", "gaussian"])
+@pytest.mark.parametrize("name", ["mixed", "discrete"])
+def test_a_tick_acts_as_the_agent_does_without_drawing(name: str, latent: str) -> None:
+    spec = SPECS[name]
+    agent = make(spec, model={"latent": latent})
+    tick = agent.tick()
+    state = other = agent.initial(3)
+    agent.model.core.sample = agent.model.core.mode  # type: ignore[method-assign]
+    drawn = torch.get_rng_state()
+    with torch.no_grad():
+        for t in range(4):
+            obs = rows(spec, 3, t) | {"is_first": np.array([t == 0, t == 2, False])}
+            tensors = {key: torch.as_tensor(value) for key, value in obs.items()}
+            action, state, _ = agent.act(obs, state, "mode")
+            ours, other = tick(tensors, other, tensors["is_first"])
+            assert np.array_equal(spec.action.clip(action), ours.numpy())
+            assert all(torch.equal(a, b) for a, b in zip(state.latent, other.latent, strict=True))
+    assert torch.equal(torch.get_rng_state(), drawn)
+
+
 
 @pytest.mark.parametrize("mode", ["sample", "mode"])
 @pytest.mark.parametrize("name", SPECS)

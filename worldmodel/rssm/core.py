@@ -93,10 +93,16 @@ class RSSM(nn.Module):
         out: Tensor = self.prior_net(deter)
         return out.unflatten(-1, (self.groups, -1))
 
-    def posterior(self, deter: Tensor, embed: Tensor) -> Tensor:
-        """Parameters [..., S, K or 2] of q(z | h, o), of the embedded observation [..., E]."""
-        out: Tensor = self.post_out(self.post_in(torch.cat([deter, embed], -1)))
+    def posterior(self, deter: Tensor, seen: Tensor) -> Tensor:
+        """Parameters [..., S, K or 2] of q(z | h, o), of what `see` makes of the observation."""
+        w_deter = self.post_in.weight[:, : self.deter]
+        out: Tensor = self.post_out(seen + F.linear(deter, w_deter))
         return out.unflatten(-1, (self.groups, -1))
+
+    def see(self, embed: Tensor) -> Tensor:
+        """The part [..., hidden] of the posterior's first layer that the embedded observation
+        [..., E] has: it needs no state, so that it is computed for all steps at once."""
+        return F.linear(embed, self.post_in.weight[:, self.deter :], self.post_in.bias)
 
     def dist(self, params: Tensor | OneHot | Normal) -> OneHot | Normal:
         """The latent's distribution, from its parameters unless it is one already; kl() of a
@@ -111,6 +117,11 @@ class RSSM(nn.Module):
     def sample(self, params: Tensor) -> Tensor:
         """Draw z [..., S, K] with gradient to the parameters."""
         z = self.dist(params).sample()
+        return z.unsqueeze(-1) if self.gaussian else z
+
+    def mode(self, params: Tensor) -> Tensor:
+        """The likeliest z [..., S, K]."""
+        z = self.dist(params).mode()
         return z.unsqueeze(-1) if self.gaussian else z
 
     def expectation(self, params: Tensor) -> Tensor:
@@ -139,28 +150,41 @@ class RSSM(nn.Module):
         """
         first = is_first.unsqueeze(-1)  # [B, T, 1]
         actions = self.embed_action(action.to(embed.dtype).masked_fill(first, 0.0))
-        w_deter, w_embed = self.post_in.weight.split([self.deter, embed.shape[-1]], 1)
-        seen = F.linear(embed, w_embed, self.post_in.bias)
+        seen = self.see(embed)
         if scan.usable(self, embed.shape[1], state.deter, state.stoch, actions, seen):
             return scan.scan(self, state, actions, seen, is_first)
         each_action, each_seen, firsts = (x.unbind(1) for x in (actions, seen, first))
         deters, stochs, params = [], [], []
         for t in range(embed.shape[1]):
-            # A new episode begins from zeros; there is no learned initial state. Filled, because
-            # a NaN of the episode before would survive a product with zero.
-            state = LatentState(
-                state.deter.masked_fill(firsts[t], 0.0),
-                state.stoch.masked_fill(firsts[t].unsqueeze(-1), 0.0),
-            )
-            deter = self.recur(state, each_action[t])
-            logits = self.post_out(each_seen[t] + F.linear(deter, w_deter))
-            logits = logits.unflatten(-1, (self.groups, -1))
-            state = LatentState(deter, self.sample(logits).to(deter.dtype))
-            deters.append(deter)
+            step = each_action[t], each_seen[t], firsts[t]
+            state, logits = self.filter(state, *step, self.sample)
+            deters.append(state.deter)
             stochs.append(state.stoch)
             params.append(logits)
         states = LatentState(torch.stack(deters, 1), torch.stack(stochs, 1))
         return states, torch.stack(params, 1)
+
+    def filter(
+        self,
+        state: LatentState,
+        action: Tensor,
+        seen: Tensor,
+        first: Tensor,
+        draw: Callable[[Tensor], Tensor],
+    ) -> tuple[LatentState, Tensor]:
+        """One step of `observe`: embedded action and what was seen [B, hidden], first [B, 1].
+
+        Returns the state, its z drawn from the posterior's parameters, and these.
+        """
+        # A new episode begins from zeros; there is no learned initial state. Filled, because a
+        # NaN of the episode before would survive a product with zero.
+        state = LatentState(
+            state.deter.masked_fill(first, 0.0),
+            state.stoch.masked_fill(first.unsqueeze(-1), 0.0),
+        )
+        deter = self.recur(state, action)
+        params = self.posterior(deter, seen)
+        return LatentState(deter, draw(params).to(deter.dtype)), params
 
     def stepper(
         self, start: LatentState, steps: int

@@ -222,6 +222,14 @@ class WorldModel(nn.Module):
             return states.map(lambda x: x.squeeze(1))
         return self.core.observe(state, self.encoder(obs), action, is_first)[0]
 
+    def observe_mode(
+        self, state: LatentState, obs: dict[str, Tensor], action: Tensor, is_first: Tensor
+    ) -> LatentState:
+        """As `observe` for one step, with the likeliest latents in place of drawn ones."""
+        first, seen = is_first.unsqueeze(-1), self.core.see(self.encoder(obs))
+        embedded = self.core.embed_action(action.masked_fill(first, 0.0))
+        return self.core.filter(state, embedded, seen, first, self.core.mode)[0]
+
     def step(self, state: LatentState, action: Tensor) -> Prediction:
         """What action [B, A] leads to: next state, reward [B] (weighted by `control`), and the
         discounted probability [B] that the episode goes on."""
@@ -256,7 +264,7 @@ class WorldModel(nn.Module):
         embedded = self.core.embed_action(action)
         deter = self.core.recur(state, embedded)
         other = deter if believed is None else self.core.recur(believed, embedded)
-        posterior = self.core.posterior(deter, self.encoder(obs))
+        posterior = self.core.posterior(deter, self.core.see(self.encoder(obs)))
         return self.core.kl(posterior, self.core.prior(other))
 
     @property
