@@ -462,15 +462,3 @@ def test_unknown_names_are_errors(config: dict[str, Any], message: str) -> None:
 def test_impossible_settings_are_errors(settings: dict[str, Any]) -> None:
     with pytest.raises(EnvError):
         EnvConfig("Pendulum-v1", **settings)
-
-
-def test_settings_work_as_a_structured_config() -> None:
-    from omegaconf import DictConfig, OmegaConf
-
-    config = OmegaConf.merge(
-        OmegaConf.structured(EnvConfig), {"id": COUNTING, "kwargs": {"length": 2}, "time_limit": 1}
-    )
-    assert isinstance(config, DictConfig)
-    env = make_env(config)
-    env.reset()
-    assert env.step(0)[2:4] == (False, True)

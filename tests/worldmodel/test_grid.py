@@ -40,7 +40,7 @@ def shortest(table: WorldTable) -> int:
     (EnvConfig("FrozenLake-v1", pixels=False, kwargs={"is_slippery": False}), 6),
 ], ids=lambda x: str(getattr(x, "id", x)))  # fmt: skip
 def test_the_shortest_way_is_as_long_as_in_the_book(config: EnvConfig, steps: int) -> None:
-    assert shortest(world_table(config).phase(0)) == steps
+    assert shortest(world_table(config)) == steps
 
 
 def test_refined_mazes_keep_their_shape() -> None:
@@ -177,9 +177,9 @@ def test_worlds_in_turn_share_one_table() -> None:
         return from_outcomes(1, 1, lambda s, a: outcomes, np.ones(1))
 
     both = in_turn([loop(1.0, 1.0), loop(2.0, 0.5)], [0, 10])
-    assert both.phases == 2
+    assert len(both.next) == 2
     assert both.probability[:, 0, 0].tolist() == [[1, 0], [0.5, 0.5]]
-    assert both.phase(1).reward[0, 0, 0].tolist() == [2, 0]
+    assert both.reward[1, 0, 0].tolist() == [2, 0]
     with pytest.raises(EnvError, match="begin with 0 and rise"):
         in_turn([loop(1.0, 1.0), loop(2.0, 0.5)], [0, 0])
 

@@ -17,7 +17,7 @@ from gymnasium.vector import VectorEnv
 from gymnasium.wrappers import TimeLimit
 
 from .actions import Actions
-from .config import AtariConfig, EnvConfig, EnvError, as_config, unknown
+from .config import AtariConfig, EnvConfig, EnvError, unknown
 from .failures import EnvFailed
 from .journal import Episodes, env_seeds
 from .observe import Observe
@@ -26,8 +26,6 @@ from .spaces import OneHot, Recorded, class_counts
 from .vector import Vector
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
     from worldmodel.types import EnvSpec
 
 __all__ = [
@@ -52,7 +50,7 @@ FAMILIES = {
 }
 
 
-def make_env(config: EnvConfig | DictConfig, seed: int | None = None) -> Episodes:
+def make_env(config: EnvConfig, seed: int | None = None) -> Episodes:
     """One environment with flat Dict observations and normalised actions (see `env_spec`).
 
     seed: its own, of which every reset without a seed makes one for its episode; and that of
@@ -60,7 +58,6 @@ def make_env(config: EnvConfig | DictConfig, seed: int | None = None) -> Episode
     Raises EnvError for unknown names, unusable spaces and impossible settings, and later for
     whatever the environment does wrong.
     """
-    config = as_config(config)
     if config.suite not in FAMILIES:
         raise unknown("suite", config.suite, FAMILIES)
     if config.id == "???":
@@ -107,16 +104,13 @@ class _Maker:
         return not str(getattr(spec, "entry_point", "")).startswith("gymnasium.")
 
 
-def make_vector(
-    config: EnvConfig | DictConfig, num_envs: int | None = None, seed: int | None = None
-) -> Vector:
+def make_vector(config: EnvConfig, num_envs: int | None = None, seed: int | None = None) -> Vector:
     """`num_envs` environments (config.num_envs by default) that step together, each with a seed of
     its own, in this process or in one each.
 
     Autoreset is NEXT_STEP: the step after a row that ended an episode ignores its action and
     returns the reset observation with reward 0. Raises EnvError as make_env does.
     """
-    config = as_config(config)
     count = config.num_envs if num_envs is None else num_envs
     if count < 1:
         raise EnvError(f"num_envs is {count}, but must be at least 1.")

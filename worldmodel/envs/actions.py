@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import gymnasium
@@ -10,6 +9,7 @@ import numpy as np
 from gymnasium import Space, spaces
 
 from .config import EnvError
+from .spaces import class_counts
 
 
 class Actions(gymnasium.ActionWrapper[Any, Any, Any]):
@@ -27,38 +27,28 @@ class Actions(gymnasium.ActionWrapper[Any, Any, Any]):
         if isinstance(self._native, spaces.Box):
             low, high = (np.asarray(x, np.float64) for x in (self._native.low, self._native.high))
             self._middle, self._half = (low + high) / 2, (high - low) / 2
+        else:
+            self._classes = np.reshape(class_counts(self._native), self.action_space.shape or ())
 
     def action(self, action: Any) -> Any:
         """What the environment takes for one action of the agent."""
         native = self._native
         if isinstance(native, spaces.Box):
             return self._continuous(np.asarray(action, np.float64), native)
-        if isinstance(native, spaces.Discrete):
-            return self._single(action, native)
-        assert isinstance(self.action_space, spaces.MultiDiscrete)
-        index = np.asarray(action)
-        nvec = self.action_space.nvec
-        if index.shape != nvec.shape or index.dtype.kind not in "iub":
-            raise EnvError(
-                f"The action must be whole numbers of shape {list(nvec.shape)}, but is "
-                f"{index.dtype} {list(index.shape)}: {action!r}."
+        index, space = np.asarray(action), self.action_space
+        if index.shape != space.shape or index.dtype.kind not in "iub":
+            words = (
+                f"whole numbers of shape {list(space.shape)}" if space.shape else "one whole number"
             )
-        if (index < 0).any() or (index >= nvec).any():
-            raise EnvError(f"The action {action!r} lies outside of {self.action_space}.")
-        start = native.start if isinstance(native, spaces.MultiDiscrete) else 0
-        assert native.shape is not None
-        return (index.reshape(native.shape) + start).astype(native.dtype)
-
-    def _single(self, action: Any, native: spaces.Discrete[Any]) -> int:
-        try:
-            index = operator.index(action)
-        except TypeError as error:
             raise EnvError(
-                f"The action must be one whole number, but is {action!r} ({type(action).__name__})."
-            ) from error
-        if not 0 <= index < native.n:
-            raise EnvError(f"The action {index} lies outside of {self.action_space}.")
-        return index + int(native.start)
+                f"The action must be {words}, but is {index.dtype} {list(index.shape)}: {action!r}."
+            )
+        if (index < 0).any() or (index >= self._classes).any():
+            raise EnvError(f"The action {action!r} lies outside of {space}.")
+        start = getattr(native, "start", 0)
+        assert native.shape is not None
+        moved = (index.reshape(native.shape) + start).astype(native.dtype)
+        return moved if native.shape else int(moved)
 
     def _continuous(self, action: np.ndarray, native: spaces.Box) -> np.ndarray:
         if action.shape != self.action_space.shape:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -86,13 +87,13 @@ class EnvConfig:
             )
         if self.vector not in ("sync", "async"):
             raise unknown("vector mode", self.vector, ("sync", "async"))
-        for name in ("action_repeat", "num_envs", "time_limit"):
+        for name, most in (
+            ("action_repeat", MOST_REPEATS), ("num_envs", MOST_ENVS), ("time_limit", math.inf),
+        ):  # fmt: skip
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise EnvError(f"{name} is {value}, but must be at least 1.")
-        for name, most in (("action_repeat", MOST_REPEATS), ("num_envs", MOST_ENVS)):
-            if getattr(self, name) > most:
-                raise EnvError(f"{name} is {getattr(self, name)}, but must be at most {most:,}.")
+            if value is not None and not 1 <= value <= most:
+                limit = "at least 1" if value < 1 else f"at most {most:,}"
+                raise EnvError(f"{name} is {value}, but must be {limit}.")
         for name in ("timeout", "start_timeout", "max_failures"):
             if not getattr(self, name) > 0:
                 raise EnvError(f"{name} is {getattr(self, name)}, but must be above 0.")
@@ -106,17 +107,3 @@ class EnvConfig:
                 f"atari.sticky is {self.atari.sticky} and atari.noops {self.atari.noops}, but "
                 f"sticky must lie in [0, 1) and noops must not be negative."
             )
-
-
-def as_config(config: Any) -> EnvConfig:
-    """The same settings as an EnvConfig, from one or from its OmegaConf form."""
-    if isinstance(config, EnvConfig):
-        return config
-    from omegaconf import DictConfig, OmegaConf
-
-    if not isinstance(config, DictConfig):
-        raise EnvError(f"make_env takes an EnvConfig, but was given a {type(config).__name__}.")
-    merged = OmegaConf.merge(OmegaConf.structured(EnvConfig), config)
-    result = OmegaConf.to_object(merged)
-    assert isinstance(result, EnvConfig)
-    return result

@@ -103,10 +103,8 @@ class ControlSuite(gymnasium.Env[Any, Any]):
             )
         height, width = self._size
         buffer = model.vis.global_
-        buffer.offheight, buffer.offwidth = (
-            max(buffer.offheight, height),
-            max(buffer.offwidth, width),
-        )
+        buffer.offheight = max(buffer.offheight, height)
+        buffer.offwidth = max(buffer.offwidth, width)
         if self._fast:
             model.vis.quality.offsamples = 0
 

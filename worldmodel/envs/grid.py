@@ -9,7 +9,7 @@ the episode. States are numbered row by row, walls included; actions are 0 up, 1
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -222,13 +222,11 @@ def build(config: EnvConfig) -> gymnasium.Env[Any, Any]:
     after = _whole("change_after", given.get("change_after", grid.change[-1]), 0)
     changes = len(grid.layouts) > 1 and after > 0
     layouts = grid.layouts if changes else grid.layouts[-1:]  # after 0 steps: changed already
-    made = Grid(
-        tuple(refine(layout, times) for layout in layouts),
-        (0, after) if changes else (0,),
-        float(given.get("slip", grid.slip)),
-        grid.goal,
-        grid.pit,
-        grid.step,
+    made = replace(
+        grid,
+        layouts=tuple(refine(layout, times) for layout in layouts),
+        change=(0, after) if changes else (0,),
+        slip=float(given.get("slip", grid.slip)),
     )
     mode = "rgb_array" if config.pixels else None
     env = GridWorld(made, given.get("change_at", "step"), mode)

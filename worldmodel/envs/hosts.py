@@ -123,24 +123,22 @@ class Runner:
     def run(self, name: str, *data: Any) -> Any:
         """The answer; raises whatever the environment raises."""
         env = self._env
-        if name == "step" and env is not None:
-            obs, reward, terminated, truncated, info = env.step(data[0])
-            return Answer(obs, float(reward), terminated, truncated, info, env.episode)
         if name == "make":
             env = self._env = self._maker()
             return Spaces(env.observation_space, env.action_space, env.metadata, env.render_mode)
         assert env is not None, "make comes first"
-        if name == "replay":
-            obs, reward, terminated, truncated, info = env.replay(data[0], self._alive)
-            return Answer(obs, float(reward), terminated, truncated, info, env.episode)
+        if name in ("step", "replay"):
+            row: tuple[Any, ...]
+            row = env.step(data[0]) if name == "step" else env.replay(data[0], self._alive)
+            return Answer._make((*row, env.episode))
         assert name == "reset"
         seed, episode, options = data
         if seed is not None:
             env.base_seed = seed
-        elif getattr(env.unwrapped, "goes_on", False):
+        if seed is None and getattr(env.unwrapped, "goes_on", False):
             obs, info = env.reset(options=options)
-            return Answer(obs, 0.0, False, False, info, env.episode)
-        obs, info = env.begin(episode, options)
+        else:
+            obs, info = env.begin(episode, options)
         return Answer(obs, 0.0, False, False, info, env.episode)
 
     def close(self) -> None:

@@ -155,15 +155,10 @@ class ImageReader:
 
     def frame(self, frame: Any) -> np.ndarray:
         """A rendered frame, checked first."""
-        if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3:
-            given = (
-                f"{frame.dtype} {list(frame.shape)}"
-                if isinstance(frame, np.ndarray)
-                else type(frame).__name__
-            )
+        shape = list(frame.shape) if isinstance(frame, np.ndarray) else []
+        if len(shape) != 3 or shape[2] != 3 or frame.dtype != np.uint8:
+            given = f"{frame.dtype} {shape}" if shape else type(frame).__name__
             raise EnvError(f"render must return a uint8 array [H, W, 3], but returned {given}.")
-        if frame.shape[2] != 3:
-            raise EnvError(f"render must return [H, W, 3], but returned {list(frame.shape)}.")
         return self.resize(frame, 3)
 
     def resize(self, image: np.ndarray, channels: int) -> np.ndarray:

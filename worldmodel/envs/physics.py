@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -28,32 +29,28 @@ def scale(env: gymnasium.Env[Any, Any], what: str, factor: float) -> Undo:
     if model is not None:
         return _scale_mujoco(model, what, factor)
     for name in PLAIN[what]:
-        before = getattr(inner, name, None)
-        if isinstance(before, int | float):
-            undo = _set(inner, name, before * factor)
-            return undo if name != "masspole" else _cartpole(inner, undo)
+        value = getattr(inner, name, None)
+        if isinstance(value, int | float):
+            changed = {name: value * factor}
+            if name == "masspole":  # CartPole keeps products of its masses
+                changed["total_mass"] = changed[name] + inner.masscart
+                changed["polemass_length"] = changed[name] * inner.length
+            return _set(inner, changed)
     raise EnvError(
         f"Nobody knows where the {what} of {type(inner).__name__} is. The shift '{what}' works in "
         f"MuJoCo and where the environment has one of the attributes {', '.join(PLAIN[what])}."
     )
 
 
-def _set(target: Any, name: str, value: float) -> Undo:
-    before = getattr(target, name)
-    setattr(target, name, value)
-    return lambda: setattr(target, name, before)
+def _set(target: Any, changed: Mapping[str, float]) -> Undo:
+    before = {name: getattr(target, name) for name in changed}
 
+    def put(values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            setattr(target, name, value)
 
-def _cartpole(inner: Any, undo: Undo) -> Undo:
-    """CartPole keeps products of its masses."""
-    total = _set(inner, "total_mass", inner.masspole + inner.masscart)
-    product = _set(inner, "polemass_length", inner.masspole * inner.length)
-
-    def undo_all() -> None:
-        for step in (product, total, undo):
-            step()
-
-    return undo_all
+    put(changed)
+    return partial(put, before)
 
 
 def _mujoco(inner: Any) -> Any:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,22 +51,11 @@ class RewardFunction:
         if self.vectorised:
             before, after = (_stacked(obs) for obs in (observation, next_observation))
             return float(self.whole(before, np.asarray(action)[None], after, _stacked(info))[0])
-        where = f"episode {info['episode']}, step {info['step']}"
-        try:
-            value = np.asarray(self.call(observation, action, next_observation, dict(info)))
-        except Exception as error:
-            raise self._raised(error, where, observation) from error
-        if value.shape != () or value.dtype.kind not in "fiub":
-            raise EnvError(
-                f"The reward function '{self.name}' returned {_shown(value)} at {where}; it must "
-                "return one number."
-            )
-        if not math.isfinite(value):
-            raise EnvError(
-                f"The reward function '{self.name}' returned {value} at {where}; rewards must be "
-                "finite."
-            )
-        return float(value)
+        where, asked = (
+            f"episode {info['episode']}, step {info['step']}",
+            "it must return one number",
+        )
+        return float(self._called(where, (), asked, observation, action, next_observation, info))
 
     def whole(
         self,
@@ -85,23 +73,33 @@ class RewardFunction:
                 for t in range(steps)
             ])  # fmt: skip
         where = f"episode {info['episode'][0]}, steps {info['step'][0]} to {info['step'][-1]}"
+        asked = (
+            f"it declares itself vectorised, so it must return [{steps}] numbers, one for each step"
+        )
+        value = self._called(where, (steps,), asked, observation, action, next_observation, info)
+        return value.astype(np.float64)
+
+    def _called(
+        self, where: str, shape: tuple[int, ...], asked: str, observation: Observations, *rest: Any
+    ) -> np.ndarray:
+        """What the function returns: finite numbers of that shape. Raises EnvError."""
+        *arguments, info = rest
         try:
-            value = np.asarray(self.call(observation, action, next_observation, dict(info)))
+            value = np.asarray(self.call(observation, *arguments, dict(info)))
         except Exception as error:
             raise self._raised(error, where, observation) from error
-        if value.shape != (steps,) or value.dtype.kind not in "fiub":
-            raise EnvError(
-                f"The reward function '{self.name}' returned {_shown(value)} for {where}; it "
-                f"declares itself vectorised, so it must return [{steps}] numbers, one for each "
-                "step."
-            )
+        returned = f"The reward function '{self.name}' returned"
+        if value.shape != shape or value.dtype.kind not in "fiub":
+            raise EnvError(f"{returned} {_shown(value)} at {where}; {asked}.")
         bad = np.flatnonzero(~np.isfinite(value))
         if len(bad):
-            raise EnvError(
-                f"The reward function '{self.name}' returned {value[bad[0]]} at episode "
-                f"{info['episode'][0]}, step {info['step'][bad[0]]}; rewards must be finite."
+            episode, step, wrong = (
+                np.ravel(x)[bad[0]] for x in (info["episode"], info["step"], value)
             )
-        return value.astype(np.float64)
+            raise EnvError(
+                f"{returned} {wrong} at episode {episode}, step {step}; rewards must be finite."
+            )
+        return value
 
     def _raised(self, error: Exception, where: str, observation: Observations) -> EnvError:
         line, hint = "", ""

@@ -38,11 +38,6 @@ class WorldTable(NamedTuple):
     at_episode: bool
 
     @property
-    def phases(self) -> int:
-        """W."""
-        return self.next.shape[0]
-
-    @property
     def states(self) -> int:
         """S."""
         return self.next.shape[1]
@@ -51,12 +46,6 @@ class WorldTable(NamedTuple):
     def actions(self) -> int:
         """A."""
         return self.next.shape[2]
-
-    def phase(self, index: int) -> WorldTable:
-        """One phase as a world that never changes."""
-        fields = ("next", "probability", "reward", "terminal", "start")
-        arrays = {name: getattr(self, name)[index : index + 1] for name in fields}
-        return WorldTable(**arrays, change=np.zeros(1, np.int64), at_episode=False)
 
 
 def from_outcomes(
@@ -95,9 +84,7 @@ def from_outcomes(
     return WorldTable(**arrays, start=begin, change=np.zeros(1, np.int64), at_episode=False)
 
 
-def in_turn(
-    tables: Sequence[WorldTable], change: Sequence[int], at_episode: bool = False
-) -> WorldTable:
+def in_turn(tables: Sequence[WorldTable], change: Sequence[int]) -> WorldTable:
     """Worlds of the same states and actions, one after the other.
 
     change: steps after which each begins; the first is 0. Raises EnvError where they do not rise.
@@ -118,7 +105,7 @@ def in_turn(
 
     fields = ("next", "probability", "reward", "terminal", "start")
     arrays = {name: joined(name) for name in fields}
-    return WorldTable(**arrays, change=steps, at_episode=at_episode)
+    return WorldTable(**arrays, change=steps, at_episode=False)
 
 
 def table_of(env: gymnasium.Env[Any, Any]) -> WorldTable:

@@ -36,38 +36,30 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
             )
         obs, reward, terminated, truncated, info = result
         if type(reward) is not float:
-            reward = _number(reward)
+            reward = float(_scalar("The reward", reward, "fiub", "one number"))
         if not abs(reward) <= LARGEST_REWARD:  # a NaN fails too
             raise EnvError(
                 f"The reward is {reward}, but must be finite and no larger than "
                 f"{LARGEST_REWARD:g}. The action was {action!r}."
             )
         if type(terminated) is not bool:
-            terminated = _flag("terminated", terminated)
+            terminated = bool(_scalar("terminated", terminated, "biu", "True or False"))
         if type(truncated) is not bool:
-            truncated = _flag("truncated", truncated)
+            truncated = bool(_scalar("truncated", truncated, "biu", "True or False"))
         if not isinstance(info, dict):
             raise EnvError(f"info must be a dict, but is a {type(info).__name__}.")
         return obs, reward, terminated, truncated, info
 
 
-def _number(reward: Any) -> float:
-    """A reward as a float; 0-d arrays and numpy numbers are fine."""
-    array = np.asarray(reward)
-    if array.shape != () or array.dtype.kind not in "fiub":
-        raise EnvError(
-            f"The reward must be one number, but is {reward!r} ({type(reward).__name__}). Return a "
-            f"float from step."
-        )
-    return float(array)
-
-
-def _flag(name: str, value: Any) -> bool:
-    """A flag as a bool; numpy's own and 0 or 1 are fine."""
+def _scalar(what: str, value: Any, kinds: str, allowed: str) -> np.ndarray:
+    """A number or flag as a 0-d array, of one of these kinds of dtype."""
     array = np.asarray(value)
-    if array.shape != () or array.dtype.kind not in "biu":
-        raise EnvError(f"{name} must be True or False, but is {value!r} ({type(value).__name__}).")
-    return bool(array)
+    if array.shape != () or array.dtype.kind not in kinds:
+        raise EnvError(
+            f"{what} must be {allowed}, but is {value!r} ({type(value).__name__}). Return it so "
+            f"from step."
+        )
+    return array
 
 
 class Repeat(gymnasium.Wrapper[Any, Any, Any, Any]):
