@@ -295,33 +295,38 @@ class Learner:
     # Saving.
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Everything that decides what it does next; tables [N, ...] for what has no fixed size."""
+        """Everything that decides what it does next; tables of so many rows as it knows, none
+        before it knows anything."""
         found = [outcome for outcomes in self.model.values() for outcome in outcomes]
         rows = [
             (*o.pair, o.after, o.reward, o.terminal, o.first, o.times)
             for o in sorted(found, key=lambda outcome: outcome.first)
         ]
-        tried = [(s, a) for s, actions in self.tried.items() for a in actions]
-        queue = [(*pair, *place) for pair, place in self.queue.items()]
+        tables = {
+            "outcomes": np.array(rows, np.float64),
+            "tried": np.array([(s, a) for s, actions in self.tried.items() for a in actions]),
+            "queue": np.array([(*pair, *place) for pair, place in self.queue.items()]),
+        }
         return {
-            "q": self.q, "transient": self.transient, "last": self.last,
-            "outcomes": np.array(rows, np.float64).reshape(-1, 7),
-            "tried": np.array(tried, np.int64).reshape(-1, 2),
-            "queue": np.array(queue, np.float64).reshape(-1, 4),
+            "q": self.q,
+            "transient": self.transient,
+            "last": self.last,
             "counters": np.array([self.time, self.stamps, self.updates, self.calls]),
             "rng": np.array([self.rng.state], np.uint64),
-        }  # fmt: skip
+            **{name: table for name, table in tables.items() if len(table)},
+        }
 
     def load_arrays(self, arrays: dict[str, np.ndarray]) -> None:
         """The inverse of `arrays`."""
+        tables = {k: arrays[k].tolist() for k in ("outcomes", "tried", "queue") if k in arrays}
         self.q, self.transient, self.last = (arrays[k] for k in ("q", "transient", "last"))
         self.model, self.tried, self.leading, self.queue = {}, {}, {}, {}
-        for s, a, after, reward, terminal, first, times in arrays["outcomes"].tolist():
+        for s, a, after, reward, terminal, first, times in tables.get("outcomes", []):
             pair = int(s), int(a)
             self._add(Outcome(pair, int(after), reward, bool(terminal), int(first), int(times)))
-        for s, a in arrays["tried"].tolist():
+        for s, a in tables.get("tried", []):
             self.tried.setdefault(s, []).append(a)
-        for s, a, change, stamp in arrays["queue"].tolist():
+        for s, a, change, stamp in tables.get("queue", []):
             self.queue[int(s), int(a)] = (change, int(stamp))
         self.time, self.stamps, self.updates, self.calls = arrays["counters"].tolist()
         self.rng.state = int(arrays["rng"][0])
