@@ -20,7 +20,7 @@ from worldmodel import config
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = sorted(path.stem for path in (cli.CONFIGS / "experiment").glob("*.yaml"))
-SIZES = sorted({path.stem for path in (cli.CONFIGS / "size").glob("*.yaml")} - {"none"})
+SIZES = sorted(path.stem for path in (cli.CONFIGS / "size").glob("*.yaml"))
 # (deter, hidden, classes, depth, units) as published.
 PUBLISHED = {
     "1m": (512, 64, 4, 4, 64),
@@ -50,6 +50,11 @@ def test_every_experiment_fits(name: str) -> None:
     built = composed(f"experiment={name}", *(["env.id=X"] if name == "none" else []))
     assert built.agent.name in agents.AGENTS
     assert built.folder.parts[0] == "runs"
+
+
+@pytest.mark.parametrize("name", agents.AGENTS)
+def test_every_agent_has_its_numbers(name: str) -> None:
+    assert composed(f"agent={name}", "experiment=none", "env.id=X").agent.name == name
 
 
 @pytest.mark.parametrize("name", [p.stem for p in (cli.CONFIGS / "env").glob("*.yaml")])
@@ -100,23 +105,25 @@ def test_dmc_vision_is_as_published() -> None:
 
 def test_somebody_elses_agent_needs_no_line_here() -> None:
     name = "tests.agents.counting_agent:CountingAgent"
-    built = composed("experiment=none", "size=none", f"agent={name}", "agent.width=4", "env.id=X")
+    built = composed("experiment=none", f"agent={name}", "agent.width=4", "env.id=X")
     assert (built.agent.name, built.agent.width) == (name, 4)
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["agent=dreamr"], "Unknown agent 'dreamr'. Known: dreamer, dyna_2"),
+        (["agent=dreamr"], "Unknown agent 'dreamr'. Known: dqn, dreamer, dyna_2"),
         (["env=dcm"], "Did you mean 'dmc'?"),
         (["size=13m"], "Unknown size '13m'. Known: 100m, 12m"),
         (["experiment=cartpol"], "Did you mean 'cartpole'?"),
         (["agent.model.detr=3"], "Unknown key 'agent.model.detr'. Did you mean"),
-        (["experiment=random", "agent.horizon=3"], "Unknown key 'agent.horizon'."),
+        (["agent=random", "agent.horizon=3"], "Unknown key 'agent.horizon'."),
         (
-            ["agent=random", "experiment=none"],
-            "configs/size/tiny.yaml sets 'agent.model', which does not exist",
+            ["agent=random", "experiment=pendulum"],
+            "configs/experiment/pendulum.yaml sets 'agent.batch_size', which does not exist",
         ),
+        (["agent=random", "experiment=dmc_vision"], "experiment/dmc_vision.yaml: 'size' is no"),
+        (["agent=random", "size=1m"], "'size' is no choice beside the others."),
         (["size=12"], "A choice of a group is a name"),
         (["env.id=Pendulm-v1"], "Did you mean 'Pendulum-v1'"),
         (["env.image_size=[30,30]"], "image_size is [30, 30]"),
@@ -147,7 +154,7 @@ def test_train_then_evaluate_from_a_shell(tmp_path: Path) -> None:
         )
 
     train, play = str(ROOT / "scripts" / "train.py"), str(ROOT / "scripts" / "evaluate.py")
-    done = run(train, "experiment=random", "run=r", "steps=30", "final_episodes=2", "threads=1")
+    done = run(train, "agent=random", "run=r", "steps=30", "final_episodes=2", "threads=1")
     assert done.returncode == 0, done.stderr
     assert "return" in done.stdout
     assert json.loads((tmp_path / "r" / "summary.json").read_text())["agent_steps"] == 30
@@ -169,7 +176,7 @@ def test_train_then_evaluate_from_a_shell(tmp_path: Path) -> None:
 
 def test_a_sweep_runs_one_after_the_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ["-m", "experiment=random", "seed=1,2", "steps=5", "final_episodes=1"]
+    words = ["-m", "agent=random", "seed=1,2", "steps=5", "final_episodes=1"]
     code, _ = command(monkeypatch, *words)
     assert code == 0
     made = sorted(path.parent.name for path in tmp_path.rglob("summary.json"))

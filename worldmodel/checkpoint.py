@@ -26,12 +26,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from worldmodel import tree
 from worldmodel.config import ConfigError, RunError
 from worldmodel.types import ActionSpec, EnvSpec, ObsSpec
 
 FOLDER = "checkpoints"
-FORMAT = 2  # of what is inside; 1 was a single checkpoint.pt without environments and replay
-OLD_NAME = "checkpoint.pt"
+FORMAT = 2  # of what is inside; a file of another one is refused
 NAME = re.compile(r"([0-9]{6,})-([0-9a-f]{16})\.pt")
 AXES = {"image": 3, "vector": 1, "discrete": 1, "recorded": 1}  # kind of observation -> axes of one
 MOST_NUMBERS = 1 << 28  # in one observation or action
@@ -92,7 +92,7 @@ def found(run: Path) -> list[Path]:
 
 def exists(run: Path) -> bool:
     """Whether the folder holds a checkpoint, damaged or not."""
-    return bool(found(run)) or (Path(run) / OLD_NAME).is_file()
+    return bool(found(run))
 
 
 def load(run: Path, warn: Callable[[str], None] | None = None) -> dict[str, Any]:
@@ -119,9 +119,6 @@ def candidates(run: Path, warn: Callable[[str], None] | None = None) -> Iterator
             warn(f"{' '.join(damages)} Going on from the one before: '{path.name}'.")
         damages.clear()
         yield state
-    old = Path(run) / OLD_NAME
-    if not paths and old.is_file():
-        yield _read_first_format(old)
     if not paths:
         raise CheckpointError(
             f"There is no checkpoint in '{Path(run) / FOLDER}'. Either the folder is wrong, or the "
@@ -179,13 +176,13 @@ def _check_archive(path: Path) -> None:
         raise ValueError("its entries are longer than the file")
 
 
-def check_plain(tree: Any, size: int | None = None) -> None:
+def check_plain(state: Any, size: int | None = None) -> None:
     """ValueError unless nested dicts, lists and tuples hold numbers, strings, None and tensors
     alone, and end.
 
-    size: bytes of the file that the tree came from; neither its values nor any tensor can be more.
+    size: bytes of the file that the state came from; neither its values nor any tensor can be more.
     """
-    waiting: list[tuple[str, Any, int]] = [("", tree, 0)]
+    waiting: list[tuple[str, Any, int]] = [("", state, 0)]
     values = 0
     while waiting:
         name, value, depth = waiting.pop()
@@ -221,11 +218,6 @@ def _reason(error: BaseException, most: int = 0) -> str:
     if text.startswith("Weights only load failed"):  # and then how to load it all the same
         text = f"Weights only load failed: {text.partition('WeightsUnpickler error: ')[2]}"
     return text[:most] if most else text.splitlines()[0][:200]
-
-
-def _read_first_format(path: Path) -> dict[str, Any]:
-    """A checkpoint of format 1: what it lacks is None, and its run goes on with new episodes."""
-    return {"format": FORMAT, "replay": None, "collector": None, "log": None, **_read(path)}
 
 
 def _digest(path: Path) -> str:
@@ -276,15 +268,20 @@ def understood(part: str, where: Any) -> Iterator[None]:
 def shape_differences(expected: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
     """One line per needed tensor that is missing or of another shape. What is left over is for
     `load_state_dict` to judge: a fresh optimizer has no moments yet."""
-    ours, theirs = tensors(expected), tensors(given)
+    ours, theirs = _shapes(expected), _shapes(given)
     lines = []
     for name, here in sorted(ours.items()):
         there = theirs.get(name)
         if there is None:
-            lines.append(f"{name}: needed {list(here)}, missing")
+            lines.append(f"{name}: needed {here}, missing")
         elif here != there:
-            lines.append(f"{name}: needed {list(here)}, checkpoint has {list(there)}")
+            lines.append(f"{name}: needed {here}, checkpoint has {there}")
     return lines
+
+
+def _shapes(state: Any) -> dict[str, list[int]]:
+    leaves = tree.leaves(state)
+    return {name: list(leaf.shape) for name, leaf in leaves if isinstance(leaf, Tensor)}
 
 
 def kind_differences(expected: Any, given: Any, name: str = "") -> Iterator[str]:
@@ -299,21 +296,6 @@ def kind_differences(expected: Any, given: Any, name: str = "") -> Iterator[str]
         kinds = type(expected), type(given)
         if kinds[0] is not kinds[1] and kinds != (float, int):
             yield f"{name}: needed {kinds[0].__name__}, checkpoint has {kinds[1].__name__}"
-
-
-def tensors(tree: Any, prefix: str = "") -> dict[str, tuple[int, ...]]:
-    """Dotted names and shapes of all tensors in nested dicts, lists and tuples."""
-    if isinstance(tree, Tensor):
-        return {prefix: tuple(tree.shape)}
-    items: Any = ()
-    if isinstance(tree, Mapping):
-        items = tree.items()
-    elif isinstance(tree, list | tuple):
-        items = enumerate(tree)
-    found: dict[str, tuple[int, ...]] = {}
-    for key, value in items:
-        found.update(tensors(value, f"{prefix}.{key}" if prefix else str(key)))
-    return found
 
 
 def spec_to_dict(spec: EnvSpec) -> dict[str, Any]:

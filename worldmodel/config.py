@@ -11,8 +11,8 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -96,9 +96,10 @@ def keys_of(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def store(name: str, node: Any, group: str | None = None) -> None:
-    """Register a dataclass as the schema of a config, or as one choice of a group."""
-    ConfigStore.instance().store(name=name, node=node, group=group)
+def store(name: str, node: Any, group: str | None = None, package: str | None = None) -> None:
+    """Register a dataclass as the schema of a config, or as one choice of a group; package: which
+    section of the config it describes, unless that of the group's name."""
+    ConfigStore.instance().store(name=name, node=node, group=group, package=package)
 
 
 def build(config: DictConfig, schema: type[T]) -> T:
@@ -250,6 +251,10 @@ def explain(error: Exception, known: Iterable[str] = ()) -> ConfigError:
     if isinstance(error, OverrideParseException):
         line = text.split("\nSee ")[0].replace("\n", ": ")
         return ConfigError(f"{line}. Settings are given as key=value, with quotes round odd text.")
+    absent = re.match(r"(?:In '([^']*)': )?Could not override '([^'@]*)'. No match in", text)
+    if absent:
+        where = f"configs/{absent[1]}.yaml: " if absent[1] else ""
+        return ConfigError(f"{where}'{absent[2]}' is no choice beside the others. Leave it out.")
     key = _bad_key(error, cause)
     preset = re.match(r"In '([^']+)': \w+ raised while composing", text)
     if preset and key is not None:
@@ -361,18 +366,26 @@ def first_line(error: BaseException) -> str:
     return lines[0][:300]
 
 
-def differences(old: Any, new: Any, free: Iterable[str] = ()) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys whose values differ, as {key: (old, new)}; `free` keys (and what lies below
-    them) are left out."""
-    before, after = keys_of(old), keys_of(new)
-    free = tuple(free)
+def free(default: Any) -> Any:
+    """The field of a config that may differ when what it belongs to is continued."""
+    return field(default=default, metadata={"free": True})
 
-    def is_free(key: str) -> bool:
-        return any(key == name or key.startswith(f"{name}.") for name in free)
 
-    absent = "(absent)"
-    return {
+def free_keys(config: Any) -> Iterator[str]:
+    """Dotted names of the `free` fields of a dataclass object and of those in it."""
+    for one in fields(config):
+        value = getattr(config, one.name)
+        if one.metadata.get("free"):
+            yield one.name
+        elif is_dataclass(value):
+            yield from (f"{one.name}.{key}" for key in free_keys(value))
+
+
+def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys whose values differ, as {key: (old, new)}, the `free` ones of `new` left out."""
+    before, after, absent = keys_of(old), keys_of(new), "(absent)"
+    pairs = {
         key: (before.get(key, absent), after.get(key, absent))
-        for key in sorted({*before, *after})
-        if not is_free(key) and before.get(key, absent) != after.get(key, absent)
+        for key in sorted({*before, *after} - {*free_keys(new)})
     }
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from worldmodel.accel.devices import PRECISIONS
-from worldmodel.config import ConfigError, check_ranges, unknown
+from worldmodel.config import ConfigError, check_ranges, free, unknown
 from worldmodel.optim import OptimConfig
 from worldmodel.rssm import ModelConfig
 
@@ -41,7 +41,7 @@ class DreamerConfig:
     store_latents: bool = True
     freeze_model: bool = False
     precision: str = "bfloat16"
-    cuda_graph: bool = True
+    cuda_graph: bool = free(True)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 

@@ -7,102 +7,112 @@ the checkpoint that names its save, so that the parts of two checkpoints never m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from agents.run import setup, shares
-from agents.run.collect import unpacked
-from agents.run.config import Counters
-from agents.run.saved import check_saved
-from worldmodel import checkpoint, seeding
+from agents.run import setup
+from agents.run.state import Counters, RunState
+from worldmodel import checkpoint, seeding, tree
 from worldmodel.accel.ranks import Ranks
 from worldmodel.config import ConfigError, RunError
+from worldmodel.log import RunLog
 from worldmodel.replay import ReplayDamaged
-
-if TYPE_CHECKING:
-    from agents.run.trainer import Trainer
+from worldmodel.tree import brief
 
 OTHERS = "ranks"  # where a checkpoint keeps the parts of ranks 1, 2, ...
+MOST = 1 << 62  # of anything that is counted
+GENERATOR = 624  # words of Python's and NumPy's global generators
 
 
-def save(trainer: Trainer) -> None:
-    """Checkpoint everything, all or nothing, with all ranks.
+def save(state: RunState, folder: Path, log: RunLog | None, keep: int, ranks: Ranks) -> None:
+    """Checkpoint everything, all or nothing, with all ranks; log: on rank 0.
 
     replay.save        what changed, in a new file; older checkpoints lose nothing
     checkpoint.save    the one moment at which the new state holds, that of every rank
     replay.commit      the changes become part of the replay's files
     """
-    ranks, agent = trainer.ranks, trainer.agent.state_dict()
+    agent = state.agent.state_dict()
     check_same(agent, ranks)
-    parts = ranks.gather_objects(ranks.all_or_none(lambda: _part(trainer)))
-    ranks.all_or_none(lambda: _write(trainer, agent, parts) if ranks.first else None)
-    ranks.all_or_none(trainer.replay.commit)
+    parts = ranks.gather_objects(ranks.all_or_none(lambda: _rank_part(state)))
+    ranks.all_or_none(lambda: _write(state, folder, log, keep, agent, parts) if log else None)
+    ranks.all_or_none(state.replay.commit)
 
 
-def _part(trainer: Trainer) -> dict[str, Any]:
+def _rank_part(state: RunState) -> dict[str, Any]:
     """What each rank has of its own."""
-    place = shares.shard(trainer.place, trainer.ranks.rank)
     return {
-        "replay": trainer.replay.save(place),
-        "collector": trainer.collector and trainer.collector.state_dict(),
+        "replay": state.replay.save(state.place),
+        "collector": state.collector and state.collector.state_dict(),
         "rng": seeding.rng_state(),
-        "means": unpacked(trainer.means.state_dict()),  # to go from rank to rank, not on a GPU
+        "means": tree.to_plain(state.means.state_dict()),  # goes from rank to rank: not on a GPU
     }
 
 
-def _write(trainer: Trainer, agent: Mapping[str, Any], parts: list[dict[str, Any]]) -> None:
-    state = {
+def _write(
+    state: RunState,
+    folder: Path,
+    log: RunLog,
+    keep: int,
+    agent: Mapping[str, Any],
+    parts: list[dict[str, Any]],
+) -> None:
+    whole = {
         "agent": agent,
-        "spec": checkpoint.spec_to_dict(trainer.spec),
-        "counters": asdict(trainer.counters),
-        "name": trainer.config.agent.name,
+        "spec": checkpoint.spec_to_dict(state.spec),
+        "counters": asdict(state.counters),
         **parts[0],
-        "log": trainer.log.position(),
-        "scores": trainer.scores.state_dict(),
+        "log": log.position(),
+        "scores": state.scores.state_dict(),
     }
     if parts[1:]:
-        state[OTHERS] = parts[1:]
-    checkpoint.save(trainer.folder, state, trainer.config.checkpoints_kept)
+        whole[OTHERS] = parts[1:]
+    checkpoint.save(folder, whole, keep)
 
 
-def restore(trainer: Trainer) -> dict[str, Any]:
+def restore(
+    state: RunState,
+    folder: Path,
+    ranks: Ranks,
+    say: Callable[[str], None],
+    say_here: Callable[[str], None],
+) -> dict[str, Any]:
     """Agent, replay and counters of the newest checkpoint that is whole together with the replays
-    of all ranks; returns this rank's part of it.
+    of all ranks; returns this rank's part of it. say_here: told of what concerns this rank alone.
 
     Raises CheckpointError where there is none, ConfigError where it is of other ranks.
     """
-    ranks, folder = trainer.ranks, trainer.folder
-    for whole in checkpoint.candidates(folder, trainer.say):
-        saved = ranks.all_or_none(lambda whole=whole: part_of(whole, ranks, folder))  # type: ignore[misc]
-        if ranks.agree(not ranks.all_or_none(lambda saved=saved: _fits(trainer, saved))):  # type: ignore[misc]
+
+    def fits(whole: Mapping[str, Any]) -> dict[str, Any] | None:
+        """This rank's part, if the replay here could be brought to it."""
+        saved = part_of(whole, ranks, folder)
+        check_saved(saved, folder)
+        try:
+            setup.load_replay(state.replay, state.place, saved["replay"], say_here)
+        except ReplayDamaged as error:
+            say_here(f"{error} Trying the checkpoint before.")
+            return None
+        return saved
+
+    for whole in checkpoint.candidates(folder, say):
+        saved = ranks.all_or_none(lambda whole=whole: fits(whole))  # type: ignore[misc]
+        if ranks.agree(saved is None) or saved is None:
             continue
-        checkpoint.restore(trainer.agent, saved["agent"], folder)
-        trainer.counters = Counters(**saved["counters"])
-        for means, name in ((trainer.means, "means"), (trainer.scores, "scores")):
-            if name in saved:  # the first format kept none
-                means.load_state_dict(saved[name])
-        trainer.say(
-            f"continuing '{folder}' at step {trainer.counters.agent_steps:,}, update "
-            f"{trainer.counters.updates:,}"
+        checkpoint.restore(state.agent, saved["agent"], folder)
+        state.counters = Counters(**saved["counters"])
+        state.means.load_state_dict(saved["means"])
+        state.scores.load_state_dict(saved["scores"])
+        say(
+            f"continuing '{folder}' at step {state.counters.agent_steps:,}, update "
+            f"{state.counters.updates:,}"
         )
         return saved
     raise AssertionError("candidates ends with an error")
-
-
-def _fits(trainer: Trainer, saved: Mapping[str, Any]) -> bool:
-    """Whether the replay here could be brought to a checkpoint."""
-    check_saved(saved, trainer.folder)
-    place = shares.shard(trainer.place, trainer.ranks.rank)
-    try:
-        setup.load_replay(trainer.replay, place, saved["replay"], trainer.tell)
-    except ReplayDamaged as error:
-        trainer.tell(f"{error} Trying the checkpoint before.")
-        return False
-    return True
 
 
 def part_of(saved: Mapping[str, Any], ranks: Ranks, folder: Path) -> dict[str, Any]:
@@ -116,30 +126,114 @@ def part_of(saved: Mapping[str, Any], ranks: Ranks, folder: Path) -> dict[str, A
             raise ValueError("it is no list of parts")
         size = 1 + len(others)
     if size != ranks.size:
+        there, here = ("one process" if n == 1 else f"{n} ranks" for n in (size, ranks.size))
+        command = "the plain command" if size == 1 else f"torchrun and {size} ranks in all"
         raise ConfigError(
-            f"The run in '{folder}' belongs to {_told(size)}, but now {_told(ranks.size)} would go "
-            "on with it: experience, episodes and random numbers are each rank's own. Continue it "
-            f"with {_how(size)}, or start a new run from its weights: run=... from_run={folder}"
+            f"The run in '{folder}' belongs to {there}, but now {here} would go on with it: "
+            "experience, episodes and random numbers are each rank's own. Continue it with "
+            f"{command}, or start a new run from its weights: run=... from_run={folder}"
         )
     return dict(saved) if ranks.first else {**saved, **others[ranks.rank - 1]}
-
-
-def _told(size: int) -> str:
-    return "one process" if size == 1 else f"{size} ranks"
-
-
-def _how(size: int) -> str:
-    return "the plain command" if size == 1 else f"torchrun and {size} ranks in all"
 
 
 def check_same(state: Mapping[str, Any], ranks: Ranks) -> None:
     """RunError unless the agents of all ranks are still one, to the bit."""
     if ranks.size == 1:
         return
-    sums = torch.stack([x.double().sum().cpu() for x in shares.tensors(state)]).tolist()
+    sums = torch.stack([x.double().sum().cpu() for x in tree.tensors(state)]).tolist()
     if any(other != sums for other in ranks.gather_objects(sums)):
         raise RunError(
             "The agents of the ranks are no longer the same, so this is no longer one run. An "
             "agent may change in an update by what the gradient of all ranks alone decides; are "
             "the machines of one kind, with the same versions? The last checkpoint is intact."
         )
+
+
+def check_saved(saved: Mapping[str, Any], where: Path) -> None:
+    """CheckpointError, which names the part, unless a run could have written this.
+
+    The bytes of a checkpoint may be whole and still be nonsense: written by hand, by another
+    version, or by somebody who means harm. Agent, replay and environments check their own parts.
+    """
+    checks = {
+        "agent": None, "replay": None, "counters": _check_counters, "means": _check_means,
+        "scores": _check_means, "log": _check_log, "rng": _check_rng, "collector": _check_collector,
+    }  # fmt: skip
+    for name, check in checks.items():
+        with checkpoint.understood(name, where):
+            if saved.get(name) is None and name != "collector":
+                raise ValueError("it is missing")
+            if check is not None and saved[name] is not None:
+                check(saved[name])
+
+
+def _check_counters(value: Any) -> None:
+    kinds = {field.name: field.type for field in fields(Counters)}
+    for name, number in value.items():
+        if name not in kinds:
+            raise ValueError(f"'{name}' is not counted")
+        if kinds[name] == "int":
+            _check_whole(number, name)
+        else:
+            _check_number(number, name)
+
+
+def _check_means(value: Any) -> None:
+    if value["sums"].keys() != value["counts"].keys():
+        raise ValueError("sums and counts are of different metrics")
+    for name, total in value["sums"].items():
+        if not (isinstance(total, Tensor) and total.numel() == 1 and not total.is_complex()):
+            _check_number(total, name, finite=False)
+        _check_whole(value["counts"][name], name, least=1)
+
+
+def _check_log(value: Any) -> None:
+    for name, size in value.items():
+        _check_whole(size, str(name))
+
+
+def _check_rng(value: Any) -> None:
+    """NumPy takes any position in its words, and reads beyond them."""
+    numpy = value["numpy"]
+    key = numpy["key"]
+    if not isinstance(key, Tensor) or tuple(key.shape) != (GENERATOR,) or key.dtype.is_complex:
+        raise ValueError(f"numpy.key is {brief(key)}")
+    _check_whole(numpy["pos"], "numpy.pos", most=GENERATOR)
+    _check_whole(numpy["has_gauss"], "numpy.has_gauss", most=1)
+    _check_number(numpy["gauss"], "numpy.gauss")
+    version, words, _ = value["python"]
+    if version != 3 or len(words) != GENERATOR + 1:
+        raise ValueError("python is no state of a generator")
+    if not isinstance(value["torch"], Tensor) or not isinstance(value["cuda"], list):
+        raise ValueError("torch or cuda is no state of a generator")
+
+
+def _check_collector(value: Any) -> None:
+    for name in ("envs", "rows", "agent", "rng", "returns", "lengths", "steps"):
+        if name not in value:
+            raise ValueError(f"'{name}' is missing")
+    _check_whole(value["steps"], "steps")
+    for env in value["envs"]:
+        for name in ("seed", "episode"):
+            _check_whole(env[name], name)
+        _check_whole(env.get("failures", 0), "failures")
+        _check_number(env["reward"], "reward")
+        for step in env["resets"]:
+            _check_whole(step, "resets")
+        actions = env["actions"]
+        if isinstance(actions, Tensor) and not actions.is_complex():
+            actions = actions.numpy()
+        if np.asarray(actions).dtype.kind not in "iuf":
+            raise ValueError(f"actions are {brief(actions)}")
+        if type(env["terminated"]) is not bool or type(env["truncated"]) is not bool:
+            raise ValueError("terminated or truncated is no flag")
+
+
+def _check_whole(value: Any, name: str, least: int = 0, most: int = MOST) -> None:
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{name} is {brief(value)}, not a whole number from {least} to {most}")
+
+
+def _check_number(value: Any, name: str, finite: bool = True) -> None:
+    if type(value) not in (int, float) or (finite and not abs(value) < 1e18):  # a NaN fails too
+        raise ValueError(f"{name} is {brief(value)}, not a number")

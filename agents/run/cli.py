@@ -25,36 +25,35 @@ GROUP = "agent"
 MOST_EPISODES = 1_000_000
 
 
-def register(overrides: Sequence[str] = ()) -> None:
-    """Tell Hydra which settings exist: TrainConfig, and each agent's own as a choice of `agent`.
+def register(words: Sequence[str] = ()) -> None:
+    """Tell Hydra which settings exist: TrainConfig, and those of each agent, which the files of
+    configs/agent build on as `/schema: NAME`.
 
-    overrides: of the command line; "agent=module:Class" adds a user's own agent.
+    words: of the command line; "agent=module:Class" adds a user's own agent.
     """
     config.store("train_schema", TrainConfig)
-    names = {*agents.AGENTS}
-    names |= {w.partition("=")[2] for w in overrides if w.startswith(f"{GROUP}=") and ":" in w}
-    for name in names:
-        for one in name.split(","):
-            config.store(one, agents.agent_class(one).Config, GROUP)
+    for name in agents.AGENTS:
+        config.store(name, agents.agent_class(name).Config, "schema", GROUP)
+    given = [word.partition("=")[2] for word in words if word.startswith(f"{GROUP}=")]
+    for name in (name for names in given for name in names.split(",") if ":" in name):
+        config.store(name, agents.agent_class(name).Config, GROUP)
 
 
-def completed(words: Sequence[str]) -> list[str]:
+def complete_words(words: Sequence[str]) -> list[str]:
     """The words of a command with its two short forms written out.
 
-    `agent=NAME` without an experiment brings the experiment of that name, where there is one; and
-    a setting that only the named agent has needs no "agent." before it: `agent=dyna_q n=50`.
+    `agent=NAME` leaves out the default experiment, which is of the default agent; and a setting
+    that only the named agent has needs no "agent." before it: `agent=dyna_q n=50`.
     """
     given = dict(word.split("=", 1) for word in words if "=" in word)
-    name = given.get(GROUP, given.get("experiment", ""))
-    if name not in agents.AGENTS:
+    if GROUP not in given:
         return list(words)
-    groups = {path.name for path in CONFIGS.iterdir()}
-    own = {field.name for field in fields(agents.agent_class(name).Config)}
-    own -= groups | {field.name for field in fields(TrainConfig)}
+    own: set[str] = set()
+    if given[GROUP] in agents.AGENTS:
+        own = {field.name for field in fields(agents.agent_class(given[GROUP]).Config)}
+        own -= {path.name for path in CONFIGS.iterdir()} | {f.name for f in fields(TrainConfig)}
     done = [f"{GROUP}.{word}" if word.split("=", 1)[0] in own else word for word in words]
-    if "experiment" not in given and (CONFIGS / "experiment" / f"{name}.yaml").is_file():
-        done.append(f"experiment={name}")
-    return done
+    return done if "experiment" in given else [*done, "experiment=none"]
 
 
 def see_working_folder() -> None:
@@ -70,7 +69,7 @@ def train_command(say: Callable[[str], None]) -> int:
     wrong = say if launched_first() else lambda text: None  # all ranks read the same words
 
     def start() -> int:
-        sys.argv[1:] = completed(sys.argv[1:])
+        sys.argv[1:] = complete_words(sys.argv[1:])
         register(sys.argv[1:])
         return config.launch(job, CONFIGS, "train", wrong)
 

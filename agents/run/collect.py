@@ -7,10 +7,9 @@ from dataclasses import InitVar, dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from agents.base import Agent, random_actions
-from worldmodel import checkpoint
+from worldmodel import checkpoint, tree
 from worldmodel.config import RunError
 from worldmodel.envs import Vector
 from worldmodel.replay import Replay
@@ -87,22 +86,18 @@ class Collector:
         """
         self.steps = saved["steps"]
         self.rng.bit_generator.state = saved["rng"]
-        sums = {"returns": self.returns, "lengths": self.lengths}
-        check_alike(unpacked(sums), {key: saved[key] for key in sums}, "collector")
-        self.returns, self.lengths = arrays(saved["returns"]), arrays(saved["lengths"])
+        sums: dict[str, Any] = {"returns": self.returns, "lengths": self.lengths}
+        sums = tree.from_plain(sums, {key: saved[key] for key in sums}, "collector")
+        self.returns, self.lengths = sums["returns"], sums["lengths"]
         if saved["agent"] is not None:
-            like = self.agent.initial(self.num_envs)
-            check_alike(unpacked(like), saved["agent"], "agent")
-            self.state = packed(like, saved["agent"])
-        check_alike(unpacked(self._blank()), saved["rows"], "rows")
-        rows = arrays(saved["rows"])
+            initial = self.agent.initial(self.num_envs)
+            self.state = tree.from_plain(initial, saved["agent"], "agent")
+        rows = tree.from_plain(self._blank(), saved["rows"], "rows")
         then = {key: rows[key] for key in self.spec.obs}
-        obs, *_, infos = guarded(lambda: self.envs.restore(arrays(saved["envs"]), then))
+        obs, *_, infos = guarded(lambda: self.envs.restore(tree.to_arrays(saved["envs"]), then))
         restarted = infos["restarted"]
         self.seen = dict(obs)
-        self.rows = {
-            key: np.where(_beside(restarted, v), np.zeros_like(v), v) for key, v in rows.items()
-        }
+        self.rows = tree.where(restarted, tree.map(np.zeros_like, rows), rows)
         self.rows |= {key: np.asarray(obs[key]) for key in self.spec.obs}
         self.rows["is_first"] |= restarted
         for index, reason in infos["failures"]:
@@ -114,12 +109,12 @@ class Collector:
     def state_dict(self) -> dict[str, Any]:
         """Where episodes, agent and generators stand, as lists, dicts, numbers and tensors."""
         return {
-            "envs": unpacked(self.envs.snapshot()),
-            "rows": unpacked(self.rows),
-            "agent": unpacked(self.state),
+            "envs": tree.to_plain(self.envs.snapshot()),
+            "rows": tree.to_plain(self.rows),
+            "agent": tree.to_plain(self.state),
             "rng": self.rng.bit_generator.state,
-            "returns": unpacked(self.returns),
-            "lengths": unpacked(self.lengths),
+            "returns": tree.to_plain(self.returns),
+            "lengths": tree.to_plain(self.lengths),
             "steps": self.steps,
         }
 
@@ -142,7 +137,7 @@ class Collector:
         if explore:
             action = random_actions(self.spec, inputs, self.num_envs, self.rng)
             state = self.agent.replace_action(state, action)
-        native = self.spec.action.decode(self._clipped(action))
+        native = self.spec.action.decode(action)
         guarded(lambda: self.envs.step_async(native))
         self.acted = Acted(action, state, extras)
 
@@ -155,7 +150,8 @@ class Collector:
         # stand at the same moment, and can be saved.
         self.state, rows = state, self.rows
         if replay is not None:
-            guarded(lambda: replay.add({**rows, **{name: extras[name] for name in replay.columns}}))
+            columns = {name: extras[name] for name in replay.columns}
+            guarded(lambda: replay.add(rows | columns))
         self._tell(infos)
         # With autoreset at the next step, the row after a last one begins a new episode; so does
         # that of an environment which failed, and replay closes its old episode as truncated.
@@ -168,9 +164,6 @@ class Collector:
         self.failures = infos["failures"]
         for index, reason in self.failures:
             self.say(f"environment {index} was restarted: {reason}")
-
-    def _clipped(self, action: np.ndarray) -> np.ndarray:
-        return np.clip(action, -1, 1) if self.spec.action.kind == "continuous" else action
 
     def _rows(
         self,
@@ -220,70 +213,3 @@ def guarded(call: Any) -> Any:
         return call()
     except ValueError as error:
         raise RunError(f"The environment failed: {error}") from error
-
-
-def unpacked(state: Any) -> Any:
-    """An agent's state as lists, dicts and tensors on the CPU, for a checkpoint."""
-    if isinstance(state, tuple | list):
-        return [unpacked(part) for part in state]
-    if isinstance(state, Mapping):
-        return {key: unpacked(part) for key, part in state.items()}
-    if isinstance(state, np.ndarray):
-        return torch.from_numpy(state.copy())
-    return state.detach().cpu().clone() if isinstance(state, torch.Tensor) else state
-
-
-def arrays(saved: Any) -> Any:
-    """What `unpacked` made, with arrays for its tensors."""
-    if isinstance(saved, list):
-        return [arrays(part) for part in saved]
-    if isinstance(saved, Mapping):
-        return {key: arrays(part) for key, part in saved.items()}
-    return saved.numpy().copy() if isinstance(saved, torch.Tensor) else saved
-
-
-def _beside(mask: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """A mask [N] in a shape that goes with values [N, ...]."""
-    return mask.reshape(-1, *[1] * (values.ndim - 1))
-
-
-def packed(like: Any, saved: Any) -> Any:
-    """The inverse of `unpacked`, in the form, and on the device, of another state."""
-    if isinstance(like, tuple | list):
-        parts = [packed(one, other) for one, other in zip(like, saved, strict=True)]
-        return type(like)(*parts) if hasattr(like, "_fields") else type(like)(parts)
-    if isinstance(like, Mapping):
-        return {key: packed(like[key], saved[key]) for key in like}
-    if isinstance(like, np.ndarray):
-        return saved.numpy().copy()
-    return saved.to(like.device) if isinstance(like, torch.Tensor) else saved
-
-
-def check_alike(like: Any, saved: Any, name: str) -> None:
-    """ValueError unless saved lists, dicts and tensors have the form, shapes and types of others;
-    what those leave open (None) may be anything."""
-    if isinstance(like, torch.Tensor):
-        if not isinstance(saved, torch.Tensor) or (saved.shape, saved.dtype) != (
-            like.shape,
-            like.dtype,
-        ):
-            raise ValueError(f"{name} must be {like.dtype} {list(like.shape)}, not {told(saved)}")
-    elif isinstance(like, Mapping):
-        if not isinstance(saved, Mapping) or saved.keys() != like.keys():
-            raise ValueError(f"{name} must hold {', '.join(map(str, like))}, not {told(saved)}")
-        for key, value in like.items():
-            check_alike(value, saved[key], f"{name}.{key}")
-    elif isinstance(like, list):
-        if not isinstance(saved, list) or len(saved) != len(like):
-            raise ValueError(f"{name} must be a list of {len(like)}, not {told(saved)}")
-        for index, value in enumerate(like):
-            check_alike(value, saved[index], f"{name}.{index}")
-    elif like is not None and type(saved) is not type(like):
-        raise ValueError(f"{name} must be like {like!r:.40}, not {told(saved)}")
-
-
-def told(value: Any) -> str:
-    """A value that is wrong, in a few words."""
-    if isinstance(value, torch.Tensor):
-        return f"{value.dtype} {list(value.shape)}"
-    return f"{value!r:.60}"

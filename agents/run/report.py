@@ -1,4 +1,4 @@
-"""What is left of a run for people to look at: summary, table, video and dream."""
+"""What a run reports in numbers: lines of metrics, the summary, the returns of an evaluation."""
 
 from __future__ import annotations
 
@@ -9,24 +9,18 @@ import subprocess
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
 
 import worldmodel
-from agents.base import Agent, parameters_count
-from agents.run import shares
-from agents.run.evaluate import EvalResult, frames_of
-from worldmodel import dream, seeding
+from agents.base import parameters_count
+from agents.run.config import TrainConfig
+from agents.run.evaluate import EvalResult
+from agents.run.state import Counters, RunState
+from worldmodel.accel.ranks import Ranks
 from worldmodel.config import ConfigError, keys_of
-from worldmodel.log import write_json, write_picture, write_video
-from worldmodel.replay import RowIndex
-from worldmodel.types import Batch, EnvSpec
-
-if TYPE_CHECKING:
-    from agents.run.config import Counters
-    from agents.run.trainer import Trainer
+from worldmodel.log import write_json
 
 SUMMARY = "summary.json"
 # What `table` and a run that may be finished read of it, and as what.
@@ -36,40 +30,40 @@ READ_AGAIN = {
     "env_frames": WHOLE, "updates": WHOLE, "parameters": WHOLE, "wall_clock_s": NUMBER,
 }  # fmt: skip
 EVALUATED = {"eval_return_mean": NUMBER, "eval_return_std": NUMBER, "eval_episodes": WHOLE}
-DREAM_ROWS = 50  # rows of one dream, where the episode is long enough
 
 
-def summarise(trainer: Trainer, result: EvalResult | None) -> dict[str, Any]:
+def summarise(
+    settings: TrainConfig, state: RunState, device: torch.device, result: EvalResult | None
+) -> dict[str, Any]:
     """Everything that one wants to know of a finished run, as plain values; without a result
     there was no environment to evaluate in."""
-    counters, settings = trainer.counters, trainer.config
-    evaluated = {} if result is None else {
+    counters = state.counters
+    return {
+        "task": settings.env.id,
+        "agent": settings.agent.name,
+        "seed": settings.seed,
+        **progress(counters),
+        "rollbacks": counters.rollbacks,
+        "wall_clock_s": round(counters.train_seconds, 2),
+        "eval_s": round(counters.eval_seconds, 2),
+        **(evaluated(result) if result else {}),
+        "parameters": parameters_count(state.agent),
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "code": code_version(),
+        "config": keys_of(settings),
+    }
+
+
+def evaluated(result: EvalResult) -> dict[str, Any]:
+    """Returns and lengths of an evaluation, as every file holds them."""
+    return {
         "eval_return_mean": result.mean,
         "eval_return_std": result.std,
         "eval_episodes": len(result.returns),
         "eval_returns": result.returns,
         "eval_lengths": result.lengths,
-    }  # fmt: skip
-    return {
-        "task": settings.env.id,
-        "agent": settings.agent.name,
-        "seed": settings.seed,
-        "agent_steps": counters.agent_steps,
-        "env_frames": counters.env_frames,
-        "updates": counters.updates,
-        "episodes": counters.episodes,
-        "skipped_updates": counters.skipped,
-        "rollbacks": counters.rollbacks,
-        "env_failures": counters.env_failures,
-        "wall_clock_s": round(counters.train_seconds, 2),
-        "eval_s": round(counters.eval_seconds, 2),
-        **evaluated,
-        "parameters": parameters_count(trainer.agent),
-        "device": device_name(trainer.device),
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
-        "code": code_version(),
-        "config": keys_of(settings),
     }
 
 
@@ -86,18 +80,24 @@ def progress(counters: Counters) -> dict[str, float]:
     }
 
 
-def metrics(trainer: Trainer) -> dict[str, float]:
+def metrics(state: RunState, ranks: Ranks) -> dict[str, float]:
     """Means since the last line, counters and rates, over all ranks."""
-    counters = trainer.counters
+    counters = state.counters
     seconds = max(counters.train_seconds, 1e-9)
+    means = ranks.gather_objects(state.means.read())  # each of as many updates
     return {
-        **shares.joined(trainer.ranks, trainer.means.read()),
-        **trainer.scores.read(),
+        **{name: sum(one[name] for one in means) / len(means) for name in means[0]},
+        **state.scores.read(),
         **progress(counters),
         "steps_per_s": counters.agent_steps / seconds,
         "updates_per_s": counters.updates / seconds,
-        "replay_rows": int(trainer.ranks.sums(len(trainer.replay))[0]),
+        "replay_rows": int(ranks.sums(len(state.replay))[0]),
     }
+
+
+def scores(result: EvalResult, counters: Counters) -> dict[str, float]:
+    """A line of metrics about an evaluation."""
+    return {"eval/return": result.mean, "eval/return_std": result.std, **progress(counters)}
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
@@ -112,8 +112,8 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         summary = json.loads(path.read_bytes())
-        evaluated = "eval_return_mean" in summary  # not where there is no environment
-        for name, kinds in {**READ_AGAIN, **(EVALUATED if evaluated else {})}.items():
+        has_env = "eval_return_mean" in summary
+        for name, kinds in (READ_AGAIN | EVALUATED if has_env else READ_AGAIN).items():
             value = summary[name]
             if type(value) not in kinds or (type(value) is int and abs(value) >= 1 << 62):
                 raise ValueError(f"{name} is {value!r:.40}")
@@ -143,73 +143,11 @@ def table(summary: Mapping[str, Any]) -> str:
     return "\n".join(f"  {name:<{width}}  {text}" for name, text in lines.items())
 
 
-def write_media(trainer: Trainer, result: EvalResult | None) -> None:
-    """eval.mp4 of the recorded episode, and dream.png where the agent's world can be drawn: of
-    that episode, or of the replay's last one."""
-    if result is None:
-        batch = _last_episode(trainer)
-    else:
-        batch = result.batch(trainer.spec)
-        frames = frames_of(result, trainer.agent, trainer.spec, trainer.config.env)
-        if frames:
-            write_video(trainer.folder / "eval.mp4", frames)
-            trainer.log.video(trainer.clock, "eval/episode", frames)
-    film, context = dream_film(trainer.agent, trainer.spec, batch) if batch else ([], 0)
-    if film:
-        picture = dream.strip(film, context)
-        write_picture(trainer.folder / "dream.png", picture)
-        trainer.log.image(trainer.clock, "dream/strip", picture)
-
-
-def film_dream(trainer: Trainer) -> None:
-    """A dream that starts from recorded experience, for the log."""
-    batch = _last_episode(trainer)
-    if batch is None:
-        return
-    before = seeding.rng_state()  # looking at a run must not change it
-    film, context = dream_film(trainer.agent, trainer.spec, batch)
-    seeding.set_rng_state(before)
-    if film:
-        trainer.log.video(trainer.clock, "dream/film", dream.titled(film, context))
-        trainer.log.image(trainer.clock, "dream/strip", dream.strip(film, context))
-
-
-def _last_episode(trainer: Trainer) -> Batch | None:
-    """The newest recorded episode that is long enough to show, [1, T, ...]."""
-    lived = [e for e in trainer.replay.episodes() if e[2] - e[1] >= 3]
-    if not lived:
-        return None
-    stream, start, stop = lived[-1]
-    index = RowIndex(np.array([stream]), np.array([start]), min(stop - start, DREAM_ROWS))
-    return trainer.replay.gather(index, context=trainer.replay.columns)
-
-
-def dream_film(agent: Agent, spec: EnvSpec, batch: Batch) -> tuple[list[np.ndarray], int]:
-    """Truth, open-loop prediction and error of the batch's first sequence, and how many frames
-    the model was shown; nothing where the agent has no world that can be drawn."""
-    if not spec.keys("image") or not hasattr(agent.model, "decode"):
-        return [], 0
-    length = min(batch.shape[1], DREAM_ROWS)
-    context = max(1, min(5, length // 3))
-    if length <= context:
-        return [], 0
-    shown = dream.cut(batch, slice(0, 1), slice(0, length)).to(dream.device_of(agent.model))
-    return dream.film(agent.model, spec, shown, context), context
-
-
 def write_returns(folder: Path, result: EvalResult, about: Mapping[str, Any]) -> None:
     """returns.json and returns.csv of an evaluation."""
     folder.mkdir(parents=True, exist_ok=True)
     episodes = list(zip(result.returns, result.lengths, strict=True))
-    value = {
-        **about,
-        "eval_return_mean": result.mean,
-        "eval_return_std": result.std,
-        "eval_episodes": len(episodes),
-        "eval_returns": result.returns,
-        "eval_lengths": result.lengths,
-    }
-    write_json(folder / "returns.json", value)
+    write_json(folder / "returns.json", {**about, **evaluated(result)})
     with (folder / "returns.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("episode", "return", "length")])
         csv.writer(file).writerows((i, *episode) for i, episode in enumerate(episodes))

@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from agents.base import Agent, parameters_count
 from agents.run.config import TrainConfig
-from worldmodel import checkpoint
+from worldmodel import tree
 from worldmodel.config import ConfigError, RunError
 from worldmodel.replay import Replay
 from worldmodel.replay.ring import available_memory
 
-if TYPE_CHECKING:
-    from agents.run.trainer import Trainer
-
 LEAST_MEMORY = 256 << 20  # bytes; with less, the next allocation may be the process's last
 
 
-def make_folder(folder: Path) -> None:
-    """The run folder, or ConfigError where it cannot be one."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"'{folder}' cannot be a run folder ({error}). Choose another run=..."
-        ) from error
-
-
-def check_room(
+def check_disk(
     settings: TrainConfig,
     agent: Agent,
     replay: Replay,
@@ -46,8 +30,8 @@ def check_room(
     """
     folder = settings.folder
     state = state_bytes(agent)
-    kept = (settings.checkpoints_kept + 1) * state  # and the one that is being written
-    need = kept + ranks * replay.disk_bytes(rows)
+    checkpoints = (settings.checkpoints_kept + 1) * state  # with the one being written
+    need = checkpoints + ranks * replay.disk_bytes(rows)
     held = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
     free = shutil.disk_usage(folder).free
     memory = available_memory()
@@ -72,16 +56,19 @@ def check_room(
 
 def state_bytes(agent: Agent) -> int:
     """Bytes of an agent's checkpoint: its state, where an optimizer's moments may still come."""
-    numbers = sum(map(math.prod, checkpoint.tensors(agent.state_dict()).values()))
+    numbers = sum(tensor.numel() for tensor in tree.tensors(agent.state_dict()))
     return 4 * max(numbers, 3 * parameters_count(agent))
 
 
-def still_room(trainer: Trainer) -> None:
-    """RunError, while there is still enough left to save, where memory is about to end."""
+def check_memory(agent_steps: int) -> None:
+    """RunError, while there is still enough left to save, where memory is about to end.
+
+    agent_steps: at which the run was saved.
+    """
     free = available_memory()
     if free is not None and free < LEAST_MEMORY:
         raise RunError(
             f"Memory is ending: {free / 1e6:.0f} MB are free, {LEAST_MEMORY / 1e6:.0f} are needed "
-            f"to go on safely. The run was saved at step {trainer.counters.agent_steps:,}: free "
-            "memory, or choose replay.storage=disk in a new run, and give the same command again."
+            f"to go on safely. The run was saved at step {agent_steps:,}: free memory, or choose "
+            "replay.storage=disk in a new run, and give the same command again."
         )

@@ -105,3 +105,26 @@ def fill(replay: Replay, dataset: Dataset, agent: Agent) -> None:
             f"{agent.batch_length}. Lower agent.batch_length."
         )
     agent.prepare(replay)
+
+
+def check_can_learn(settings: TrainConfig, agent: Agent, replay: Replay) -> None:
+    """ConfigError where the first update would never come."""
+    need, length = agent.min_rows, agent.batch_length
+    if settings.offline:
+        if not agent.learns:
+            raise ConfigError(f"The agent '{settings.agent.name}' cannot learn from a recording.")
+        return
+    if not agent.learns:
+        return
+    capacity, streams = replay.capacity, replay.num_envs
+    if capacity < need or capacity // streams < length:
+        raise ConfigError(
+            f"replay.capacity holds {capacity:,} rows for {streams} environments together; the "
+            f"first update needs {need:,}, and {length} of one environment. Raise "
+            "replay.capacity, or lower agent.batch_size or agent.batch_length."
+        )
+    if settings.steps <= settings.prefill:
+        raise ConfigError(
+            f"steps={settings.steps} must be more than prefill={settings.prefill}, or nothing is "
+            "learned."
+        )

@@ -9,22 +9,17 @@ checkpoint  one file: the agent once, and of every rank replay, collector and ge
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from torch import Tensor
 
 import agents
 from agents.base import Agent
-from worldmodel import seeding
+from agents.run.config import TrainConfig
+from worldmodel import seeding, tree
 from worldmodel.accel.ranks import Ranks
 from worldmodel.config import ConfigError
 from worldmodel.replay import clear
-
-if TYPE_CHECKING:
-    from agents.run.config import TrainConfig
 
 
 def share_of(settings: TrainConfig, ranks: Ranks) -> TrainConfig:
@@ -46,16 +41,16 @@ def share_of(settings: TrainConfig, ranks: Ranks) -> TrainConfig:
             f"have equal parts of it. Choose a multiple of {size}, for example "
             f"{-(-agent.batch_size // size) * size}."
         )
-    kept, seed = settings.replay, settings.seed
+    replay, seed = settings.replay, settings.seed
     if not settings.offline:  # each rank reads a recording as a whole
-        gigabytes = None if kept.capacity_gb is None else kept.capacity_gb / size
-        kept = replace(kept, capacity=kept.capacity / size, capacity_gb=gigabytes)
+        gigabytes = None if replay.capacity_gb is None else replay.capacity_gb / size
+        replay = replace(replay, capacity=replay.capacity / size, capacity_gb=gigabytes)
     return replace(
         settings,
         run=str(settings.folder),
         seed=seed if ranks.first else seeding.spawn(seed, f"rank {ranks.rank}"),
         agent=replace(agent, batch_size=agent.batch_size // size),
-        replay=kept,
+        replay=replay,
     )
 
 
@@ -72,17 +67,14 @@ def clear_others(place: Path, size: int) -> None:
             clear(path)
 
 
-def voices(
-    say: Callable[[str], None], ranks: Ranks
-) -> tuple[Callable[[str], None], Callable[[str], None]]:
-    """How to say what all ranks would say alike, and what concerns this one."""
-    if ranks.size == 1:
-        return say, say
-    return (say if ranks.first else _nothing), lambda text: say(f"rank {ranks.rank}: {text}")
+def say_once(say: Callable[[str], None], ranks: Ranks) -> Callable[[str], None]:
+    """How to say what all ranks would say alike: rank 0 does."""
+    return say if ranks.first else lambda text: None
 
 
-def _nothing(text: str) -> None:
-    return None
+def say_with_rank(say: Callable[[str], None], ranks: Ranks) -> Callable[[str], None]:
+    """How to say what concerns this rank."""
+    return say if ranks.size == 1 else lambda text: say(f"rank {ranks.rank}: {text}")
 
 
 def check_shared(path: Path, ranks: Ranks) -> None:
@@ -101,28 +93,5 @@ def join(agent: Agent, ranks: Ranks) -> None:
         return
     agent.join(ranks)
     state = agent.state_dict()
-    ranks.broadcast(tensors(state))
+    ranks.broadcast(tree.tensors(state))
     agent.load_state_dict(state)
-
-
-def joined(ranks: Ranks, means: Mapping[str, float]) -> dict[str, float]:
-    """Means over all ranks' updates, of which each did as many."""
-    told = ranks.gather_objects(dict(means))
-    return {name: sum(one[name] for one in told) / len(told) for name in means}
-
-
-def flattened(parts: Sequence[Sequence[Any]]) -> list[Any]:
-    """The entries of all ranks, in their order."""
-    return [entry for part in parts for entry in part]
-
-
-def tensors(tree: Any) -> Iterator[Tensor]:
-    """All tensors in nested dicts and lists, in a fixed order."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, Mapping):
-        for value in tree.values():
-            yield from tensors(value)
-    elif isinstance(tree, list | tuple):
-        for value in tree:
-            yield from tensors(value)

@@ -7,15 +7,16 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from agents.run import report, shares
-from agents.run.config import TrainConfig, check_folder
-from agents.run.lock import HOLDER, RunLock
-from agents.run.nonfinite import Diverged, go_back
-from agents.run.resources import make_folder
+from agents.run.config import TrainConfig
+from agents.run.folder import HOLDER, RunLock, check_folder, make_folder
+from agents.run.learn import Diverged
 from agents.run.trainer import Trainer
 from worldmodel import checkpoint
 from worldmodel.accel.devices import out_of_memory
 from worldmodel.accel.ranks import FailedElsewhere, RankLost, Ranks
 from worldmodel.config import ConfigError, RunError
+
+SLOWER = 0.5  # times the learning rate, each time that a run goes back
 
 
 def train(settings: TrainConfig, say: Callable[[str], None]) -> int:
@@ -45,16 +46,16 @@ def _lock(settings: TrainConfig, say: Callable[[str], None], ranks: Ranks) -> Ru
     """That of the run folder, or on other ranks than 0 that of the rank's part of the replay."""
     place = settings.folder if ranks.first else shares.shard(settings.replay_folder, ranks.rank)
     make_folder(place)
-    return RunLock(place, shares.voices(say, ranks)[0])
+    return RunLock(place, shares.say_once(say, ranks))
 
 
 def _train_as(settings: TrainConfig, say: Callable[[str], None], ranks: Ranks) -> int:
     """Train as one of the ranks, whose folder is locked; the exit code."""
-    loud, _ = shares.voices(say, ranks)
-    summary = ranks.all_or_none(lambda: check_folder(settings, loud))
+    once = shares.say_once(say, ranks)
+    summary = ranks.all_or_none(lambda: check_folder(settings, once))
     if summary is not None:
-        loud(f"'{settings.folder}' is finished already; for more, raise steps or max_minutes.")
-        loud(report.table(summary))
+        once(f"'{settings.folder}' is finished already; for more, raise steps or max_minutes.")
+        once(report.table(summary))
         return 0
     try:
         return _train(settings, say, ranks)
@@ -91,8 +92,8 @@ def _train(settings: TrainConfig, say: Callable[[str], None], ranks: Ranks) -> i
                 go_back(trainer, error)
         if signal is not None:
             trainer.say(
-                f"stopped at step {trainer.counters.agent_steps:,} with a checkpoint; the same "
-                "command continues."
+                f"stopped at step {trainer.state.counters.agent_steps:,} with a checkpoint; the "
+                "same command continues."
             )
             return 128 + signal
         summary = trainer.finish()
@@ -101,6 +102,26 @@ def _train(settings: TrainConfig, say: Callable[[str], None], ranks: Ranks) -> i
     finally:
         trainer.close()
     return 0
+
+
+def go_back(trainer: Trainer, error: Diverged) -> None:
+    """Lower the learning rate of a run that was restored from its last checkpoint, and keep that.
+
+    Raises RunError where the agent cannot, or where that was tried often enough.
+    """
+    counters, most = trainer.state.counters, trainer.config.max_rollbacks
+    if counters.rollbacks >= most or not trainer.state.agent.slow_down(SLOWER):
+        raise RunError(
+            f"{error} The run went back to its last checkpoint {counters.rollbacks} times "
+            "with a lower learning rate and that did not help, so it stopped. Look for the "
+            "cause in what was kept, or start a new run with a lower learning rate."
+        ) from error
+    counters.rollbacks += 1
+    trainer.save()
+    trainer.say(
+        f"{error} Went back to step {counters.agent_steps:,}, update {counters.updates:,}, with "
+        f"{SLOWER:g} times the learning rate ({counters.rollbacks} of {most})."
+    )
 
 
 def build(settings: TrainConfig, say: Callable[[str], None], ranks: Ranks | None = None) -> Trainer:

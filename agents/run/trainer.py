@@ -1,4 +1,4 @@
-"""One training run: collect one step, learn what is owed, log, evaluate, save, repeat.
+"""One training run: collect one step, learn what is owed, report, save, repeat.
 
     collect a step -> updates owed (train ratio) -> metrics -> log | evaluate | film | checkpoint
     (offline: one update)
@@ -7,57 +7,48 @@ Where the environments have processes of their own, the updates that step k earn
 step k + 1 is under way there: its actions were chosen before them. No step is under way when
 anything is logged or saved.
 
-It knows the Agent protocol and no algorithm. Several ranks (`accel.ranks`) go through it side by
-side, and meet where this says `ranks`: everything that decides what happens next is equal on
-all of them.
+Several ranks (`accel.ranks`) go through it side by side, and meet where this says `ranks`:
+everything that decides what happens next is equal on all of them.
 """
 
 from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import agents
-from agents.run import checkpoints, report, reporting, setup, shares
+from agents.run import checkpoints, media, report, setup, shares
 from agents.run.collect import Collector, Episode
-from agents.run.config import (
-    CONFIG,
-    Counters,
-    TrainConfig,
-    check_can_learn,
-    check_unused,
-    crossed,
-)
+from agents.run.config import CONFIG, TrainConfig, crossed
 from agents.run.evaluate import EvalResult, evaluate
-from agents.run.nonfinite import NonFinite
+from agents.run.folder import check_unused, make_folder
+from agents.run.learn import Learner
 from agents.run.progress import Progress, Stopper
-from agents.run.resources import check_room, make_folder, still_room
+from agents.run.resources import check_disk, check_memory
+from agents.run.state import Counters, RunState
 from agents.run.warm import warm_start
 from worldmodel import checkpoint, config, seeding
 from worldmodel.accel.devices import keep_freed_memory, set_deterministic, set_threads
 from worldmodel.accel.ranks import RankLost, Ranks
 from worldmodel.config import RunError
 from worldmodel.envs import Vector, describe, env_spec, make_vector
-from worldmodel.log import Means, RunLog, log_sizes
-from worldmodel.replay import Replay
+from worldmodel.log import RunLog
 from worldmodel.replay.datasets import Dataset
+from worldmodel.types import EnvSpec
 
 
 class Trainer:
     """One run, ready to go on: new, or restored from the newest whole checkpoint in its folder.
 
-    A restored run continues to the bit: weights, optimizer, generators, counters, the rows and
-    latents of the replay, episodes in progress, metrics not yet written, and the logs' ends.
+    A restored run continues to the bit: weights, optimizer, generators, counters, the rows of the
+    replay, episodes in progress, metrics not yet written, and the logs' ends.
     ranks: of which this is one, with its share of the run (`shares`); alone by default.
     Raises ConfigError where the settings are impossible or the folder holds another run.
     """
 
-    agent: agents.Agent
-    replay: Replay
     log: RunLog  # on rank 0
 
     def __init__(
@@ -65,9 +56,8 @@ class Trainer:
     ) -> None:
         self.config, self.folder = settings, settings.folder
         self.ranks = ranks = ranks or Ranks()
-        self.say, self.tell = shares.voices(say, ranks)
-        self.share = ranks.all_or_none(lambda: shares.share_of(settings, ranks))
-        self.counters = Counters()
+        self.say, self.say_here = shares.say_once(say, ranks), shares.say_with_rank(say, ranks)
+        share = ranks.all_or_none(lambda: shares.share_of(settings, ranks))
         self.device = ranks.all_or_none(lambda: ranks.device(settings.device))
         ranks.all_or_none(lambda: set_threads(settings.threads))
         set_deterministic(settings.deterministic)
@@ -77,73 +67,112 @@ class Trainer:
         begun = ranks.gather_objects(checkpoint.exists(self.folder))[0]
         if not begun:
             ranks.all_or_none(lambda: check_unused(self.folder))
-        self.means, self.scores = Means(), Means()
-        self.nonfinite = NonFinite(shares.shard(self.folder, ranks.rank), settings.nonfinite_limit)
-        self.envs, dataset = ranks.all_or_none(lambda: self._world(begun))
+        self.envs, dataset, spec = ranks.all_or_none(lambda: self._open_world(share, begun))
         try:
-            ranks.all_or_none(lambda: self._make(begun, dataset))
-            saved = checkpoints.restore(self) if begun else None
-            if not begun:
-                ranks.all_or_none(lambda: warm_start(self.share, self.agent, self.spec, self.say))
-            shares.join(self.agent, ranks)
-            if dataset is not None:
-                ranks.all_or_none(lambda: setup.fill(self.replay, dataset, self.agent))
-            self.collector = ranks.all_or_none(lambda: self._make_collector(saved))
-            if ranks.first:
-                config.write(self.folder / CONFIG, settings)
-                # A log of the first format has no positions; nothing of it is dropped.
-                self.log = RunLog(self.folder, saved and (saved["log"] or log_sizes(self.folder)))
+            self.state = ranks.all_or_none(lambda: self._new_state(share, spec, dataset, begun))
+            saved = self._begin(share, dataset, begun)
         except BaseException:
             self._close_envs()
             raise
+        self.learner = Learner(
+            self.state,
+            shares.shard(self.folder, ranks.rank),
+            settings.nonfinite_limit,
+            self.say,
+        )
         if saved:
             with checkpoint.understood("rng", self.folder):
                 seeding.set_rng_state(saved["rng"])  # last: making things may have drawn numbers
         else:
             self.save()  # so that a folder with a config can always be continued
 
-    def _make(self, begun: bool, dataset: Dataset | None) -> None:
+    def _open_world(
+        self, share: TrainConfig, begun: bool
+    ) -> tuple[Vector | None, Dataset | None, EnvSpec]:
+        """The environments, or what was recorded of one (needed once, to fill the replay); and
+        what the agent will see."""
+        if not share.offline:
+            envs = make_vector(share.env, seed=seeding.spawn(share.seed, "environments"))
+            return envs, None, env_spec(envs)
+        if begun:
+            return None, None, setup.recorded_spec(share)
+        dataset = setup.recording(share, self.say)
+        return None, dataset, dataset.spec
+
+    def _new_state(
+        self, share: TrainConfig, spec: EnvSpec, dataset: Dataset | None, begun: bool
+    ) -> RunState:
         """Agent and replay, new, once it is known that there is room for them."""
-        settings, say = self.share, self.say
-        say(describe(self.spec))
-        self.agent = agents.make(settings.agent.name, self.spec, settings.agent, self.device)
-        if not self.ranks.first:
-            seeding.seed_everything(settings.seed)  # all begin alike, and then draw their own
-        self.replay = setup.make_replay(
-            settings,
-            self.spec,
-            self.agent.columns,
-            not begun,
-            shares.shard(self.place, self.ranks.rank),
-        )
-        if self.ranks.first and not begun:
-            shares.clear_others(self.place, self.ranks.size)
-        say(self.replay.footprint())
-        steps = len(self.replay) if begun else settings.steps // self.ranks.size
-        rows = dataset.rows if dataset else steps
-        check_room(settings, self.agent, self.replay, rows, say, self.ranks.size)
-        check_can_learn(settings, self.agent, self.replay)
+        ranks, settings = self.ranks, self.config
+        self.say(describe(spec))
+        agent = agents.make(share.agent.name, spec, share.agent, self.device)
+        if not ranks.first:
+            seeding.seed_everything(share.seed)  # all begin alike, and then draw their own
+        place = shares.shard(settings.replay_folder, ranks.rank)
+        replay = setup.make_replay(share, spec, agent.columns, not begun, place)
+        if ranks.first and not begun:
+            shares.clear_others(place, ranks.size)
+        self.say(replay.footprint())
+        steps = len(replay) if begun else share.steps // ranks.size
+        check_disk(share, agent, replay, dataset.rows if dataset else steps, self.say, ranks.size)
+        setup.check_can_learn(share, agent, replay)
+        return RunState(spec, agent, replay, place)
+
+    def _begin(
+        self, share: TrainConfig, dataset: Dataset | None, begun: bool
+    ) -> dict[str, Any] | None:
+        """Bring agent, replay, episodes and log to where the run begins, or goes on; this rank's
+        part of the checkpoint that it goes on from."""
+        ranks, state, saved = self.ranks, self.state, None
+        if begun:
+            saved = checkpoints.restore(state, self.folder, ranks, self.say, self.say_here)
+        else:
+            ranks.all_or_none(lambda: warm_start(share, state.agent, state.spec, self.say))
+        shares.join(state.agent, ranks)
+        if dataset is not None:
+            ranks.all_or_none(lambda: setup.fill(state.replay, dataset, state.agent))
+        if self.envs is not None:
+            episodes = saved and saved["collector"]
+            state.collector = ranks.all_or_none(lambda: self._make_collector(share, episodes))
+        if ranks.first:
+            config.write(self.folder / CONFIG, self.config)
+            self.log = RunLog(self.folder, saved and saved["log"])
+        return saved
+
+    def _make_collector(self, share: TrainConfig, saved: dict[str, Any] | None) -> Collector:
+        assert self.envs is not None
+        seed = seeding.spawn(share.seed, "exploration")
+        state = self.state
+        return Collector(self.envs, state.spec, state.agent, seed, saved=saved, say=self.say_here)
 
     @property
     def finished(self) -> bool:
         """Whether the last step or update is done, or the time is up."""
         minutes = self.config.max_minutes
-        over = minutes is not None and self.counters.train_seconds >= 60 * minutes
+        over = minutes is not None and self.state.counters.train_seconds >= 60 * minutes
         return self.clock >= self.config.length or self._learned_enough or over
 
     @property
     def _learned_enough(self) -> bool:
-        return 0 < self.config.updates <= self.counters.updates
+        return 0 < self.config.updates <= self.state.counters.updates
 
     @property
     def clock(self) -> int:
         """What the run's length and its "every" are counted in: agent steps, or offline updates."""
-        return self.counters.updates if self.config.offline else self.counters.agent_steps
+        return self._clock_of(self.state.counters)
+
+    def _clock_of(self, counters: Counters) -> int:
+        return counters.updates if self.config.offline else counters.agent_steps
+
+    @property
+    def overlap(self) -> bool:
+        """Whether updates are done while environments step: where they can, side by side."""
+        return self.config.overlap and self.config.env.vector == "async"
 
     def run(self) -> int | None:
         """Train until finished; the number of the signal, where one asked to stop earlier."""
         limit = self.config.max_minutes
-        start = (self.clock, self.counters.updates)
+        start = (self.clock, self.state.counters.updates)
         unit = "update" if self.config.offline else "step"
         seconds = limit and 60 * limit
         bar = Progress(self.config.length, start, seconds, self.say, unit, self.ranks.first)
@@ -165,28 +194,28 @@ class Trainer:
     def one_step(self, bar: Progress, stop: Stopper) -> None:
         """One agent step in every environment and the updates that it earned, or offline one
         update; then what is due."""
-        counters, began = self.counters, time.monotonic()
+        counters, began = self.state.counters, time.monotonic()
         before = replace(counters)
-        if self.collector is None:
+        if self.state.collector is None:
             counters.owed = 1.0
             self._learn_owed(stop)
         else:
-            self._collect(self.collector, bar, stop)
-        reporting.show(self, before, bar)
+            self._collect(self.state.collector, bar, stop)
+        self._report(self._clock_of(before), bar)
         evaluating = counters.eval_seconds - before.eval_seconds
         counters.train_seconds += time.monotonic() - began - evaluating
         self._agree_on(stop)
         minutes = before.train_seconds / 60, counters.train_seconds / 60
         if crossed(*minutes, self.config.checkpoint_minutes):
-            self.settle()
-            if not self.nonfinite.row:
+            self.learner.settle()
+            if not self.learner.failed:
                 self.save()
-                self.ranks.all_or_none(lambda: still_room(self))
+                self.ranks.all_or_none(lambda: check_memory(counters.agent_steps))
         bar.update(self.clock, counters.updates, counters.train_seconds)
 
     def _agree_on(self, stop: Stopper) -> None:
         """The time, which is that of rank 0, and whether anybody asked to stop."""
-        ranks, counters = self.ranks, self.counters
+        ranks, counters = self.ranks, self.state.counters
         if ranks.size == 1:
             return
         noted = stop.noted or (signal.SIGTERM if ranks.orphaned else 0)
@@ -197,110 +226,108 @@ class Trainer:
     def _collect(self, collector: Collector, bar: Progress, stop: Stopper) -> None:
         """One agent step in every environment, and what it earns; what is owed is learned
         meanwhile or after it."""
-        ranks, before = self.ranks, collector.steps
-        explore = self.counters.agent_steps < self.config.prefill
+        ranks, replay, before = self.ranks, self.state.replay, collector.steps
+        explore = self.state.counters.agent_steps < self.config.prefill
         if self.overlap:
             ranks.all_or_none(lambda: collector.begin(explore))
             self._learn_owed(stop)
-            episodes = ranks.all_or_none(lambda: collector.finish(self.replay))
+            episodes = ranks.all_or_none(lambda: collector.finish(replay))
         else:
-            episodes = ranks.all_or_none(lambda: collector.step(self.replay, explore))
+            episodes = ranks.all_or_none(lambda: collector.step(replay, explore))
         self._earn(collector.steps - before, len(collector.failures), episodes, bar)
         if not self.overlap:
             self._learn_owed(stop)
 
-    @property
-    def overlap(self) -> bool:
-        """Whether updates are done while environments step: where they can, side by side."""
-        return self.config.overlap and self.config.env.vector == "async"
-
     def _earn(self, steps: int, failures: int, episodes: list[Episode], bar: Progress) -> None:
         """Count what this rank collected together with all others, and the updates owed for it."""
-        counters, ranks = self.counters, self.ranks
-        told = ranks.sums(steps, failures, len(episodes), not self._can_sample())
-        new, failed, ended, waiting = map(int, told)
+        state, ranks = self.state, self.ranks
+        counters, agent = state.counters, state.agent
+        sums = ranks.sums(steps, failures, len(episodes), not state.can_sample)
+        new, failed, ended, waiting = map(int, sums)
         counters.agent_steps += new
         counters.env_frames = counters.agent_steps * self.config.env.action_repeat
         counters.env_failures += failed
         if ended:
-            self._note(shares.flattened(ranks.gather_objects(episodes)), bar)
+            for episode in (one for part in ranks.gather_objects(episodes) for one in part):
+                counters.episodes += 1
+                state.scores.add(
+                    {"episode/return": episode.score, "episode/length": episode.length}
+                )
+                bar.score = episode.score
         if not waiting and counters.agent_steps >= self.config.prefill:
-            rows = ranks.size * self.agent.batch_size * self.agent.batch_length
+            rows = ranks.size * agent.batch_size * agent.batch_length
             counters.owed += new * self.config.train_ratio / rows
 
     def _learn_owed(self, stop: Stopper) -> None:
-        while self.counters.owed >= 1 and not (stop.asked or self._learned_enough):
-            self.learn()
+        while self.state.counters.owed >= 1 and not (stop.asked or self._learned_enough):
+            self.learner.update()
 
-    def learn(self) -> None:
-        """One update; skipped, and its batch kept, where it is not finite. Raises Diverged where
-        too many in a row are not.
+    def _report(self, before: int, bar: Progress) -> None:
+        """The line of metrics, the evaluation and the film that are due since the clock said
+        `before`; rank 0 alone makes them, and the others wait."""
+        settings, ranks, now = self.config, self.ranks, self.clock
+        if crossed(before, now, settings.log_every):
+            self.learner.settle()
+            values = report.metrics(self.state, ranks)
+            if ranks.first:
+                self.log.scalars(now, values)
+        evaluates = settings.has_env and not self.finished
+        evaluates &= crossed(before, now, settings.eval_every)
+        films = crossed(before, now, settings.video_every)
+        if evaluates or films:
+            ranks.all_or_none(lambda: self._show(bar, evaluates, films) if ranks.first else None)
 
-        A GPU's is only begun, and the one before may fail here: that one is then not counted.
-        """
-        self.counters.owed -= 1
-        self._count(lambda: self.agent.update(self.replay), 1)
-
-    def settle(self) -> None:
-        """Bring the update that a GPU may have begun to its end: it belongs to what is kept."""
-        self._count(lambda: self.agent.settle(self.replay), 0)
-
-    def _count(self, learn: Callable[[], Mapping[str, Any]], begun: int) -> None:
-        counters = self.counters
-        try:
-            metrics = learn()
-        except FloatingPointError as error:
-            later = getattr(error, "under_way", 0)
-            counters.skipped += 1
-            counters.updates += begun - 1 - later
-            self.say(self.nonfinite.skip(error, self.agent, counters.updates))
-            counters.updates += later
-            return
-        self.means.add(metrics)
-        if metrics:  # it was finite
-            self.nonfinite.row = 0
-        counters.updates += begun
+    def _show(self, bar: Progress, evaluates: bool, films: bool) -> None:
+        state, now = self.state, self.clock
+        if evaluates:
+            result = self.evaluate(self.config.eval_episodes)
+            self.log.scalars(now, report.scores(result, state.counters))
+            bar.say(
+                f"{bar.unit} {now:,}: evaluation {result.mean:.1f} ± {result.std:.1f} over "
+                f"{len(result.returns)} episodes"
+            )
+        if films and state.counters.agent_steps >= self.config.prefill and state.can_sample:
+            media.log_dream(self.log, now, state)
 
     def evaluate(self, episodes: int, record: bool = False) -> EvalResult:
         """Episodes on separate environments with the policy's mode, always the same ones."""
-        began = time.monotonic()
+        began, settings = time.monotonic(), self.config
         result = evaluate(
-            self.agent,
-            self.spec,
-            self.config.env,
+            self.state.agent,
+            self.state.spec,
+            settings.env,
             episodes,
-            seeding.spawn(self.config.seed, "evaluation"),
-            self.config.eval_envs,
+            seeding.spawn(settings.seed, "evaluation"),
+            settings.eval_envs,
             record=record,
         )
-        self.counters.eval_seconds += time.monotonic() - began
+        self.state.counters.eval_seconds += time.monotonic() - began
         return result
 
     def save(self) -> None:
         """Checkpoint everything, all or nothing."""
-        self.settle()
-        checkpoints.save(self)
+        self.learner.settle()
+        log = self.log if self.ranks.first else None
+        checkpoints.save(self.state, self.folder, log, self.config.checkpoints_kept, self.ranks)
 
     def finish(self) -> dict[str, Any] | None:
         """The last evaluation, where there is an environment, summary.json, the agent's video and
         one dream; None on other ranks than 0."""
-        first = self.ranks.first
-        result = None
-        if self.config.has_env:
-            result = self.ranks.all_or_none(lambda: self._last_evaluation() if first else None)
+        settings, state, first = self.config, self.state, self.ranks.first
+        episodes, result = settings.final_episodes, None
+        if settings.has_env:
+            result = self.ranks.all_or_none(
+                lambda: self.evaluate(episodes, record=True) if first else None
+            )
         self.save()
         if not first:
             return None
         if result is not None:
-            scores = {"eval/return": result.mean, "eval/return_std": result.std}
-            self.log.scalars(self.clock, {**scores, **report.progress(self.counters)})
-        summary = report.summarise(self, result)
-        report.write_media(self, result)
+            self.log.scalars(self.clock, report.scores(result, state.counters))
+        summary = report.summarise(settings, state, self.device, result)
+        media.write_last(self.log, self.clock, state, settings.env, result)
         report.write_summary(self.folder, summary)
         return summary
-
-    def _last_evaluation(self) -> EvalResult:
-        return self.evaluate(self.config.final_episodes, record=True)
 
     def close(self) -> None:
         """Let go of environments and log files."""
@@ -311,51 +338,3 @@ class Trainer:
     def _close_envs(self) -> None:
         if self.envs is not None:
             self.envs.close()
-
-    @property
-    def ready(self) -> bool:
-        """Whether there is enough to learn from, here."""
-        return self.counters.agent_steps >= self.config.prefill and self._can_sample()
-
-    def _can_sample(self) -> bool:
-        enough = self.agent.learns and len(self.replay) >= self.agent.min_rows
-        return enough and self.replay.can_sample(self.agent.batch_length)
-
-    def _note(self, episodes: list[Episode], bar: Progress) -> None:
-        for episode in episodes:
-            self.counters.episodes += 1
-            self.scores.add({"episode/return": episode.score, "episode/length": episode.length})
-            bar.score = episode.score
-
-    @property
-    def place(self) -> Path:
-        """Where the replay lies, that of rank 0 and below it those of the others."""
-        return self.config.replay_folder
-
-    def _world(self, begun: bool) -> tuple[Vector | None, Dataset | None]:
-        """The environments, or what was recorded of one (needed once, to fill the replay); and
-        with them what the agent will see."""
-        settings = self.share
-        if not settings.offline:
-            envs = make_vector(settings.env, seed=seeding.spawn(settings.seed, "environments"))
-            self.spec = env_spec(envs)
-            return envs, None
-        dataset = None if begun else setup.recording(settings, self.say)
-        self.spec = setup.recorded_spec(settings) if dataset is None else dataset.spec
-        return None, dataset
-
-    def _make_collector(self, saved: dict[str, Any] | None) -> Collector | None:
-        """The collector, where there is something to collect, in the middle of its episodes."""
-        if self.envs is None:
-            return None
-        collector = Collector(
-            self.envs,
-            self.spec,
-            self.agent,
-            seeding.spawn(self.share.seed, "exploration"),
-            saved=saved and saved["collector"],
-            say=self.tell,
-        )
-        if saved and not saved["collector"]:
-            collector.steps = self.counters.agent_steps
-        return collector

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -36,6 +37,7 @@ def warm_start(
             )
         return
     parts = _known_parts(settings, agent)
+    settings = replace(settings, load_parts=settings.load_parts or [*parts])
     ours = {name: tensor for part in parts.values() for name, tensor in part.tensors.items()}
     theirs, old = _source(settings, ours)
     chosen = {name: part for part, group in parts.items() for name in group.tensors}

@@ -55,6 +55,6 @@ def _marks(settings: Settings) -> list[tuple[int, int]]:
         with trainings(config) as [(trainer, step)]:
             while not trainer.finished:
                 step()
-                if trainer.counters.agent_steps % settings.every == 0:
-                    marks.append((trainer.counters.agent_steps, resident()))
+                if trainer.state.counters.agent_steps % settings.every == 0:
+                    marks.append((trainer.state.counters.agent_steps, resident()))
         return marks

@@ -85,7 +85,7 @@ def measure(settings: Settings) -> Iterator[Mapping[str, Any]]:
         ]
         with bench_subject.trainings(*configs) as runs:
             for trainer, step in runs:
-                while trainer.counters.updates < WARM:
+                while trainer.state.counters.updates < WARM:
                     step()
             windows = [
                 [timed(Clock(trainer.device), step, settings.steps) for trainer, step in runs]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 import agents
-from agents.run.cli import CONFIGS, register
+from agents.run.cli import CONFIGS, complete_words, register
 from agents.run.config import TrainConfig
 from agents.run.progress import Progress, Stopper
 from agents.run.train import build
@@ -31,10 +31,10 @@ FILLED = 4096  # rows of made-up experience, at least
 
 @dataclass
 class Subject:
-    """experiment: of configs/experiment; "none" is the paper's agent at `size`, for an image and
-    6 continuous actions. What is null stays as the experiment says (paper: 1m, 64 pixels, batches
-    of 16 x 64, horizon 15, imagination from all states). set: more settings, as
-    'set=[agent.model.deter=1024]'. threads: 0 leaves torch's choice."""
+    """experiment: of configs/experiment, or an agent of configs/agent; "none" is the paper's agent
+    at `size`, for an image and 6 continuous actions. What is null stays as the experiment says
+    (paper: 1m, 64 pixels, batches of 16 x 64, horizon 15, imagination from all states). set: more
+    settings, as 'set=[agent.model.deter=1024]'. threads: 0 leaves torch's choice."""
 
     experiment: str = "none"
     size: str | None = None
@@ -61,7 +61,8 @@ class Made(NamedTuple):
 def compose(subject: Subject) -> TrainConfig:
     """The settings of a training run of the subject. Raises ConfigError for impossible ones."""
     made_up = subject.experiment == "none"
-    words = [f"experiment={subject.experiment}"]
+    choice = "agent" if subject.experiment in agents.AGENTS else "experiment"
+    words = complete_words([f"{choice}={subject.experiment}"])
     if made_up:
         words += ["env=dmc", f"size={subject.size or '1m'}"]
     elif subject.size is not None:

@@ -56,12 +56,12 @@ def _measured(
 ) -> Iterator[Mapping[str, Any]]:
     loop: list[Window] = []  # of one update with all that belongs to it
     alone: list[Window] = []  # of one without
-    clock, counters, config = Clock(trainer.device), trainer.counters, trainer.config
+    clock, counters, config = Clock(trainer.device), trainer.state.counters, trainer.config
     phases = Phases(time.perf_counter)  # which waits for no GPU: that would end all overlap
     while counters.updates < WARM:
         step()
     steps, updates = counters.agent_steps, counters.updates
-    learn = partial(trainer.agent.update, trainer.replay)
+    learn = partial(trainer.state.agent.update, trainer.state.replay)
     for _ in range(settings.windows):
         done, window = _loop(settings.seconds, trainer, clock, phases, step)
         loop.append(Window(window.wall / done, window.cpu / done))
@@ -111,17 +111,17 @@ def _loop(
     step: Callable[[], None],
 ) -> tuple[int, Window]:
     """The loop for a while, until it has done an update: how many, and what they took."""
-    before, began = trainer.counters.updates, time.perf_counter()
+    before, began = trainer.state.counters.updates, time.perf_counter()
 
     def work() -> None:
         with phases:
             _wrap(phases, trainer)
-            while time.perf_counter() - began < seconds or trainer.counters.updates == before:
+            while time.perf_counter() - began < seconds or trainer.state.counters.updates == before:
                 with phases.inside(LOOP):
                     step()
 
     window = timed(clock, work)
-    return trainer.counters.updates - before, window
+    return trainer.state.counters.updates - before, window
 
 
 def _wrap(phases: Phases, trainer: Trainer) -> None:
@@ -129,10 +129,10 @@ def _wrap(phases: Phases, trainer: Trainer) -> None:
     for name in ("step", "step_async", "step_wait"):
         if hasattr(trainer.envs, name):
             phases.wrap(trainer.envs, name, "environment")
-    phases.wrap(trainer.agent, "act", "acting")
-    phases.wrap(trainer.agent, "update", "update")
+    phases.wrap(trainer.state.agent, "act", "acting")
+    phases.wrap(trainer.state.agent, "update", "update")
     for name in ("add", "sample", "rewrite"):
-        phases.wrap(trainer.replay, name, "replay")
-    phases.wrap(trainer.means, "add", "logging")
+        phases.wrap(trainer.state.replay, name, "replay")
+    phases.wrap(trainer.state.means, "add", "logging")
     phases.wrap(report, "metrics", "logging")
     phases.wrap(trainer.log, "scalars", "logging")

@@ -242,7 +242,7 @@ def test_worlds_without_a_table_are_refused(tmp_path: Path, env: EnvConfig, spec
     ("frozenlake8x8", 64, ()), ("taxi", 500, ()), ("cliffwalking", 48, ()),
 ])  # fmt: skip
 def test_every_table_world_is_known_by_name(name: str, size: int, options: tuple[str, ...]) -> None:
-    config = composed("experiment=dyna_q", f"env={name}", *options)
+    config = composed("agent=dyna_q", "experiment=none", f"env={name}", *options)
     env = make_env(config.env, seed=0)
     agent = agents.make(config.agent.name, env_spec(env), config.agent, CPU)
     assert isinstance(agent, Dyna)
@@ -255,10 +255,10 @@ def test_every_table_world_is_known_by_name(name: str, size: int, options: tuple
 
 def test_short_commands_are_written_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     words = ["agent=dyna_q", "env=dyna_maze", "n=50"]
-    assert cli.completed(words) == [*words[:2], "agent.n=50", "experiment=dyna_q"]
-    own = ["agent=q_learning", "experiment=dyna_q", "steps=7", "agent.alpha=1"]
-    assert cli.completed(own) == own
-    assert cli.completed(["agent=dreamer"]) == ["agent=dreamer"]
+    assert cli.complete_words(words) == [*words[:2], "agent.n=50", "experiment=none"]
+    own = ["agent=q_learning", "experiment=none", "steps=7", "agent.alpha=1"]
+    assert cli.complete_words(own) == own
+    assert cli.complete_words(["seed=1"]) == ["seed=1"]
     monkeypatch.chdir(tmp_path)
     code, said = command(
         monkeypatch, *words, "steps=40", "final_episodes=1", "run=r", "env.time_limit=20"

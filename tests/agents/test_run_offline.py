@@ -94,10 +94,10 @@ def test_a_kill_costs_the_updates_since_the_checkpoint(tmp_path: Path, recorded:
     config = offline(tmp_path / "b", recorded)
     killed = Trainer(config, SILENT)
     for _ in range(5):
-        killed.learn()
+        killed.learner.update()
     killed.save()
     for _ in range(5):
-        killed.learn()  # lost
+        killed.learner.update()  # lost
     killed.close()
     train(config, SILENT)
     assert torch.equal(weight(tmp_path / "a"), weight(tmp_path / "b"))

@@ -81,18 +81,18 @@ def test_updates_are_done_while_a_step_is_under_way(
     for overlap in (True, False):
         config = settings(tmp_path / str(overlap), overlap=overlap, checkpoint_minutes=0.002)
         trainer = Trainer(config, SILENT)
-        update, save = trainer.agent.update, trainer.save
+        update, save = trainer.state.agent.update, trainer.save
         during: list[bool] = []
 
         def noted(replay: Replay, do: Any = update, run: Any = trainer, to: Any = during) -> Any:
-            to.append(run.collector.acted is not None)
+            to.append(run.state.collector.acted is not None)
             return do(replay)
 
         def saved(trainer: Any = trainer, do: Any = save) -> None:
-            assert trainer.collector.acted is None  # nothing is under way
+            assert trainer.state.collector.acted is None  # nothing is under way
             do()
 
-        monkeypatch.setattr(trainer.agent, "update", noted)
+        monkeypatch.setattr(trainer.state.agent, "update", noted)
         monkeypatch.setattr(trainer, "save", saved)
         trainer.run()
         trainer.close()
@@ -142,7 +142,7 @@ def test_a_kill_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     def dies() -> None:
         save()
-        if trainer.counters.updates > 20:
+        if trainer.state.counters.updates > 20:
             raise Killed
 
     monkeypatch.setattr(trainer, "save", dies)

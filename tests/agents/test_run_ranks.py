@@ -18,7 +18,7 @@ import torch
 
 from agents.run import cli, shares
 from agents.run.config import TrainConfig
-from agents.run.lock import HOLDER
+from agents.run.folder import HOLDER
 from agents.run.train import train
 from scripts.studies.bench_faults import Settings, compare, small_run
 from tests.agents.counting_agent import CountingAgent, CountingConfig
@@ -298,7 +298,7 @@ def test_torchrun_survives_the_end_of_one_rank(tmp_path: Path) -> None:
     is the one that was not killed (and whose ranks no torchrun started)."""
     name = f"{HERE}:JoiningAgent"
     words = [
-        "experiment=none", "size=none", f"agent={name}", f"env.id={STEADY}",
+        "experiment=none", f"agent={name}", f"env.id={STEADY}",
         "env.pixels=false", "env.keys=[count]", "steps=400", "prefill=20", "train_ratio=4",
         "eval_every=0", "video_every=0", "final_episodes=1", "device=cpu", "threads=1",
         "replay.capacity=3000", "checkpoint_minutes=0.005", "log_every=20",

@@ -69,7 +69,7 @@ def test_a_kill_within_a_save_loses_that_save_alone(
 
         return call
 
-    owner = checkpoint if moment == "checkpoint.save" else trainer.replay
+    owner = checkpoint if moment == "checkpoint.save" else trainer.state.replay
     name = moment.partition(".")[2]
     save, calls = trainer.save, []
 
@@ -98,10 +98,10 @@ def test_a_damaged_newest_checkpoint_costs_one_interval(tmp_path: Path) -> None:
     said: list[str] = []
     trainer = Trainer(replace(config, steps=150), said.append)
     assert any("newer than the checkpoint" in text for text in said)
-    assert trainer.counters.agent_steps == step
+    assert trainer.state.counters.agent_steps == step
     assert any("is damaged" in text and before.name in text for text in said)
     trainer.run()
-    assert trainer.counters.agent_steps == 150
+    assert trainer.state.counters.agent_steps == 150
     trainer.close()
 
 

@@ -122,17 +122,17 @@ def test_ten_saved_and_ten_more_equal_twenty(tmp_path: Path) -> None:
     straight.save()
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     continued = Trainer(settings(tmp_path / "b", steps=40), SILENT)
-    assert continued.counters == straight.counters
+    assert continued.state.counters == straight.state.counters
     for _ in range(10):
-        straight.learn()
+        straight.learner.update()
     # Drawn after the other ten: the generators, the queue and the rows must all be as saved.
     torch.manual_seed(99)
     continued.close()
     continued = Trainer(settings(tmp_path / "b", steps=40), SILENT)
     for _ in range(10):
-        continued.learn()
-    assert torch.equal(continued.agent.weight, straight.agent.weight)  # type: ignore[attr-defined]
-    assert continued.counters.updates == straight.counters.updates
+        continued.learner.update()
+    assert torch.equal(continued.state.agent.weight, straight.state.agent.weight)  # type: ignore[attr-defined]
+    assert continued.state.counters.updates == straight.state.counters.updates
     straight.close()
     continued.close()
 
@@ -157,7 +157,7 @@ def test_a_continued_run_marks_where_the_episode_broke(tmp_path: Path) -> None:
     train(settings(tmp_path, steps=33), SILENT)  # stops inside an episode
     trainer = Trainer(settings(tmp_path, steps=66), SILENT)
     trainer.run()
-    rows = trainer.replay.rows(0, 0, int(trainer.replay.counts[0]))
+    rows = trainer.state.replay.rows(0, 0, int(trainer.state.replay.counts[0]))
     step = rows["count"][:, 1]
     jumps = (step[1:] != step[:-1] + 1).nonzero()[0] + 1
     assert rows["is_first"][jumps].all()
@@ -312,14 +312,14 @@ def test_a_signal_stops_with_a_checkpoint(tmp_path: Path, number: signal.Signals
     config = settings(tmp_path, steps=100_000)
     before = signal.getsignal(number)
     trainer = Trainer(config, SILENT)
-    step = trainer.collector.step
+    step = trainer.state.collector.step
 
     def step_then_signal(*args: Any) -> Any:
-        if trainer.collector.steps == 25:
+        if trainer.state.collector.steps == 25:
             signal.raise_signal(number)
         return step(*args)
 
-    trainer.collector.step = step_then_signal  # type: ignore[method-assign]
+    trainer.state.collector.step = step_then_signal  # type: ignore[method-assign]
     assert trainer.run() == number
     trainer.close()
     assert signal.getsignal(number) is before

@@ -41,10 +41,11 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose weights, buffers included, are nobody else's."""
     folder = tmp_path_factory.mktemp("old")
     trainer = Trainer(settings(folder), SILENT)
-    assert isinstance(trainer.agent, Dreamer)
-    scramble(trainer.agent.module, seed=9)
-    trainer.agent.return_scale.high.fill_(7.0)  # type: ignore[attr-defined]
-    trainer.agent.model.encoder.centre.mean.fill_(0.25)
+    agent = trainer.state.agent
+    assert isinstance(agent, Dreamer)
+    scramble(agent.module, seed=9)
+    agent.return_scale.high.fill_(7.0)  # type: ignore[operator]
+    agent.model.encoder.centre.mean.fill_(0.25)
     trainer.save()
     trainer.close()
     return folder
@@ -55,7 +56,7 @@ def started(folder: Path, old: Path, **changes: Any) -> tuple[dict[str, torch.Te
     said: list[str] = []
     trainer = Trainer(settings(folder, **{"from_run": str(old), **changes}), said.append)
     trainer.close()
-    module: dict[str, torch.Tensor] = trainer.agent.state_dict()["module"]
+    module: dict[str, torch.Tensor] = trainer.state.agent.state_dict()["module"]
     return module, said
 
 
@@ -64,7 +65,7 @@ def same(folder: Path, old: Path, **changes: Any) -> tuple[set[str], str]:
     ours, said = started(folder, old, **changes)
     trainer = Trainer(settings(old), SILENT)
     trainer.close()
-    theirs = trainer.agent.state_dict()["module"]
+    theirs = trainer.state.agent.state_dict()["module"]
     equal: dict[str, bool] = {}
     for name, value in ours.items():
         words = name.split(".")
@@ -165,7 +166,7 @@ def test_a_continued_run_keeps_its_own_weights(tmp_path: Path, old: Path) -> Non
     ours, _ = started(tmp_path, old)
     trainer = Trainer(settings(tmp_path, from_run=str(old)), SILENT)
     with torch.no_grad():
-        trainer.agent.actor.out.bias.fill_(3.0)  # type: ignore[attr-defined]
+        trainer.state.agent.actor.out.bias.fill_(3.0)  # type: ignore[attr-defined]
     trainer.save()
     trainer.close()
     again, said = started(tmp_path, old)

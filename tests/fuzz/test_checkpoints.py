@@ -258,8 +258,8 @@ def test_runs_that_go_on_from_nonsense(counting_run: Path, place: Path) -> None:
         with ours("checkpoints, runs of whole nonsense"):
             trainer = build(settings, lambda text: None)
             try:
-                trainer.collector.step(trainer.replay)
-                trainer.learn()
+                trainer.state.collector.step(trainer.state.replay)
+                trainer.learner.update()
                 trainer.save()
             finally:
                 trainer.close()

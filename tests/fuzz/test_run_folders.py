@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 import agents
 from agents.run import report
-from agents.run.config import check_folder
-from agents.run.lock import HOLDER, RunLock
+from agents.run.folder import HOLDER, RunLock, check_folder
 from tests.fuzz import runs
 from tests.fuzz.common import JSON, MARKER, SCALARS, WORDS, altered, cases, damaged, ours
 from worldmodel import config

@@ -118,13 +118,7 @@ def test_never_runs_code_from_a_file(tmp_path: Path) -> None:
         checkpoint.load(tmp_path)
 
 
-def test_other_formats_are_migrated_or_refused(tmp_path: Path) -> None:
-    torch.save({"agent": {"x": torch.ones(2)}, "counters": {}}, tmp_path / checkpoint.OLD_NAME)
-    assert checkpoint.exists(tmp_path)
-    migrated = checkpoint.load(tmp_path)
-    assert migrated["format"] == checkpoint.FORMAT
-    assert migrated["collector"] is None
-    assert torch.equal(migrated["agent"]["x"], torch.ones(2))
+def test_other_formats_are_refused(tmp_path: Path) -> None:
     torch.save({"format": 99}, tmp_path / "future")
     place(tmp_path, 1, (tmp_path / "future").read_bytes())
     with pytest.raises(CheckpointError, match=r"format 99; this version reads 2"):

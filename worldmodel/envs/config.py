@@ -73,9 +73,11 @@ class EnvConfig:
     vector: str = "sync"  # sync: one after another | async: one process each
     # An environment that raises, dies, hangs or returns garbage is made anew, with a new episode.
     # Hanging is seen in async alone: what hangs in this process cannot be interrupted.
-    timeout: float = 60.0  # seconds for one agent step, then it hangs
+    # Seconds for one agent step, then it hangs.
+    timeout: float = field(default=60.0, metadata={"free": True})
     start_timeout: float = 300.0  # seconds to make an environment or to reset it, then it hangs
-    max_failures: int = 10  # failures within 10,000 steps of the vector that end the run
+    # Failures within 10,000 steps of the vector that end the run.
+    max_failures: int = field(default=10, metadata={"free": True})
     atari: AtariConfig = field(default_factory=AtariConfig)
 
     def __post_init__(self) -> None:

@@ -167,7 +167,7 @@ def fingerprint(model: Any) -> str:
 def checkpoint_name(run: str | Path) -> str:
     """The file that the run's newest model is in."""
     found = checkpoint.found(Path(run))
-    return found[0].name if found else checkpoint.OLD_NAME
+    return found[0].name if found else "no checkpoint"
 
 
 def _none(run: str | Path, name: str) -> str:

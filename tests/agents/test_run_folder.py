@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agents.run.lock import HOLDER, RunLock
+from agents.run.folder import HOLDER, RunLock
 from agents.run.train import train
 from tests.agents.test_run_train import settings
 from worldmodel.config import RunError

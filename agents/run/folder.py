@@ -1,0 +1,117 @@
+"""The run folder: whether a run may use it, and its lock."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from agents.run import report
+from agents.run.config import CONFIG, TrainConfig
+from worldmodel import checkpoint, config
+from worldmodel.config import ConfigError, RunError
+from worldmodel.log import METRICS, write_json
+
+LOCK, HOLDER = ".lock", ".holder.json"
+
+
+def make_folder(folder: Path) -> None:
+    """The run folder, or ConfigError where it cannot be one."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"'{folder}' cannot be a run folder ({error}). Choose another run=..."
+        ) from error
+
+
+def check_folder(settings: TrainConfig, say: Callable[[str], None]) -> dict[str, Any] | None:
+    """The summary of a run that is finished already, or None where there is something to do.
+
+    Raises ConfigError where the folder holds a run with other settings and `accept_changes` does
+    not consent to them.
+    """
+    folder = settings.folder
+    if not (folder / CONFIG).is_file():
+        return None
+    changed = config.differences(config.read(folder / CONFIG), settings)
+    if changed:
+        lines = [f"  {key}: there {old}, asked for {new}" for key, (old, new) in changed.items()]
+        text = f"'{folder}' holds a run with other settings:\n" + "\n".join(lines)
+        if not settings.accept_changes:
+            raise ConfigError(
+                f"{text}\nGive the same settings to continue it, accept_changes=true to go on with "
+                "the new ones, or another run=... to start a new run."
+            )
+        say(f"{text}\nGoing on with the new ones, as accept_changes says.")
+    summary = report.read_summary(folder)
+    if summary is None or not checkpoint.exists(folder):
+        return None
+    limit = settings.max_minutes
+    over = limit is not None and summary["wall_clock_s"] >= 60 * limit
+    done = summary["updates" if settings.offline else "agent_steps"] >= settings.length
+    enough = 0 < settings.updates <= summary["updates"]
+    return summary if done or enough or over else None
+
+
+def check_unused(folder: Path) -> None:
+    """RunError where a folder lost its checkpoints but not what a run wrote there."""
+    metrics = folder / METRICS
+    if metrics.is_file() and metrics.stat().st_size:
+        raise RunError(
+            f"'{folder}' holds {METRICS} of an earlier run, but none of its checkpoints. Choose "
+            "another run=..., put its checkpoints back, or empty the folder."
+        )
+
+
+class RunLock:
+    """Holds a run folder for as long as the `with` block, or the process, lives.
+
+    The system lets go of the lock when its process dies, however that happens, so a lock that is
+    held always has a living holder; what a dead one left behind is recognised and said.
+    Raises RunError where another process holds the folder.
+    """
+
+    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+        self._folder, self._say = Path(folder), say
+        self._lock = FileLock(self._folder / LOCK, blocking=False)
+
+    def __enter__(self) -> RunLock:
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            raise RunError(
+                f"'{self._folder}' is in use by {self._holder() or 'another process'}. Wait until "
+                "it has ended, stop it, or choose another run=..."
+            ) from error
+        except NotImplementedError as error:
+            raise RunError(
+                f"'{self._folder}' lies on a file system without locks ({error}), where two "
+                "processes could destroy each other's run. Choose another run=..."
+            ) from error
+        left = self._holder()
+        if left:
+            self._say(f"'{self._folder}' was left without a word by {left}; going on from there.")
+        about = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%F %T")}
+        write_json(self._folder / HOLDER, about)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        (self._folder / HOLDER).unlink(missing_ok=True)
+        self._lock.release()
+
+    def _holder(self) -> str:
+        """Who holds, or last held, the folder; empty where nobody says so."""
+        path = self._folder / HOLDER
+        try:
+            about = json.loads(path.read_bytes()) if path.is_file() else {}
+            words = f"process {about['pid']:d} on {about['host']} since {about['since']}"
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return ""
+        return words if len(words) < 200 and words.isprintable() else "a process without a name"
