@@ -28,6 +28,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldmodel import tree
+
 MASK_KEY = "action_mask"
 
 S = TypeVar("S")  # the state of a world
@@ -352,6 +354,33 @@ class Batch:
         moved = Batch.of({name: move(value) for name, value in self.tensors().items()})
         moved.index = self.index
         return moved
+
+
+class Transitions(NamedTuple):
+    """Steps drawn from replay, [B, ...] each: what was seen, what was done, what came of it.
+
+        row         t              t+1 ... t+k-1        t+k
+        obs         obs                                 next_obs
+        action                     action
+        reward                     r_1     r_{k-1}      r_k       reward = sum of gamma^(i-1) r_i
+
+    discount is gamma^k, and 0 where row t+k is terminal: the value of next_obs counts this much.
+    k is n, as it was asked for, or less where the episode ends or goes on no further yet; no
+    transition leaves its episode. weight: of its loss, 1 where all are drawn alike. index: what
+    `Replay.reweigh` needs to find row t again.
+    """
+
+    obs: dict[str, Tensor]
+    action: Tensor
+    reward: Tensor
+    discount: Tensor
+    next_obs: dict[str, Tensor]
+    weight: Tensor
+    index: Any = None
+
+    def to(self, device: torch.device) -> Transitions:
+        """The same transitions on a device."""
+        return tree.to(self, device, non_blocking=True)
 
 
 def start_of(model: Any, batch: Batch) -> Any:

@@ -9,6 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError
 
+from tests.replay_cycles import contents
 from tests.replay_rows import COLUMNS, SPEC, add, check, columns_of, make, same
 from worldmodel.envs import EnvConfig, env_spec, make_vector
 from worldmodel.replay import Replay, ReplayConfig, RowIndex
@@ -200,6 +201,105 @@ def test_some_columns_may_be_rewritten_where_all_are_there() -> None:
     with pytest.raises(ValueError, match="have no columns yet"):
         replay.rewrite(index, {"root": torch.zeros(1, 2)})
     assert replay.gather(RowIndex(np.array([0]), np.array([1]), 1), ["root"]).columns["root"] == 2.5
+
+
+@pytest.mark.parametrize("count", [1, 5, 30, 41, 100])
+def test_many_rows_at_once_are_rows_one_by_one(count: int) -> None:
+    one, many = make(seed=3), make(seed=3)
+    for replay in (one, many):
+        add(replay, 8)
+    source = make(capacity=1000)
+    add(source, 2, ids=[1])
+    add(source, count, ids=[1], episode=5)  # begins as if cut off, and so it does in between
+    rows = source.rows(1, 2, 2 + count)
+    rows["is_last"] &= np.arange(count) % 3 > 0  # some episodes are cut off by the next
+    rows["is_terminal"] &= rows["is_last"]
+    rows |= {k: v.numpy() for k, v in columns_of(np.full(count, 1), np.arange(count)).items()}
+    many.add_many(1, rows)
+    for t in range(count):
+        one.add({key: value[t : t + 1] for key, value in rows.items()}, [1])
+    assert contents(one) == contents(many)
+    for stream in (-1, 2):
+        with pytest.raises(ValueError, match="not in"):
+            many.add_many(stream, rows)
+
+
+# Transitions
+
+
+def walk(replay: Replay, lengths: list[tuple[int, bool]]) -> None:
+    """Episodes of so many rows, the last of them terminal or not; the last episode goes on."""
+    for number, (length, terminal) in enumerate(lengths):
+        row = int(replay.counts[0]) + np.arange(length)
+        image = np.broadcast_to((row % 251)[:, None, None, None], (length, 4, 4, 1))
+        last = np.arange(length) == (length - 1 if number < len(lengths) - 1 else length)
+        replay.add_many(0, {
+            "image": image.astype(np.uint8),
+            "a/b": np.stack([0 * row, row], -1).astype(np.float32),
+            "action": np.stack([row, -row], -1).astype(np.float32),
+            "reward": (row + 1).astype(np.float32),
+            "is_first": np.arange(length) == 0,
+            "is_last": last,
+            "is_terminal": last & terminal,
+        })  # fmt: skip
+
+
+@pytest.mark.parametrize("n", [1, 3, 20])
+@pytest.mark.parametrize("storage", ["memory", "disk"])
+def test_transitions_are_sums_by_hand(n: int, storage: str, tmp_path: Path) -> None:
+    replay = Replay(SPEC, ReplayConfig(24, storage=storage), 1, directory=tmp_path)
+    walk(replay, [(9, True), (5, True), (4, False), (1, False), (6, True), (4, False)])
+    gamma = 0.9  # rows 5 ... 28 are left; 8 and 13 and 24 are terminal, 17 and 18 cut off
+    drawn = replay.transitions(400, n, gamma)
+    starts = drawn.index.start
+    assert set(starts) == set(range(5, 28)) - {8, 13, 17, 18, 24}
+    ends = np.array([next(e for e in (8, 13, 17, 24, 28) if e > t) for t in starts])
+    after = np.minimum(starts + n, ends)
+    for i, (t, then) in enumerate(zip(starts.tolist(), after.tolist(), strict=True)):
+        expected = sum(gamma ** (r - t - 1) * (r + 1) for r in range(t + 1, then + 1))
+        assert drawn.reward[i] == pytest.approx(expected, rel=1e-6)
+        factor = 0.0 if then in (8, 13, 24) else gamma ** (then - t)
+        assert drawn.discount[i] == pytest.approx(factor, rel=1e-6)
+    assert np.array_equal(drawn.obs["a/b"][:, 1], starts)
+    assert np.array_equal(drawn.next_obs["a/b"][:, 1], after)
+    assert np.array_equal(drawn.next_obs["image"][:, 1, 2, 0], after)
+    assert np.array_equal(drawn.action, np.stack([starts + 1, -starts - 1], -1))
+    assert torch.equal(drawn.weight, torch.ones(400))
+    moved = drawn.to(torch.device("meta"))
+    assert moved.obs["image"].is_meta
+    assert moved.index is drawn.index
+
+
+def test_transitions_are_uniform_over_all_steps() -> None:
+    replay = make(capacity=150, num_envs=5)
+    for stream, steps in enumerate([120, 9, 3, 30, 0]):
+        add(replay, steps, ids=[stream])
+    drawn = [replay.transitions(500).index for _ in range(60)]
+    starts = np.stack([np.concatenate([getattr(i, k) for i in drawn]) for k in ("stream", "start")])
+    found, counts = np.unique(starts, axis=1, return_counts=True)
+    assert not np.any(found[1] % 7 == 6)
+    held = np.bincount(found[0], minlength=5)
+    assert held.tolist() == [24, 7, 2, 25, 0]
+    expected = 60 * 500 / 58
+    chi = ((counts - expected) ** 2 / expected).sum()
+    assert 57 - 5 * np.sqrt(2 * 57) < chi < 57 + 5 * np.sqrt(2 * 57)
+
+
+def test_transitions_that_cannot_be_drawn() -> None:
+    replay = make()
+    with pytest.raises(ValueError, match="fullest stream holds 0"):
+        replay.transitions(4)
+    add(replay, 1)
+    with pytest.raises(ValueError, match="fullest stream holds 1"):
+        replay.transitions(4)
+    add(replay, 5, episode=1)
+    with pytest.raises(ValueError, match="one row long"):
+        replay.transitions(4)
+    add(replay, 1, episode=1000)
+    with pytest.raises(ValueError, match="Cannot draw"):
+        replay.transitions(0)
+    with pytest.raises(ValueError, match="Cannot draw"):
+        replay.transitions(1, 0)
 
 
 def test_online_queue_hands_out_every_new_sequence_once_and_first() -> None:

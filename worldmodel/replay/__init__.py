@@ -5,12 +5,14 @@ from worldmodel.replay.config import ReplayConfig
 from worldmodel.replay.folder import clear, holds_committed
 from worldmodel.replay.index import ReplayDamaged
 from worldmodel.replay.rows import RowIndex
+from worldmodel.types import Transitions
 
 __all__ = [
     "Replay",
     "ReplayConfig",
     "ReplayDamaged",
     "RowIndex",
+    "Transitions",
     "clear",
     "holds_committed",
 ]

@@ -17,10 +17,11 @@ from worldmodel.replay.index import Index
 from worldmodel.replay.ring import Ring
 from worldmodel.replay.rows import RowIndex
 from worldmodel.replay.schema import COLUMN, FIRST, FLAGS, LAST, STORED, Schema
-from worldmodel.types import Batch, Column, EnvSpec
+from worldmodel.types import Batch, Column, EnvSpec, Transitions
 
 # Sequences per environment that may wait in the online queue; older ones are left to chance.
 BACKLOG = 16
+REDRAWS = 1000  # of transitions that would begin where an episode ends
 NOTHING: Mapping[str, Column] = MappingProxyType({})
 
 
@@ -136,6 +137,19 @@ class Replay:
                 self._ring.add_flag(stream, count - 1, LAST)
             self._ring.append(stream, {name: value[i] for name, value in values.items()})
 
+    def add_many(self, stream: int, rows: Mapping[str, Any]) -> None:
+        """Append many rows to one stream, [T, ...] per key: what T calls of `add` would do."""
+        self._saver.check_writable()
+        if not 0 <= stream < self.num_envs:
+            raise ValueError(f"stream {stream} is not in [0, {self.num_envs})")
+        length = len(rows["reward"])
+        values, count = self._schema.pack(rows, length), int(self._ring.count[stream])
+        flags = values["flags"]
+        flags[:-1] |= np.where(flags[1:] & FIRST, LAST, 0).astype(np.uint8)
+        if length and flags[0] & FIRST and count > self._ring.oldest[stream]:
+            self._ring.add_flag(stream, count - 1, LAST)
+        self._ring.extend(stream, values, length)
+
     def num_sequences(self, length: int) -> int:
         """How many different sequences of `length` rows can be drawn."""
         return int(self._starts(length).sum())
@@ -164,20 +178,13 @@ class Replay:
         Raises ValueError while no stream holds T rows, and where rows lack the columns wanted.
         """
         starts = self._starts(length)
-        total = int(starts.sum())
-        if batch_size < 1 or total < 1:
-            raise ValueError(
-                f"Cannot draw {batch_size} sequences of {length} rows: the fullest stream holds "
-                f"{int(self._ring.filled.max())}. Add more rows first (see can_sample)."
-            )
+        if batch_size < 1:
+            raise ValueError(f"Cannot draw {batch_size} sequences.")
+        self._check_enough(starts, length)
         index = np.empty((2, batch_size), np.int64)
         fresh = self._pop_online(batch_size, length) if online and self.config.online else []
         index[:, : len(fresh)] = np.asarray(fresh, np.int64).reshape(-1, 2).T
-        draw = self._rng.integers(total, size=batch_size - len(fresh))
-        edges = np.cumsum(starts)
-        stream = np.searchsorted(edges, draw, side="right")
-        index[0, len(fresh) :] = stream
-        index[1, len(fresh) :] = self._ring.oldest[stream] + draw - (edges - starts)[stream]
+        index[:, len(fresh) :] = self._uniform(starts, batch_size - len(fresh))
         return self.gather(RowIndex(index[0], index[1], length), columns, context)
 
     def gather(
@@ -209,6 +216,25 @@ class Replay:
             before,
             index,
         )
+
+    def transitions(self, batch_size: int, n: int = 1, discount: float = 0.99) -> Transitions:
+        """Draw B transitions of up to n steps on the CPU, uniformly over all recorded steps.
+
+        discount: of one step. Raises ValueError while no stream holds a step.
+        """
+        if batch_size < 1 or n < 1:
+            raise ValueError(f"Cannot draw {batch_size} transitions of {n} steps.")
+        starts = self._starts(2)
+        self._check_enough(starts, 2)
+        stream, row = self._uniform(starts, batch_size)
+        for _ in range(REDRAWS):
+            wrong = np.flatnonzero(~held.beginnings(self._ring, stream, row))
+            if not len(wrong):
+                break
+            stream[wrong], row[wrong] = self._uniform(starts, len(wrong))
+        else:
+            raise ValueError("Nearly all recorded episodes are one row long: no step to draw.")
+        return held.transitions(self._ring, RowIndex(stream, row, 1), n, discount)
 
     def rewrite(self, index: RowIndex, values: Mapping[str, Any]) -> None:
         """Store new values [B, T, ...] of rewritable columns, on any device, with the rows of an
@@ -316,6 +342,20 @@ class Replay:
             raise ValueError(f"A sequence has at least one row, not {length}.")
         self._ring.forget_overwritten()
         return np.maximum(0, self._ring.filled - length + 1)
+
+    def _check_enough(self, starts: np.ndarray, length: int) -> None:
+        if not starts.any():
+            raise ValueError(
+                f"Cannot draw sequences of {length} rows: the fullest stream holds "
+                f"{int(self._ring.filled.max())}. Add more rows first (see can_sample)."
+            )
+
+    def _uniform(self, starts: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Streams and first rows [count], each of every stream's starts [N] equally likely."""
+        edges = np.cumsum(starts)
+        draw = self._rng.integers(int(edges[-1]), size=count)
+        stream = np.searchsorted(edges, draw, side="right")
+        return stream, self._ring.oldest[stream] + draw - (edges - starts)[stream]
 
     def _pop_online(self, limit: int, length: int) -> list[tuple[int, int]]:
         floor = np.maximum(self._ring.oldest, self._ring.count - BACKLOG * length)

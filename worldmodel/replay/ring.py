@@ -87,6 +87,17 @@ class Ring:
         self.dirty[stream, slot] |= DATA_DIRTY | FLAGS_DIRTY
         self.count[stream] = row + 1
 
+    def extend(self, stream: int, values: Mapping[str, Any], length: int) -> None:
+        """Write the next rows of one stream, [T, ...] of every field."""
+        skip = max(0, length - self.rows)  # rows that would be overwritten at once
+        first, stop = int(self.count[stream]) + skip, int(self.count[stream]) + length
+        numbers = np.arange(first, stop)
+        for name, value in values.items():
+            self.write(name, stream, first, value[skip:])
+        self.write(ROW, stream, first, numbers)
+        self.dirty[stream, numbers % self.rows] |= DATA_DIRTY | FLAGS_DIRTY
+        self.count[stream] = stop
+
     def read(self, name: str, stream: int, start: int, out: np.ndarray) -> None:
         """Copy rows start, start + 1, ... of one stream into out, [T, ...].
 

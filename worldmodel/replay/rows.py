@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from worldmodel.replay.ring import Ring
-from worldmodel.replay.schema import COLUMN, FIRST, LAST, STORED
+from worldmodel.replay.schema import COLUMN, FIRST, LAST, OBS, STORED, TERMINAL
+from worldmodel.types import Transitions
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,45 @@ def context(ring: Ring, fields: list[str], index: RowIndex) -> tuple[dict[str, T
         for value in found.values():
             value.numpy()[~known] = 0
     return found, known
+
+
+def transitions(ring: Ring, index: RowIndex, steps: int, discount: float) -> Transitions:
+    """The transitions of up to so many steps that begin at the rows of an index, none of which
+    ends an episode or is the newest of its stream."""
+    stream, start = index.stream, index.start
+    newest = ring.count[stream] - 1
+    reward, factor = np.zeros(len(start), np.float32), np.ones(len(start), np.float32)
+    after, goes_on = start.copy(), np.ones(len(start), bool)
+    action = torch.empty(0)
+    for k in range(steps):
+        goes_on &= after < newest
+        after = after + goes_on
+        names = ("flags", "reward") if k else ("flags", "reward", "action")
+        row = ring.take(names, stream, after, 1)
+        action = action if k else row["action"][:, 0]
+        reward += np.where(goes_on, factor * row["reward"].numpy()[:, 0], 0)
+        flags = row["flags"].numpy()[:, 0]
+        factor = np.where(goes_on, np.float32(discount) * factor, factor)
+        factor[(flags & TERMINAL) != 0] = 0
+        goes_on &= (flags & LAST) == 0
+    fields = [name for name in ring.fields if name.startswith(OBS)]
+    seen, then = (ring.take(fields, stream, rows, 1) for rows in (start, after))
+    return Transitions(
+        {name.removeprefix(OBS): value[:, 0] for name, value in seen.items()},
+        action,
+        torch.from_numpy(reward),
+        torch.from_numpy(factor),
+        {name.removeprefix(OBS): value[:, 0] for name, value in then.items()},
+        torch.ones(len(start)),
+        index,
+    )
+
+
+def beginnings(ring: Ring, stream: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """Which rows [B], none of them the newest of its stream, begin a transition, bool [B]."""
+    flags = ring.take(("flags",), stream, row, 1)["flags"].numpy()[:, 0]
+    found: np.ndarray = (flags & LAST) == 0
+    return found
 
 
 def episodes(ring: Ring, complete: bool) -> list[tuple[int, int, int]]:

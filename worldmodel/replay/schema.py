@@ -16,7 +16,7 @@ from worldmodel.types import Column, EnvSpec
 FIRST, LAST, TERMINAL, STORED = 1, 2, 4, 8  # bits of a row's "flags"; STORED: it has its columns
 FLAGS = {"is_first": FIRST, "is_last": LAST, "is_terminal": TERMINAL}
 ROW = "row"  # the absolute number of the row in a slot, or -1 while it is being written
-COLUMN = "column."  # how the fields of columns begin
+OBS, COLUMN = "obs.", "column."  # how the fields of observations and columns begin
 
 
 class Field(NamedTuple):

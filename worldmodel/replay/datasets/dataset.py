@@ -138,8 +138,7 @@ class Dataset:
                 "Raise replay.capacity (replay.storage=disk where memory is short)."
             )
         for _, rows in self._episodes():
-            for t in range(len(rows["reward"])):
-                replay.add({key: value[t : t + 1] for key, value in rows.items()}, [0])
+            replay.add_many(0, rows)
 
     def _aligned(self) -> Iterator[Episode]:
         for raw in self._source.episodes():
