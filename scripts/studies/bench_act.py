@@ -19,7 +19,7 @@ SCENES = 16  # different observations, at random
 @dataclass
 class Settings(bench_subject.Subject):
     """envs: numbers of environments that one call acts in. calls: of one window. windows: whose
-    medians are told. mode: sample, as while training, or mode."""
+    medians count. mode: sample, as while training, or mode."""
 
     envs: list[int] = field(default_factory=lambda: [1, 16, 256])
     calls: int = 50

@@ -10,15 +10,16 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from scripts.studies import bench_subject
-from scripts.studies.bench_timing import in_own_process, resident, rounded
+from scripts.studies.bench_timing import in_own_process, rate, resident, rounded, timed
 from worldmodel.accel.devices import keep_freed_memory, set_threads
 from worldmodel.config import check_ranges
 from worldmodel.replay import Replay, ReplayConfig
@@ -82,9 +83,9 @@ def _measured(settings: Settings, storage: str, folder: str | None) -> dict[str,
 
     rates: dict[str, list[float]] = {"copy": [], "sample": [], "write": []}
     for _ in range(settings.windows + 1):  # the first one warms up
-        rates["copy"].append(_rate(lambda: other.copy_(big), settings.seconds) * len(big))
-        rates["sample"].append(_rate(sample, settings.seconds))
-        rates["write"].append(_rate(lambda: replay.rewrite(index, fresh), settings.seconds))
+        rates["copy"].append(rate(lambda: other.copy_(big), settings.seconds) * len(big))
+        rates["sample"].append(rate(sample, settings.seconds))
+        rates["write"].append(rate(lambda: replay.rewrite(index, fresh), settings.seconds))
     copy, batches, writes = (statistics.median(found[1:]) for found in rates.values())
     steps, bytes_each = settings.batch * settings.length, _handed_out(replay)
     share = batches * steps * bytes_each / copy
@@ -112,23 +113,12 @@ def _fill(replay: Replay) -> float:
     """Rows per second that went in, until it is full."""
     rng = np.random.default_rng(0)
     row = bench_subject.rows(replay.spec, replay.columns, replay.num_envs, 1, rng)
+    add = partial(replay.add, row)
     count = replay.capacity // replay.num_envs
-    began = time.perf_counter()
-    for _ in range(count):
-        replay.add(row)
-    return count * replay.num_envs / (time.perf_counter() - began)
+    return replay.num_envs / timed(time.perf_counter, add, count).wall
 
 
 def _handed_out(replay: Replay) -> int:
     """Bytes of one row that a draw copies."""
     beside = sum(math.prod(c.shape) * np.dtype(c.dtype).itemsize for c in COLUMNS.values())
     return replay.row_bytes - beside - 8  # less columns and row number
-
-
-def _rate(work: Callable[[], object], seconds: float) -> float:
-    """Calls per second, over at least so many seconds."""
-    done, began = 0, time.perf_counter()
-    while (passed := time.perf_counter() - began) < seconds or not done:
-        work()
-        done += 1
-    return done / passed

@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from agents.base import parameters_count
 from scripts.studies import bench_update
-from scripts.studies.bench_timing import in_own_process, rounded, summary
+from scripts.studies.bench_timing import in_own_process, rounded
 from worldmodel.config import ConfigError, check_ranges, unknown
 from worldmodel.plots import Curve, draw, figure, save, write_table
 
@@ -84,10 +83,9 @@ def measure(settings: Settings) -> Iterator[Mapping[str, Any]]:
         line = [row for row in rows if row["axis"] == axis]
         if len(line) > 1:
             yield {"figure": "axis", "axis": axis, **fits(axis, line, costs)}
-    whole = list(done.values())
-    if len(whole) > 1:
-        slope = exponent([row["gflop"] for row in whole], [row[settings.clock] for row in whole])
-        yield {"figure": "all", "time_over_arithmetic": slope, "points": len(whole)}
+    if len(done) > 1:
+        work, time = ([row[name] for row in done.values()] for name in ("gflop", settings.clock))
+        yield {"figure": "all", "time_over_arithmetic": exponent(work, time), "points": len(done)}
     if settings.folder:
         folder = Path(settings.folder)
         write_table(folder / "scaling.csv", COLUMNS, [[row[c] for c in COLUMNS] for row in rows])
@@ -154,44 +152,23 @@ def _place(axis: str, row: Row) -> float:
 
 def _points(settings: Settings) -> Iterator[tuple[str, bench_update.Settings]]:
     """The axes' names and points."""
+    s = settings
     base = bench_update.Settings(
-        size=settings.base_size,
-        batch=settings.base_batch,
-        length=settings.base_length,
-        image=settings.base_image,
-        horizon=settings.horizon,
-        imagination_starts=settings.imagination_starts,
-        precision=settings.precision,
-        device=settings.device,
-        threads=settings.threads,
-        windows=settings.windows,
-    )
-    for batch in settings.batches:
-        yield "batch", replace(base, batch=batch)
-    for length in settings.lengths:
-        yield "length", replace(base, length=length)
-    for size in settings.sizes:
-        yield "size", replace(base, size=size)
-    for image in settings.images:
-        yield "image", replace(base, image=image)
+        size=s.base_size, batch=s.base_batch, length=s.base_length, image=s.base_image,
+        horizon=s.horizon, imagination_starts=s.imagination_starts, precision=s.precision,
+        device=s.device, threads=s.threads, windows=s.windows,
+    )  # fmt: skip
+    points: tuple[Sequence[Any], ...] = (s.batches, s.lengths, s.sizes, s.images)
+    for axis, values in zip(AXES, points, strict=True):
+        for value in values:
+            yield axis, replace(base, **{axis: value})
 
 
 def _point(point: bench_update.Settings) -> dict[str, Any]:
     """One subject, measured."""
     # What the first update of a process loads is no cost of this point.
-    bench_update.run(replace(point, batch=1, length=2, image=32, size="1m", windows=1, warmup=1))
-    found = bench_update.run(point)
-    whole = summary(found.windows)
-    return {
-        "size": point.size,
-        "image": point.image,
-        "batch": point.batch,
-        "length": point.length,
-        "parameters": parameters_count(found.made.agent),
-        "seconds": whole["seconds"],
-        "quickest_s": whole["quickest_s"],
-        "cpu_s": whole["cpu_s"],
-        "gflop": rounded(found.flop / 1e9),
-        "of_peak": rounded(found.flop / whole["seconds"] / found.peak),
-        "memory_mb": rounded((found.memory - found.memory_before) / 1e6),
-    }
+    tiny = replace(point, batch=1, length=2, image=32, size="1m", windows=1, warmup=1)
+    list(bench_update.measure(tiny))
+    figure = next(iter(bench_update.measure(point)))
+    where = {name: getattr(point, name) for name in ("size", "image", "batch", "length")}
+    return where | {name: figure[name] for name in COLUMNS if name in figure.keys() - where.keys()}

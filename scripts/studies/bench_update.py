@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import statistics
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +27,6 @@ from scripts.studies.bench_timing import (
     PeakMemory,
     Phases,
     Spent,
-    Window,
     matmul_peak,
     rounded,
     summary,
@@ -56,102 +56,63 @@ class Settings(bench_subject.Subject):
         check_ranges(self, dict.fromkeys(("windows", "updates", "warmup"), at_least_one))
 
 
-@dataclass
-class Measured:
-    """Of one subject: windows of plain updates, what each phase took of an update with clocks
-    (medians over the windows), FLOPs of one update, peak operations per second, bytes, and the
-    seconds of the beginning."""
-
-    windows: list[Window]
-    phases: dict[str, Spent]
-    flop: float
-    peak: float
-    memory: int
-    memory_before: int
-    build_s: float
-    first_s: float
-    made: bench_subject.Made
-
-
 def measure(settings: Settings) -> Iterator[Mapping[str, Any]]:
     """One figure for the update, then one for each phase."""
-    found = run(settings)
-    agent, whole = found.made.agent, summary(found.windows)
-    phased = sum(spent.wall for spent in found.phases.values())
+    began = time.perf_counter()
+    made = bench_subject.make(settings)
+    build_s = time.perf_counter() - began
+    if not hasattr(made.agent, "train_on"):
+        raise ConfigError(f"The agent of experiment={settings.experiment} has no model to update.")
+    clock, replay = Clock(made.device), bench_subject.filled_replay(made)
+    memory, gpu = PeakMemory(made.device), made.device.type == "cuda"
+    count, update = settings.updates or (20 if gpu else 1), partial(made.agent.update, replay)
+    first_s = timed(clock, update).wall
+    for _ in range((settings.warmup or (6 if gpu else 2)) - 1):
+        update()
+    counted = _flops(made, replay)
+    windows, phased = [], []
+    for _ in range(settings.windows):
+        if gpu:
+            update()  # whose window begins with one under way
+        windows.append(timed(clock, update, count))
+        phased.append(_phases(Phases(clock), made, replay))
+    used, before = memory.peak(), memory.before
+    peak = matmul_peak(made.device, made.settings.agent.precision)
+    flop, whole = sum(spent.flop for spent in counted.values()), summary(windows)
+    names = [name for name in PHASES if name in counted]
+    wall, cpu = (
+        {n: statistics.median(getattr(phases[n], what) for phases in phased) for n in names}
+        for what in ("wall", "cpu")
+    )
     yield {
         "figure": "update",
         **whole,
         "updates_per_s": rounded(1 / whole["seconds"]),
-        "steps_per_s": rounded(agent.batch_size * agent.batch_length / whole["seconds"]),
-        "gflop": rounded(found.flop / 1e9),
-        "gflop_per_s": rounded(found.flop / whole["seconds"] / 1e9),
-        "peak_gflop_per_s": rounded(found.peak / 1e9),
-        "of_peak": rounded(found.flop / whole["seconds"] / found.peak),
-        "peak_memory_mb": rounded(found.memory / 1e6),
-        "memory_before_mb": rounded(found.memory_before / 1e6),
-        "first_update_s": rounded(found.build_s + found.first_s),
-        "build_s": rounded(found.build_s),
-        "seconds_with_clocks": rounded(phased),
-        "phases_ms": {k: rounded(1e3 * v.wall) for k, v in found.phases.items()},
-        **about(found.made),
+        "steps_per_s": rounded(made.agent.batch_size * made.agent.batch_length / whole["seconds"]),
+        "gflop": rounded(flop / 1e9),
+        "gflop_per_s": rounded(flop / whole["seconds"] / 1e9),
+        "peak_gflop_per_s": rounded(peak / 1e9),
+        "of_peak": rounded(flop / whole["seconds"] / peak),
+        "peak_memory_mb": rounded(used / 1e6),
+        "memory_before_mb": rounded(before / 1e6),
+        "memory_mb": rounded((used - before) / 1e6),
+        "first_update_s": rounded(build_s + first_s),
+        "build_s": rounded(build_s),
+        "seconds_with_clocks": rounded(sum(wall.values())),
+        "phases_ms": {name: rounded(1e3 * wall[name]) for name in names},
+        **about(made),
     }
-    for name, spent in found.phases.items():
+    for name in names:
         yield {
             "figure": "phase",
             "phase": name,
-            "ms": rounded(1e3 * spent.wall),
-            "cpu_ms": rounded(1e3 * spent.cpu),
-            "share": rounded(spent.wall / phased),
-            "calls": spent.calls,
-            "gflop": rounded(spent.flop / 1e9),
-            "of_peak": rounded(spent.flop / spent.wall / found.peak) if spent.wall else 0.0,
+            "ms": rounded(1e3 * wall[name]),
+            "cpu_ms": rounded(1e3 * cpu[name]),
+            "share": rounded(wall[name] / sum(wall.values())),
+            "calls": counted[name].calls,
+            "gflop": rounded(counted[name].flop / 1e9),
+            "of_peak": rounded(counted[name].flop / wall[name] / peak) if wall[name] else 0.0,
         }
-
-
-def run(settings: Settings) -> Measured:
-    """Build the subject, warm it up, and time it."""
-    device = torch.device("cpu")
-    built: list[bench_subject.Made] = []
-    build_s = timed(Clock(device), lambda: built.append(bench_subject.make(settings))).wall
-    made = built[0]
-    if not hasattr(made.agent, "train_on"):
-        raise ConfigError(f"The agent of experiment={settings.experiment} has no model to update.")
-    clock, replay = Clock(made.device), bench_subject.filled_replay(made)
-    memory = PeakMemory(made.device)
-
-    gpu = made.device.type == "cuda"
-    count = settings.updates or (20 if gpu else 1)
-
-    def updates(count: int) -> None:
-        for _ in range(count):
-            made.agent.update(replay)
-
-    first_s = timed(clock, partial(updates, 1)).wall
-    updates((settings.warmup or (6 if gpu else 2)) - 1)
-    flops = _flops(made, replay)
-    windows, phased = [], []
-    for _ in range(settings.windows):
-        if gpu:
-            updates(1)  # whose window begins with one under way
-        window = timed(clock, partial(updates, count))
-        windows.append(Window(window.wall / count, window.cpu / count))
-        phased.append(_phases(Phases(clock), made, replay))
-    peak_memory = memory.peak()
-    phases = {
-        name: Spent(
-            statistics.median(phases[name].wall for phases in phased),
-            statistics.median(phases[name].cpu for phases in phased),
-            flops[name].flop,
-            flops[name].calls,
-        )
-        for name in PHASES
-        if name in flops
-    }
-    return Measured(
-        windows, phases, sum(spent.flop for spent in phases.values()),
-        matmul_peak(made.device, made.settings.agent.precision), peak_memory, memory.before,
-        build_s, first_s, made,
-    )  # fmt: skip
 
 
 def wrap(phases: Phases, made: bench_subject.Made, replay: Any) -> None:
@@ -206,9 +167,9 @@ def _phases(phases: Phases, made: bench_subject.Made, replay: Any) -> dict[str, 
 def _in_parts(agent: Any, replay: Any) -> Iterator[None]:
     """Updates as Python runs them: of a recording, nothing inside can be timed."""
     agent.settle(replay)
-    kept = agent.config, agent._pipeline
+    before = agent.config, agent._pipeline
     agent.config, agent._pipeline = dataclasses.replace(agent.config, cuda_graph=False), None
     try:
         yield
     finally:
-        agent.config, agent._pipeline = kept
+        agent.config, agent._pipeline = before

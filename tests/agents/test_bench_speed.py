@@ -147,7 +147,7 @@ def test_an_update_that_calls_other_methods_is_noticed(monkeypatch: pytest.Monke
     monkeypatch.setattr(bench_update, "wrap", lambda phases, made, replay: phases.wrap(
         made.agent, "slow_down", "optimizer"))  # fmt: skip
     with pytest.raises(RunError, match="never ran: optimizer"):
-        bench_update.run(bench_update.Settings(**SMALL, windows=1))
+        list(bench_update.measure(bench_update.Settings(**SMALL, windows=1)))
 
 
 def test_settings_are_those_of_the_experiment() -> None:
