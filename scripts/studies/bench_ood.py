@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,11 @@ from omegaconf import MISSING
 import agents
 from agents.deploy.fit import Env, FitConfig, play, recorded_tracks, world_model
 from scripts.studies import bench_ood_plots as plots
+from scripts.studies.bench import check_known
 from scripts.studies.tracks import kept
-from worldmodel import config, seeding
+from worldmodel import seeding
 from worldmodel.accel import devices
+from worldmodel.config import check_ranges
 from worldmodel.envs.shifts import LEVELS, SHIFTS, Shifted
 from worldmodel.ood import store
 from worldmodel.ood.api import Track
@@ -42,7 +45,7 @@ from worldmodel.ood.config import KNOWN, DetectorConfig
 from worldmodel.ood.detector import CombinedDetector
 from worldmodel.ood.trace import trace
 
-COMBINED, BASELINE = "combined", "reconstruction"
+COMBINED = "combined"
 FIGURES = ("auroc_episode", "auroc_tick", "caught", "detected", "delay")
 
 
@@ -68,13 +71,10 @@ class Settings:
     detector: DetectorConfig = field(default_factory=DetectorConfig)
 
     def __post_init__(self) -> None:
-        for names, known, what in ((self.shifts, SHIFTS, "shift"), (self.levels, LEVELS, "level")):
-            for name in names:
-                if name not in known:
-                    raise config.ConfigError(config.unknown(what, name, known))
-        for name in ("episodes", "normal", "unusual", "within"):
-            if getattr(self, name) < 1:
-                raise config.ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        check_known("shift", self.shifts, SHIFTS)
+        check_known("level", self.levels, LEVELS)
+        names = ("episodes", "normal", "unusual", "within")
+        check_ranges(self, dict.fromkeys(names, (1, 1e9)))
 
 
 def measure(settings: Settings) -> Iterator[Mapping[str, Any]]:
@@ -197,13 +197,10 @@ class Study:
         """All rows of one shift."""
         s, shift = self.settings, SHIFTS[name]
         for level in dict.fromkeys(s.levels):
-            scores = self.found[name, level]
             for index, column in enumerate(self.columns):
-                figures = judge(
-                    [one[:, index] for one in self.ordinary],
-                    [one[:, index] for one in scores],
-                    s.onset,
-                    s.within,
+                ordinary, shifted = (
+                    [one[:, index] for one in scores]
+                    for scores in (self.ordinary, self.found[name, level])
                 )
                 yield {
                     "shift": name,
@@ -211,7 +208,7 @@ class Study:
                     "level": level,
                     "strength": round(shift.strength(level), 4),
                     "column": column,
-                    **figures,
+                    **judge(ordinary, shifted, s.onset, s.within),
                 }
 
     def alarms(self) -> Iterator[dict[str, Any]]:
@@ -270,21 +267,18 @@ def auroc(negative: np.ndarray, positive: np.ndarray) -> float:
 
 def summaries(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Means over the shifts of a kind, at each level and over all of them."""
-    kinds = dict.fromkeys(row["kind"] for row in rows)
-    levels = [*dict.fromkeys(row["level"] for row in rows), "all"]
-    for kind in kinds:
-        for level in levels:
-            for column in dict.fromkeys(row["column"] for row in rows):
-                own = [
-                    row
-                    for row in rows
-                    if row["kind"] == kind
-                    and row["column"] == column
-                    and level in ("all", row["level"])
-                ]
-                means = {
-                    name: round(float(np.nanmean([row[name] for row in own])), 4)
-                    for name in FIGURES
-                    if not all(np.isnan(row[name]) for row in own)
-                }
-                yield {"mean_over": kind, "level": level, "column": column, **means}
+    kinds, levels, columns = (
+        list(dict.fromkeys(row[key] for row in rows)) for key in ("kind", "level", "column")
+    )
+    for kind, level, column in product(kinds, [*levels, "all"], columns):
+        own = [
+            row
+            for row in rows
+            if (row["kind"], row["column"]) == (kind, column) and level in ("all", row["level"])
+        ]
+        means = {
+            name: round(float(np.nanmean([row[name] for row in own])), 4)
+            for name in FIGURES
+            if not all(np.isnan(row[name]) for row in own)
+        }
+        yield {"mean_over": kind, "level": level, "column": column, **means}
