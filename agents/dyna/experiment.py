@@ -45,14 +45,14 @@ def _settle(progress, change):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def live(w, chances, starts, m, t, k, rng, limit, until, progress, score, out):  # type: ignore[no-untyped-def]
+def live(w, chances, starts, m, t, k, rng, limit, until, progress, out):  # type: ignore[no-untyped-def]
     """Act and learn until so many steps or episodes are done (until[0], until[1]).
 
     w: the world; chances, starts: its cumulative probabilities. limit: steps after which an episode
-    is cut off; 0 for none. progress: int64 [5]; score: float64 [1], the running episode's return.
-    out: rewards per step, steps per episode, return per episode; written where they end.
+    is cut off; 0 for none. progress: int64 [5]. out: rewards per step, steps per episode; written
+    where they end.
     """
-    rewards, lengths, returns = out
+    rewards, lengths = out
     while progress[STEPS] < until[0] and progress[EPISODES] < until[1]:
         s, a = progress[STATE], np.int64(-1)
         first, reward, terminal, last = s < 0, 0.0, False, False
@@ -61,7 +61,7 @@ def live(w, chances, starts, m, t, k, rng, limit, until, progress, score, out): 
         phase = progress[PHASE]
         if first:
             s2 = np.int64(pick(rng, starts[phase]))
-            progress[LENGTH], score[0] = 0, 0.0
+            progress[LENGTH] = 0
         else:
             a = choose(m, t, k, s, t.actions)
             i = pick(rng, chances[phase, s, a])
@@ -70,13 +70,11 @@ def live(w, chances, starts, m, t, k, rng, limit, until, progress, score, out): 
             rewards[progress[STEPS]] = reward
             progress[STEPS] += 1
             progress[LENGTH] += 1
-            score[0] += reward
             last = terminal or progress[LENGTH] == limit
         learn(m, t, k, first, s, a, reward, s2, terminal, last)
         progress[STATE] = s2
         if last:
             lengths[progress[EPISODES]] = progress[LENGTH]
-            returns[progress[EPISODES]] = score[0]
             progress[EPISODES] += 1
             progress[STATE] = -1
 
@@ -105,8 +103,7 @@ class Experiment:
         self._starts = np.cumsum(world.start, -1)
         self._progress = np.zeros(5, np.int64)
         self._progress[STATE] = -1
-        self._score = np.zeros(1)
-        self._out = (np.zeros(BUFFER), np.zeros(BUFFER, np.int64), np.zeros(BUFFER))
+        self._out = (np.zeros(BUFFER), np.zeros(BUFFER, np.int64))
 
     def advance(self, steps: int | None = None, episodes: int | None = None) -> Experiment:
         """Go on for so many more real steps or episodes, whichever ends first; the experiment.
@@ -128,14 +125,13 @@ class Experiment:
             until = np.minimum(until, [len(self._out[0]), len(self._out[1])])
             live(
                 self.world, self._chances, self._starts, self.learner.memory, self.model.tables,
-                self.learner.knobs, self._rng, self.time_limit, until, self._progress, self._score,
-                self._out,
+                self.learner.knobs, self._rng, self.time_limit, until, self._progress, self._out,
             )  # fmt: skip
         return self
 
     def _make_room(self) -> None:
         """Let what is written down grow, doubling where it is full."""
-        done = (self.steps, self.episodes, self.episodes)
+        done = (self.steps, self.episodes)
         self._out = tuple(  # type: ignore[assignment]
             np.concatenate([x, np.zeros_like(x)]) if n == len(x) else x
             for x, n in zip(self._out, done, strict=True)
@@ -181,11 +177,6 @@ class Experiment:
     def episode_steps(self) -> np.ndarray:
         """Length of every ended episode, int64 [episodes]."""
         return self._out[1][: self.episodes].copy()
-
-    @property
-    def episode_returns(self) -> np.ndarray:
-        """Sum of rewards of every ended episode, float64 [episodes]."""
-        return self._out[2][: self.episodes].copy()
 
     @property
     def q(self) -> np.ndarray:

@@ -30,7 +30,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 def draw_all(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
     """Every picture of the study; returns the files."""
     level = LEVEL if LEVEL in study.settings.levels else study.settings.levels[0]
-    files = [draw_roc(study, rows, level), draw_time(study, rows, level), draw_bars(study, rows)]
+    files = [draw_roc(study, rows, level), draw_time(study, rows, level)]
     if study.detector.scorer.looker.vae is not None:
         files.append(draw_places(study, level))
     return files
@@ -87,25 +87,6 @@ def draw_time(study: Study, rows: Sequence[Mapping[str, Any]], level: str) -> Pa
         axis.set_yscale("symlog", linthresh=1.0)  # linear up to the threshold
     plots.caption(made, "dashed: threshold; dotted: onset of the shift; triangle: the alarm")
     return plots.save(made, study.folder / "time.png")
-
-
-def draw_bars(study: Study, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """AUROC per episode of each shift: the combination beside plain reconstruction."""
-    names = list(dict.fromkeys(row["shift"] for row in rows))
-    made, axes = plots.figure(1, width=9.0, height=3.8)
-    for offset, column in zip((-0.2, 0.2), SHOWN, strict=True):
-        means = [
-            np.mean([r["auroc_episode"] for r in rows if (r["shift"], r["column"]) == (n, column)])
-            for n in names
-        ]
-        places = np.arange(len(names)) + offset
-        colour = plots.COLOURS[SHOWN.index(column)]
-        axes[0][0].bar(places, means, 0.4, label=column, color=colour)
-    axes[0][0].set_xticks(np.arange(len(names)), names, rotation=40, ha="right")
-    axes[0][0].set(ylabel="AUROC per episode", ylim=(0, 1.02))
-    axes[0][0].set_title("mean over the strengths")
-    axes[0][0].legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, frameon=False)
-    return plots.save(made, study.folder / "auroc.png")
 
 
 def draw_places(study: Study, level: str) -> Path:

@@ -1,7 +1,7 @@
 """`what=scaling`: time and memory of an update against batch, length, model size and image side.
 
 From one base point each axis is walked alone, every point in a process of its own. Costs that grow
-as the arithmetic does are a line of slope 1 over the counted FLOPs; the fitted slopes are figures too.
+as the arithmetic does are a line of slope 1 over the counted FLOPs; fitted slopes are figures too.
 """
 
 from __future__ import annotations
