@@ -46,7 +46,7 @@ NONSENSE = (
 )  # fmt: skip
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RunError):
     """A checkpoint is missing, damaged or of another shape; the message says what to do."""
 
 

@@ -20,8 +20,8 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 import agents
-from agents.apps.rewards.compose import load_policy, with_heads
 from agents.apps.rewards.score import score
+from agents.apps.rewards.store import with_heads
 from agents.run import report
 from agents.run.cli import see_working_folder
 from agents.run.config import CONFIG, TrainConfig
@@ -73,7 +73,7 @@ def dream_settings(asked: DreamConfig, overrides: Sequence[str] = ()) -> TrainCo
     """
     folder = Path(asked.run)
     old = run_settings(folder)
-    policy = load_policy(folder, "cpu")
+    policy = agents.load(folder, "cpu")
     updates = asked.updates or replace(old, updates=0).budget
     changes: dict[str, Any] = {
         "run": asked.to or f"{folder}-{'-'.join(asked.control)}",
@@ -140,7 +140,7 @@ def write_score(settings: TrainConfig, asked: DreamConfig) -> list[str]:
     folder = settings.folder
     summary = report.read_summary(folder)
     assert summary is not None
-    policy = load_policy(folder, settings.device)
+    policy = agents.load(folder, settings.device)
     # The episodes of the run's own last evaluation.
     episodes, seed = settings.final_episodes, seeding.spawn(settings.seed, "evaluation")
     found = score(policy, asked.control, asked.run, episodes, seed, settings.eval_envs)

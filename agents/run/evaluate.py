@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -55,13 +56,15 @@ def evaluate(
     mode: str = "mode",
     record: bool = False,
     replay: Replay | None = None,
+    watch: Callable[[Collector], None] = lambda collector: None,
 ) -> EvalResult:
     """Exactly `episodes` whole episodes on environments of their own.
 
     The episodes are shared out before the first one starts, so that short ones do not crowd out
     long ones. The same seed gives the same episodes, and the global random generators are left
     as they were found. record: keep the rows of the first environment's first episode. replay:
-    where all rows go, one stream for each of the min(num_envs, episodes) environments.
+    where all rows go, one stream for each of the min(num_envs, episodes) environments. watch: is
+    called whenever rows have arrived.
 
     Raises ValueError for impossible numbers and RunError where the environment fails.
     """
@@ -76,7 +79,7 @@ def evaluate(
     env = replace(env, atari=replace(env.atari, life_loss=False))  # a score is of the whole game
     envs = make_vector(env, num_envs, seeding.spawn(seed, "evaluation environments"))
     try:
-        return _play(Collector(envs, spec, agent, seed, mode), quota, record, replay)
+        return _play(Collector(envs, spec, agent, seed, mode), quota, record, replay, watch)
     finally:
         envs.close()
         seeding.set_rng_state(before)
@@ -108,15 +111,21 @@ def frames_of(
 
 
 def _play(
-    collector: Collector, quota: np.ndarray, record: bool, replay: Replay | None
+    collector: Collector,
+    quota: np.ndarray,
+    record: bool,
+    replay: Replay | None,
+    watch: Callable[[Collector], None],
 ) -> EvalResult:
     """Step until every environment has played its share."""
     finished: list[list[Any]] = [[] for _ in quota]
     result = EvalResult([], [])
+    watch(collector)
     while any(len(done) < n for done, n in zip(finished, quota, strict=True)):
         if record and not finished[0]:
             result.rows.append(_first(collector.rows))
         collector.step(replay)
+        watch(collector)
         last = collector.rows["is_last"]
         if record and last[0] and not finished[0]:
             result.rows.append(_first(collector.rows))

@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import agents
 from agents.base import Agent, Part
 from agents.run.config import CONFIG, TrainConfig
 from worldmodel import checkpoint, config
 from worldmodel.config import ConfigError, RunError
+from worldmodel.rssm.fitted import read_head
 from worldmodel.types import EnvSpec
 
 # Parts that the actions, or the observations, of the old run are built into.
@@ -89,10 +91,11 @@ def _source(settings: TrainConfig, ours: Mapping[str, Tensor]) -> tuple[dict[str
     held = {n for n in fitted if any(k.startswith(f"model.heads.{n}.") for k in weights)}
     new = [name for name in fitted if name not in held]
     if new and "heads" in settings.load_parts:
-        from agents.apps.rewards.compose import with_heads
-
-        whole = with_heads(folder, dict.fromkeys(new, 1.0), device="cpu").weights
-        weights |= {f"model.{name}": value for name, value in whole.items()}
+        old = agents.load(folder, "cpu").model
+        for name in new:
+            head = read_head(folder, name)
+            head.check_model(old, folder)
+            weights |= {f"model.heads.{name}.{k}": v for k, v in head.weights().items()}
     return weights, checkpoint.spec_from_dict(state["spec"])
 
 

@@ -26,9 +26,7 @@ import torch
 
 import agents
 from agents.apps.reuse import DreamConfig, dream_settings
-from agents.apps.rewards import store
-from agents.apps.rewards.config import FitConfig
-from agents.apps.rewards.make import fit_head
+from agents.apps.rewards.make import FitConfig, fit_head
 from agents.random import Random, RandomConfig
 from agents.run import cli, report
 from agents.run.config import TrainConfig
@@ -36,6 +34,7 @@ from agents.run.evaluate import evaluate
 from agents.run.train import train
 from worldmodel import config, seeding
 from worldmodel.envs import EnvConfig, env_spec, make_env
+from worldmodel.rssm.fitted import head_names
 
 FUNCTIONS = Path(__file__).resolve().parents[2] / "docs" / "examples" / "pendulum_rewards.py"
 NEW = ("hang", "spin")
@@ -84,7 +83,7 @@ class Study:
         """An actor for a task, out of the dreams of a model that never saw its reward."""
         run = self.base(source)
         began = time.monotonic()
-        if task != "reward" and task not in store.names(run):
+        if task != "reward" and task not in head_names(run):
             words = FitConfig(run=str(run), name=task, reward=f"{FUNCTIONS}:{task}")
             fit_head(words, quiet)
         fitting = time.monotonic() - began

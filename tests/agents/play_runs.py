@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from agents.apps.episodes import Episodes
 from agents.apps.play.session import Session
-from agents.apps.play.starts import Recorded
 from agents.apps.play.world import World
 from agents.base import Policy
 from agents.dreamer import Dreamer, DreamerConfig
@@ -44,7 +44,7 @@ def policy(env: EnvConfig) -> Policy:
     return Policy(agent, spec, env, CPU)
 
 
-def recorded(agent: Policy, steps: int) -> Recorded:
+def recorded(agent: Policy, steps: int) -> Episodes:
     """The experience of `steps` steps of one environment."""
     envs = make_vector(agent.env, 1, seed=0)
     replay = Replay(agent.spec, ReplayConfig(capacity=500), 1, agent.agent.columns)
@@ -52,7 +52,7 @@ def recorded(agent: Policy, steps: int) -> Recorded:
     for _ in range(steps):
         collector.step(replay)
     envs.close()
-    return Recorded(replay)
+    return Episodes(replay, replay.episodes(complete=True) or None)
 
 
 def session(env: EnvConfig, steps: int = 0, seed: int = 0) -> Session:

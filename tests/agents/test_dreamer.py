@@ -103,6 +103,7 @@ def test_values_start_at_exactly_zero() -> None:
 
 # Acting
 
+
 @pytest.mark.parametrize("latent", ["categorical", "gaussian"])
 @pytest.mark.parametrize("name", ["mixed", "discrete"])
 def test_a_tick_acts_as_the_agent_does_without_drawing(name: str, latent: str) -> None:
@@ -121,7 +122,6 @@ def test_a_tick_acts_as_the_agent_does_without_drawing(name: str, latent: str) -
             assert np.array_equal(spec.action.clip(action), ours.numpy())
             assert all(torch.equal(a, b) for a, b in zip(state.latent, other.latent, strict=True))
     assert torch.equal(torch.get_rng_state(), drawn)
-
 
 
 @pytest.mark.parametrize("mode", ["sample", "mode"])

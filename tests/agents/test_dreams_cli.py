@@ -17,8 +17,7 @@ import torch
 
 import agents
 from agents.apps.dreams.cli import dream_command
-from agents.apps.dreams.config import DreamConfig
-from agents.apps.dreams.episodes import experience
+from agents.apps.dreams.episodes import DreamConfig, experience
 from agents.random import RandomConfig
 from tests.agents.play_runs import counting, left_right, run_folder
 from worldmodel.config import keys_of
@@ -178,7 +177,7 @@ def test_random_actions_are_left_out_where_their_episodes_are_too_short(
     def short(policy: Any, settings: DreamConfig) -> Any:
         found = experience(policy, settings)
         if settings.mode == "random":
-            found.episodes[:] = [(stream, start, start + 4) for stream, start, _ in found.episodes]
+            found.lengths[:] = 4
         return found
 
     monkeypatch.setattr("agents.apps.dreams.cli.experience", short)
@@ -204,12 +203,12 @@ def test_a_model_without_a_decoder_still_shows_its_promises(
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["pick=[7]"], 2, "There is no episode 7: there are 3, numbered 0 to 2"),
+        (["pick=[7]"], 2, "there is no episode 7: they are numbered 0 to 2"),
         (["horizon=60"], 2, "need an episode of 63 rows, but the 3 episodes have 15 "),
         (["context=40"], 2, "Give less of both"),
         (["horzon=6"], 2, "Unknown key 'horzon'. Did you mean 'horizon'?"),
         (["source=relay"], 2, "Unknown source 'relay'"),
-        (["futures=0"], 2, "futures is 0; it must be at least 1"),
+        (["futures=0"], 2, "futures is 0; allowed: 1 to"),
         (["horizon=ten"], 2, "Wrong value for 'horizon'"),
         (["device=abacus"], 2, "Unknown device 'abacus'"),
         (["fast"], 2, "Cannot read 'fast': settings are given as key=value"),

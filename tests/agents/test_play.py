@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from agents.apps.play.film import bars, picture_of, write_numbered
 from agents.apps.play.session import Node, Session, label_of
-from agents.apps.play.show import film_of, save_film, shown
-from agents.apps.play.world import World, allowed, allows
+from agents.apps.play.show import film_of, save_film, shown, write_numbered
+from agents.apps.play.world import World, allowed, allows, bars, picture_of
 from agents.base import Policy
 from agents.random import Random, RandomConfig
 from tests.agents.play_runs import CPU, counting, left_right, policy, session
@@ -234,9 +233,9 @@ def test_impossible_places_are_named() -> None:
     with pytest.raises(ValueError, match="Nothing has begun"):
         walk.undo()
     for episode in (-1, 99, "a", 1.0):
-        with pytest.raises(ValueError, match=f"There is no episode {episode}. This run recorded"):
+        with pytest.raises(ValueError, match=f"There is no episode {episode}: they are numbered"):
             walk.start_recorded(episode, 0)
-    with pytest.raises(ValueError, match="no row 9 in episode 0: its rows are 0 to 8"):
+    with pytest.raises(ValueError, match="no step 9 in episode 0: it has 0 to 8"):
         walk.start_recorded(0, 9)
     with pytest.raises(ValueError, match="must be 1 to 64"):
         walk.start_recorded(0, 1, context=0)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from agents.apps.play import driver as driver_module
-from agents.apps.play.driver import Driver, number, whole
+from agents.apps.play.driver import Driver, integer, number
 from tests.agents.play_runs import counting, left_right, session
 from worldmodel.envs import EnvConfig
 
@@ -124,12 +124,12 @@ def test_nonsense_from_the_page_does_nothing(event: Any) -> None:
 
 
 def test_numbers_of_a_page_are_checked() -> None:
-    assert (number(2), number(-0.5), whole(3.0, "It")) == (2.0, -0.5, 3)
+    assert (number(2), number(-0.5), integer(3.0, "It")) == (2.0, -0.5, 3)
     for bad in (None, "1", True, float("nan"), float("inf"), [1]):
         with pytest.raises(ValueError, match="not a number"):
             number(bad)
     with pytest.raises(ValueError, match=r"The row must be a whole number, not 2.5"):
-        whole(2.5, "The row")
+        integer(2.5, "The row")
     page = Page(CONTINUOUS)
     page.driver.values = [float("nan")]
     page.keys("ArrowUp")
@@ -213,4 +213,4 @@ def test_what_goes_wrong_becomes_a_message() -> None:
         page.walk.start_recorded(77, 0)
 
     assert not asyncio.run(page.driver.begin(fail))
-    assert page.told == ["negative: There is no episode 77. This run recorded 1, numbered 0 to 0."]
+    assert page.told == ["negative: There is no episode 77: they are numbered 0 to 0."]

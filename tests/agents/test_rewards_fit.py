@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from agents.apps.rewards import fit, preferences, report
-from agents.apps.rewards.experience import Experience
+from agents.apps.episodes import Episodes
+from agents.apps.rewards import fit, report
+from agents.apps.rewards.labels import Examples, Labels, split
 from agents.apps.rewards.latents import Latents, filtered
-from agents.apps.rewards.sources import Labels
-from agents.apps.rewards.split import Examples, split
+from agents.apps.rewards.tables import Pairs
 from tests.agents.rewards_run import replay_of
 from tests.model_batches import random_batch, scramble, spec_of, tiny
 from worldmodel import dream
@@ -36,7 +36,7 @@ def synthetic(model: WorldModel, lengths: list[int]) -> tuple[Latents, np.ndarra
     """Random states, and a reward that is linear in them, [rows]."""
     latents = Latents(model, range(len(lengths)), np.array(lengths))
     rng = np.random.default_rng(0)
-    deter, stoch = latents.columns["deter"], latents.columns["stoch"]
+    deter, stoch = latents.stored["deter"], latents.stored["stoch"]
     deter[:] = rng.uniform(-1, 1, deter.shape)
     stoch[:] = rng.integers(0, 4, stoch.shape)
     weights = rng.normal(size=DETER)
@@ -53,7 +53,7 @@ def test_a_head_finds_a_linear_reward(kind: str) -> None:
     loss = fit.regression(head, latents, examples, 128, dropout=0.0)
     fit.train(head, 600, 3e-3, loss, 0, QUIET)
     fit.rescale(head, *fit.unit_of(head, examples))
-    guess = fit.predicted(head, latents, fit.rows_of(latents, examples))
+    guess = fit.predicted(head, latents, latents.rows(examples.episode, examples.step))
     held = examples.held_out
     constant = float(examples.value[~held].mean())
     assert fit.errors(guess[held], examples.value[held], constant)["r2"] > 0.95
@@ -87,12 +87,10 @@ def test_bradley_terry_finds_the_order_of_rewards() -> None:
         for pair in zip(episode, start, strict=True)
     ])  # fmt: skip
     preferred = (sums[:, 1] > sums[:, 0]).astype(np.float64)
-    pairs = preferences.Pairs(
-        episode, start, np.full(400, 8), preferred, np.isin(episode, [3, 7]).any(1)
-    )
+    pairs = Pairs(episode, start, np.full(400, 8), preferred, np.isin(episode, [3, 7]).any(1))
     head = fit.new_head(model, "mse", 1, 0)
-    fit.train(head, 400, 1e-3, preferences.comparison(head, latents, pairs, 32, 0.5), 0, QUIET)
-    held = preferences.judged(head, latents, pairs, np.flatnonzero(pairs.held_out))
+    fit.train(head, 400, 1e-3, fit.comparison(head, latents, pairs, 32, 0.5), 0, QUIET)
+    held = fit.judged(head, latents, pairs, np.flatnonzero(pairs.held_out))
     assert held["right"] > 0.85
     assert held["loss"] < held["constant_loss"]
     guess = fit.predicted(head, latents, np.arange(800))
@@ -105,15 +103,13 @@ def test_the_loss_of_a_comparison_by_hand() -> None:
     head = fit.new_head(model, "mse", 1, 0)
     torch.nn.init.normal_(head.out.weight)
     one = np.ones(1, np.int64)
-    pairs = preferences.Pairs(
-        np.array([[0, 1]]), np.array([[1, 2]]), 3 * one, np.array([0.3]), one == 0
-    )
-    loss = preferences.comparison(head, latents, pairs, 1, 0.0)
+    pairs = Pairs(np.array([[0, 1]]), np.array([[1, 2]]), 3 * one, np.array([0.3]), one == 0)
+    loss = fit.comparison(head, latents, pairs, 1, 0.0)
     value = loss(np.random.default_rng(0)).item()
     guess = fit.predicted(head, latents, np.arange(12)).reshape(2, 6)
     p = 1 / (1 + np.exp(guess[0, 1:4].sum() - guess[1, 2:5].sum()))
     assert value == pytest.approx(-0.3 * np.log(p) - 0.7 * np.log(1 - p), rel=1e-4)
-    judged = preferences.judged(head, latents, pairs, np.zeros(1, np.int64))
+    judged = fit.judged(head, latents, pairs, np.zeros(1, np.int64))
     assert judged["loss"] == pytest.approx(value, rel=1e-4)
     assert judged["right"] == float(p < 0.5)
 
@@ -143,11 +139,11 @@ def test_filtering_episodes_side_by_side_equals_one_by_one() -> None:
     for start in range(0, 438):
         rows = full.rows(0, start, start + 1)
         replay.add(rows)
-    experience = Experience(replay)
-    assert experience.lengths.tolist() == [112, 70, 64, 3, 1, 150]
-    latents = filtered(model, experience, [0, 1, 2, 3, 5])
+    episodes = Episodes(replay)
+    assert episodes.lengths.tolist() == [112, 70, 64, 3, 1, 150]
+    latents = filtered(model, episodes, [0, 1, 2, 3, 5])
     for number in (0, 1, 3, 5):
-        rows = experience.episode(number)
+        rows = episodes.read(number)
         batch = random_batch(spec, 1, len(rows["reward"]))
         batch.obs = {"x": torch.from_numpy(rows["x"])[None]}
         batch.action = torch.from_numpy(rows["action"])[None]
@@ -180,14 +176,14 @@ class Reader:
 
 def test_dreams_are_compared_with_the_rows_that_really_came() -> None:
     """In this replay the action of step t is t / 100, so sums of actions tell the steps apart."""
-    experience = Experience(replay_of([20, 20, 20]))
-    latents = Latents(model_of(), range(3), experience.lengths)
+    episodes = Episodes(replay_of([20, 20, 20]))
+    latents = Latents(model_of(), range(3), episodes.lengths)
     sums = np.arange(20).cumsum() / 100
-    latents.columns["deter"][:] = np.tile(sums, 3)[:, None]
+    latents.stored["deter"][:] = np.tile(sums, 3)[:, None]
     labels = Labels([np.concatenate([[np.nan], sums[1:]]) for _ in range(3)])
     examples = split(labels, 0.34, 0)
     reader: Any = Reader()
-    found = fit.errors_ahead(reader, CountingModel(), experience, latents, examples, 0)
+    found = fit.errors_ahead(reader, CountingModel(), episodes, latents, examples, 0)
     assert list(found) == ["1", "5", "10", "15"]
     for ahead, errors in found.items():
         assert errors["mae"] < 1e-3, ahead
@@ -222,6 +218,6 @@ def test_where_a_reward_was_seen_by_hand() -> None:
 def test_examples_judge_by_what_was_held_out() -> None:
     n = np.arange(4)
     some = Examples(n, n, n * 1.0, np.array([False, True, False, True]))
-    assert report.judged(some).tolist() == [False, True, False, True]
+    assert some.judging.tolist() == [False, True, False, True]
     none = Examples(n, n, n * 1.0, np.zeros(4, bool))
-    assert report.judged(none).all()
+    assert none.judging.all()

@@ -12,9 +12,8 @@ import torch
 
 import agents
 from agents.apps import rewards
-from agents.apps.rewards import store
+from agents.apps.episodes import Episodes
 from agents.apps.rewards.cli import fit_reward_command
-from agents.apps.rewards.experience import Experience
 from agents.base import Policy
 from agents.run.evaluate import evaluate
 from tests.agents.counting_agent import CountingConfig
@@ -22,6 +21,7 @@ from tests.agents.rewards_run import HERE, LENGTH, make_run
 from worldmodel import checkpoint
 from worldmodel.config import ConfigError, RunError
 from worldmodel.rssm import WorldModel
+from worldmodel.rssm.fitted import FittedHead, fingerprint, head_names, read_head
 
 PRIVATE = "tests.agents.test_rewards_run"
 
@@ -40,21 +40,21 @@ def command(run: Path, *words: str) -> tuple[int, str]:
     return code, "\n".join(said)
 
 
-def fit(run: Path, name: str, reward: str, *words: str) -> store.Stored:
+def fit(run: Path, name: str, reward: str, *words: str) -> FittedHead:
     quick = [] if any(word.startswith("updates=") for word in words) else ["updates=20"]
     code, said = command(run, f"name={name}", f"reward={reward}", "replace=true", *quick, *words)
     assert code == 0, said
-    return store.read(run, name)
+    return read_head(run, name)
 
 
 def refused(run: Path, *words: str, code: int = 2) -> str:
     """The one line that a wrong request costs; nothing is fitted or stored."""
-    before = store.names(run)
+    before = head_names(run)
     found, said = command(run, *words)
     assert found == code, said
     assert said.splitlines()[-1].startswith("error: ")
     assert "fitting" not in said
-    assert store.names(run) == before
+    assert head_names(run) == before
     return said
 
 
@@ -62,7 +62,7 @@ def refused(run: Path, *words: str, code: int = 2) -> str:
 
 
 def test_a_function_of_a_key_that_the_model_never_saw(run: Path) -> None:
-    stored = store.read(run, "near")
+    stored = read_head(run, "near")
     assert stored.source == {"reward": f"{HERE}:step_of", "kind": "function"}
     seen = stored.fitted["seen"]
     assert (seen["min"], seen["max"]) == (1, LENGTH)
@@ -134,7 +134,7 @@ def test_heads_are_listed_replaced_and_removed(run: Path) -> None:
     assert "remove=effort" in said
     code, said = command(run, "remove=effort")
     assert (code, said) == (0, f"removed {run}/heads/effort")
-    assert "effort" not in store.names(run)
+    assert "effort" not in head_names(run)
     assert "Unknown head 'effort'" in refused(run, "remove=effort")
 
 
@@ -151,7 +151,7 @@ def test_an_interrupted_write_leaves_the_head_before(
         command(run, "name=near", f"reward={HERE}:effort", "replace=true", "updates=5")
     monkeypatch.undo()
     assert (run / "heads" / "near" / "weights.pt").read_bytes() == before
-    assert store.read(run, "near").source["reward"] == f"{HERE}:step_of"
+    assert read_head(run, "near").source["reward"] == f"{HERE}:step_of"
     assert sorted(path.name for path in (run / "heads").glob(".*")) == []
 
 
@@ -316,18 +316,18 @@ def test_fine_tuning_writes_a_new_run_and_leaves_the_old_one(run: Path, tmp_path
     assert code == 0, said
     assert f"{run} is as it was" in said
     assert {p: p.read_bytes() for p in kept} == kept
-    assert "near2" not in store.names(run)
-    stored = store.read(into, "near2")
+    assert "near2" not in head_names(run)
+    stored = read_head(into, "near2")
     assert stored.fitted["finetuned"]["from"] == str(run)
     assert "held_out" in stored.fitted["finetuned"]["before"]
     old, new = agents.load(run, "cpu"), agents.load(into, "cpu")
-    assert store.fingerprint(old.model) != store.fingerprint(new.model) == stored.model
+    assert fingerprint(old.model) != fingerprint(new.model) == stored.model
     for part in ("actor", "critic"):
         pairs = zip(getattr(old.agent, part).parameters(), getattr(new.agent, part).parameters(),
                     strict=True)  # fmt: skip
         assert all(torch.equal(a, b) for a, b in pairs)
-    assert Experience(agents.load_replay(into)).lengths.tolist() == (
-        Experience(agents.load_replay(run)).lengths.tolist()
+    assert Episodes(agents.load_replay(into)).lengths.tolist() == (
+        Episodes(agents.load_replay(run)).lengths.tolist()
     )
     assert isinstance(rewards.with_heads(into, {"near2": 1.0}, device="cpu").model(), WorldModel)
     assert "there is something in it" in refused(run, *words, f"into={into}")
@@ -417,11 +417,11 @@ def test_an_episode_is_drawn_with_its_steps(run: Path) -> None:
     path = Path(said.split(": ")[1])
     assert path.stat().st_size > 200
     assert path.parent == run / "heads"
-    assert path.name not in store.names(run)
+    assert path.name not in head_names(run)
 
 
 def test_the_numbers_are_in_head_json(run: Path) -> None:
-    stored = store.read(run, "near")
+    stored = read_head(run, "near")
     about = json.loads((stored.folder / "head.json").read_text())
     assert about["checkpoint"] == checkpoint.found(run)[0].name
     assert about["head"]["target"] == ""

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-import agents.apps.rewards.sources as sources
-from agents.apps.rewards.experience import Experience
-from agents.apps.rewards.goals import Goals, goal_observations, look
-from agents.apps.rewards.preferences import read_pairs, split_pairs
-from agents.apps.rewards.sources import Labels, parse
-from agents.apps.rewards.split import check_shown, chosen, split
+from agents.apps.episodes import Episodes
+from agents.apps.rewards.labels import Labels, check_varied, parse, split, thinned, transitions
+from agents.apps.rewards.latents import goal_observations, look
+from agents.apps.rewards.make import labels_of
+from agents.apps.rewards.tables import read_pairs, split_pairs
 from agents.run.collect import Collector
 from tests.agents.counting_agent import CountingAgent, CountingConfig
 from tests.agents.rewards_run import replay_of
@@ -42,7 +41,7 @@ def all_at_once(obs: Any, action: Any, next_obs: Any, info: Any) -> np.ndarray:
 all_at_once.vectorised = True  # type: ignore[attr-defined]
 
 
-def collected(actions: str, num_envs: int = 2, steps: int = 25) -> tuple[Replay, EnvSpec]:
+def collected(actions: str, num_envs: int = 2, steps: int = 25) -> Replay:
     """Rows as a run records them."""
     config = EnvConfig(
         "tests.envs_for_tests:CountingEnv",
@@ -59,17 +58,19 @@ def collected(actions: str, num_envs: int = 2, steps: int = 25) -> tuple[Replay,
     for _ in range(steps):
         collector.step(replay)
     envs.close()
-    return replay, spec
+    return replay
 
 
 @pytest.mark.parametrize("actions", ["discrete", "multidiscrete", "box"])
 def test_a_function_sees_the_action_between_its_two_observations(actions: str) -> None:
     """The environment writes into every observation which action led there, as it was given."""
     CALLS.clear()
-    replay, spec = collected(actions)
-    experience = Experience(replay, spec)
-    labels = sources.labels_of(parse(f"{HERE}:witness"), experience)
-    assert len(CALLS) == experience.rows - len(experience)  # one for every step, none for resets
+    replay = collected(actions)
+    episodes = Episodes(replay)
+    labels = labels_of(parse(f"{HERE}:witness"), episodes)
+    assert len(CALLS) == episodes.lengths.sum() - len(
+        episodes
+    )  # one for every step, none for resets
     for before, action, after, info in CALLS:
         episode, step, *native = after["count"]
         assert before["count"][0] == episode
@@ -89,12 +90,12 @@ def test_a_function_sees_the_action_between_its_two_observations(actions: str) -
 
 
 def test_a_vectorised_function_labels_alike_with_one_call_for_an_episode() -> None:
-    replay, spec = collected("discrete", num_envs=1)
-    experience = Experience(replay, spec)
-    one = sources.labels_of(parse(f"{HERE}:witness"), experience)
+    replay = collected("discrete", num_envs=1)
+    episodes = Episodes(replay)
+    one = labels_of(parse(f"{HERE}:witness"), episodes)
     CALLS.clear()
-    other = sources.labels_of(parse(f"{HERE}:all_at_once"), experience)
-    assert len(CALLS) == sum(length > 1 for length in experience.lengths)
+    other = labels_of(parse(f"{HERE}:all_at_once"), episodes)
+    assert len(CALLS) == sum(length > 1 for length in episodes.lengths)
     for a, b in zip(one.values, other.values, strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -104,12 +105,12 @@ def test_an_overwritten_beginning_has_no_label() -> None:
     full = replay_of([6, 6])
     short = Replay(spec, ReplayConfig(capacity=9), 1)
     for number in (0, 1):
-        rows = Experience(full).episode(number)
+        rows = Episodes(full).read(number)
         for t in range(6):
             short.add({key: value[t][None] for key, value in rows.items()})
-    experience = Experience(short)
-    assert experience.lengths.tolist() == [3, 6]
-    before, _, after, info = experience.transitions(0)
+    episodes = Episodes(short)
+    assert episodes.lengths.tolist() == [3, 6]
+    before, _, after, info = transitions(episodes, 0)
     assert before["x"][:, 1].tolist() == [3, 4]
     assert after["x"][:, 1].tolist() == [4, 5]
     assert info["step"].tolist() == [1, 2]
@@ -121,20 +122,20 @@ def test_keys_of_one_number_are_labels() -> None:
         ActionSpec("continuous", (2,)),
     )
     replay = Replay(spec, ReplayConfig(capacity=50), 1)
-    old = Experience(replay_of([4]))
+    old = Episodes(replay_of([4]))
     for t in range(4):
-        row = {key: value[t][None] for key, value in old.episode(0).items()}
+        row = {key: value[t][None] for key, value in old.read(0).items()}
         replay.add(row | {"height": np.array([[10.0 + t]], np.float32)})
-    experience = Experience(replay)
-    labels = sources.labels_of(parse("key:height"), experience)
+    episodes = Episodes(replay)
+    labels = labels_of(parse("key:height"), episodes)
     assert labels.values[0].tolist() == [10, 11, 12, 13]
-    rewards = sources.labels_of(parse("key:reward"), experience).values[0]
+    rewards = labels_of(parse("key:reward"), episodes).values[0]
     assert np.isnan(rewards[0])
     assert rewards[1:].tolist() == [1, 2, 3]
     with pytest.raises(ConfigError, match=r"Unknown key 'hieght'. Known: .*Did you mean 'height'"):
-        sources.labels_of(parse("key:hieght"), experience)
+        labels_of(parse("key:hieght"), episodes)
     with pytest.raises(ConfigError, match=r"'x' holds \[2\] numbers .*Write a function"):
-        sources.labels_of(parse("key:x"), experience)
+        labels_of(parse("key:x"), episodes)
 
 
 @pytest.mark.parametrize("suffix", ["csv", "npz"])
@@ -144,7 +145,7 @@ def test_sparse_labels_stand_where_the_file_says(tmp_path: Path, suffix: str) ->
         path.write_text("step, value, episode, who\n2, 0.5, 1, me\n0, -1, 0, me\n4,3e0,1,you\n")
     else:
         np.savez(path, episode=[1, 0, 1], step=[2, 0, 4], value=[0.5, -1, 3])
-    labels = sources.labels_of(parse(f"labels:{path}"), Experience(replay_of([3, 5])))
+    labels = labels_of(parse(f"labels:{path}"), Episodes(replay_of([3, 5])))
     assert labels.values[1][[2, 4]].tolist() == [0.5, 3.0]
     assert labels.values[0][0] == -1
     assert sorted(labels.all) == [-1, 0.5, 3]
@@ -159,8 +160,8 @@ def test_sparse_labels_stand_where_the_file_says(tmp_path: Path, suffix: str) ->
         ("episode,step,value\n0,1,2\n0,x,1\n", "line 3: step is 'x', but must be a number"),
         ("episode,step,value\n0,1,nan\n", "line 2: value is nan, but must be finite"),
         ("episode,step,value\n0,1.5,1\n", "line 2: step is 1.5, but must be a whole number"),
-        ("episode,step,value\n0,3,1\n", "line 2: there is no step 3 in episode 0; it has 0 to 2"),
-        ("episode,step,value\n7,0,1\n", "no episode 7; the replay holds 0 to 1"),
+        ("episode,step,value\n0,3,1\n", "line 2: there is no step 3 in episode 0: it has 0 to 2"),
+        ("episode,step,value\n7,0,1\n", "no episode 7: they are numbered 0 to 1"),
         ("episode,step,value\n0,-1,1\n", "no step -1 in episode 0"),
         ("episode,step,value\n0,1,1\n0,1,2\n", "line 3: step 1 of episode 0 has a label already"),
     ],
@@ -169,11 +170,11 @@ def test_impossible_label_files_are_refused(tmp_path: Path, text: str, message: 
     path = tmp_path / "labels.csv"
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
-        sources.labels_of(parse(f"labels:{path}"), Experience(replay_of([3, 5])))
+        labels_of(parse(f"labels:{path}"), Episodes(replay_of([3, 5])))
 
 
 def test_files_that_are_no_tables_are_refused(tmp_path: Path) -> None:
-    experience = Experience(replay_of([3, 5]))
+    episodes = Episodes(replay_of([3, 5]))
     np.savez(tmp_path / "uneven.npz", episode=[0], step=[1, 2], value=[1.0])
     np.savez(tmp_path / "objects.npz", episode=[0], step=[1], value=np.array([{}], object))
     (tmp_path / "broken.npz").write_bytes(b"nothing")
@@ -185,7 +186,7 @@ def test_files_that_are_no_tables_are_refused(tmp_path: Path) -> None:
         ("broken.npz", "cannot be read"),
     ):
         with pytest.raises(ConfigError, match=message):
-            sources.labels_of(parse(f"labels:{tmp_path / name}"), experience)
+            labels_of(parse(f"labels:{tmp_path / name}"), episodes)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +212,7 @@ PAIRS = "episode_a,start_a,episode_b,start_b,length,preferred\n"
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("0,0,1,3,3,1", "line 2: there is no step 5 in episode 1; it has 0 to 4"),
+        ("0,0,1,3,3,1", "line 2: there is no step 5 in episode 1: it has 0 to 4"),
         ("0,0,2,0,1,1", "there is no episode 2"),
         ("0,0,1,0,0,1", "length is 0, but must be at least 1"),
         ("0,0,1,0,2,1.5", "preferred is 1.5, but must be 0 .a is better., 1"),
@@ -222,7 +223,7 @@ def test_impossible_pairs_are_refused(tmp_path: Path, row: str, message: str) ->
     path = tmp_path / "pairs.csv"
     path.write_text(PAIRS + row + "\n")
     with pytest.raises(ConfigError, match=message):
-        read_pairs(str(path), Experience(replay_of([3, 5])))
+        read_pairs(str(path), Episodes(replay_of([3, 5])))
 
 
 def test_a_held_out_episode_teaches_no_pair(tmp_path: Path) -> None:
@@ -230,20 +231,20 @@ def test_a_held_out_episode_teaches_no_pair(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = [f"{a},0,{b},1,2,1" for a, b in rng.integers(10, size=(60, 2))]
     path.write_text(PAIRS + "\n".join(rows))
-    pairs = split_pairs(read_pairs(str(path), Experience(replay_of([4] * 10))), 0.2, 0)
+    pairs = split_pairs(read_pairs(str(path), Episodes(replay_of([4] * 10))), 0.2, 0)
     taught = set(pairs.episode[~pairs.held_out].ravel().tolist())
     assert 0 < pairs.held_out.sum() < 60
     assert len(taught) == 8
     assert all(set(p.tolist()) - taught for p in pairs.episode[pairs.held_out])
     path.write_text(PAIRS + "0,0,0,2,2,1\n")
     with pytest.raises(ConfigError, match="leaves 0 pairs to learn from and 1 to judge by"):
-        split_pairs(read_pairs(str(path), Experience(replay_of([4]))), 0.2, 0)
+        split_pairs(read_pairs(str(path), Episodes(replay_of([4]))), 0.2, 0)
 
 
 # Goals
 
 
-def picture_experience() -> tuple[Experience, WorldModel]:
+def picture_episodes() -> tuple[Episodes, WorldModel]:
     spec = SPECS["image"]
     replay = Replay(spec, ReplayConfig(capacity=50), 1)
     rng = np.random.default_rng(0)
@@ -259,32 +260,32 @@ def picture_experience() -> tuple[Experience, WorldModel]:
     torch.manual_seed(0)
     model = WorldModel(spec, tiny())
     scramble(model)
-    return Experience(replay), model
+    return Episodes(replay), model
 
 
 def test_a_goal_is_nearest_to_itself_and_pictures_equal_their_frames(tmp_path: Path) -> None:
     import cv2
 
-    experience, model = picture_experience()
-    values = np.stack(sources.labels_of(parse("goal:1:2"), experience, model).values)
+    episodes, model = picture_episodes()
+    values = np.stack(labels_of(parse("goal:1:2"), episodes, model).values)
     assert values[1, 2] == pytest.approx(0, abs=1e-6)
     assert (values.ravel()[:-1] < -1e-3).all()
-    frame: Any = experience.observation(1, 2)["image"]
+    frame: Any = episodes.observation(1, 2)["image"]
     cv2.imwrite(str(tmp_path / "goal.png"), frame[..., ::-1])
-    again = sources.labels_of(parse(f"goal:{tmp_path}/goal.png"), experience, model)
+    again = labels_of(parse(f"goal:{tmp_path}/goal.png"), episodes, model)
     np.testing.assert_allclose(np.stack(again.values), values, atol=1e-6)
-    both = sources.labels_of(parse("goal:1:2,0:1"), experience, model)
-    other = sources.labels_of(parse("goal:0:1"), experience, model)
+    both = labels_of(parse("goal:1:2,0:1"), episodes, model)
+    other = labels_of(parse("goal:0:1"), episodes, model)
     np.testing.assert_allclose(
         np.stack(both.values), np.maximum(values, np.stack(other.values)), atol=1e-6
     )
-    near = sources.labels_of(parse("goal:1:2"), experience, model, Goals(scale=2.0))
+    near = labels_of(parse("goal:1:2"), episodes, model, 2.0)
     np.testing.assert_allclose(np.stack(near.values), np.exp(values / 2), atol=1e-6)
 
 
 def test_what_the_model_makes_of_a_picture_does_not_depend_on_chance() -> None:
-    experience, model = picture_experience()
-    obs = goal_observations("0:0,0:1", experience)
+    episodes, model = picture_episodes()
+    obs = goal_observations("0:0,0:1", episodes)
     assert torch.equal(look(model, obs), look(model, obs))
 
 
@@ -298,21 +299,21 @@ def test_what_the_model_makes_of_a_picture_does_not_depend_on_chance() -> None:
     ],
 )
 def test_impossible_goals_are_refused(words: str, message: str) -> None:
-    experience, model = picture_experience()
+    episodes, model = picture_episodes()
     with pytest.raises(ConfigError, match=message):
-        sources.labels_of(parse(words), experience, model)
+        labels_of(parse(words), episodes, model)
 
 
 def test_a_picture_is_no_goal_for_a_run_that_sees_more() -> None:
-    experience = Experience(replay_of([3]))
+    episodes = Episodes(replay_of([3]))
     with pytest.raises(ConfigError, match=r"this run sees \['x'\]. Name frames of its replay"):
-        goal_observations("a.png", experience)
+        goal_observations("a.png", episodes)
 
 
 # What can be learned at all
 
 
-def labels_of(*episodes: list[float]) -> Labels:
+def labelled(*episodes: list[float]) -> Labels:
     return Labels([np.array(values, np.float64) for values in episodes])
 
 
@@ -321,39 +322,39 @@ NAN = float("nan")
 
 def test_a_reward_that_never_varies_is_refused() -> None:
     with pytest.raises(ConfigError, match="never shows this reward: all 4 rows have the value -1"):
-        check_shown(labels_of([NAN, -1, -1], [NAN, -1, -1]))
+        check_varied(labelled([NAN, -1, -1], [NAN, -1, -1]))
     with pytest.raises(ConfigError, match="the one labelled row has the value 2"):
-        check_shown(labels_of([NAN, 2]))
+        check_varied(labelled([NAN, 2]))
     with pytest.raises(ConfigError, match="Not one row"):
-        check_shown(labels_of([NAN], [NAN]))
-    check_shown(labels_of([NAN, 1], [NAN, 1.001]))
+        check_varied(labelled([NAN], [NAN]))
+    check_varied(labelled([NAN, 1], [NAN, 1.001]))
 
 
 def test_episodes_are_held_out_whole_and_both_sides_see_the_reward() -> None:
     quiet, loud = [NAN, 0.0, 0.0], [NAN, 0.0, 1.0]
     for seed in range(10):
-        found = split(labels_of(*[quiet] * 8, loud, loud), 0.2, seed)
+        found = split(labelled(*[quiet] * 8, loud, loud), 0.2, seed)
         held = set(found.episode[found.held_out].tolist())
         assert not held & set(found.episode[~found.held_out].tolist())
         assert len(held & {8, 9}) == 1
         assert len(held) == 3  # a fifth of eight, and one of two
         assert found.value.sum() == 2
         assert (found.step >= 1).all()
-    assert not split(labels_of(quiet, loud), 0.0, 0).held_out.any()
+    assert not split(labelled(quiet, loud), 0.0, 0).held_out.any()
 
 
 def test_too_little_to_hold_out_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"All labels lie in one episode \(1\).*holdout=0"):
-        split(labels_of([NAN, NAN], [NAN, 1, 2]), 0.2, 0)
+        split(labelled([NAN, NAN], [NAN, 1, 2]), 0.2, 0)
     with pytest.raises(ConfigError, match="Only episode 1 shows this reward"):
-        split(labels_of([NAN, 0, 0], [NAN, 0, 1], [NAN, 0, 0]), 0.2, 0)
+        split(labelled([NAN, 0, 0], [NAN, 0, 1], [NAN, 0, 0]), 0.2, 0)
 
 
 def test_more_rows_than_asked_for_are_thinned_by_whole_episodes() -> None:
-    experience = Experience(replay_of([5] * 10))
+    episodes = Episodes(replay_of([5] * 10))
     labels = Labels([np.arange(5.0) for _ in range(10)])
-    found = chosen(experience, labels, 26)
+    found = thinned(episodes, labels, 26)
     assert len(found.episodes) == 5
     assert found.episodes[0] == 0
     assert found.episodes[-1] == 9
-    assert chosen(experience, labels, 50).episodes == list(range(10))
+    assert thinned(episodes, labels, 50).episodes == list(range(10))

@@ -13,10 +13,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agents.apps import reuse
-from agents.apps.dreams.config import DreamConfig
+from agents.apps.dreams.episodes import DreamConfig
 from agents.apps.reuse import dream_settings
 from agents.apps.rewards import cli as rewards
-from agents.apps.rewards.config import FitConfig
+from agents.apps.rewards.make import FitConfig
 from agents.run import cli
 from tests.fuzz.common import WORDS, cases, ours
 from tests.fuzz.test_configs import NUMBERS, SETTINGS, YAMLS

@@ -17,9 +17,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from agents.apps.rewards.experience import Experience
-from agents.apps.rewards.preferences import COLUMNS, read_pairs
-from agents.apps.rewards.sources import labels_of, parse
+from agents.apps.episodes import Episodes
+from agents.apps.rewards.labels import parse
+from agents.apps.rewards.make import labels_of
+from agents.apps.rewards.tables import PAIRS, read_pairs
 from tests.fuzz.common import ARRAYS, MARKER, WORDS, altered, cases, damaged, ours
 from tests.fuzz.test_checkpoints import CALLS
 from tests.replay_rows import add, make
@@ -219,7 +220,7 @@ def test_damaged_h5(place: Path, whole_h5: bytes) -> None:
 # Labels and preferences.
 
 LABELS = {"episode": [0, 0, 1], "step": [1, 2, 3], "value": [0.5, -1.0, 2.0]}
-PAIRS = {"episode_a": [0, 1], "start_a": [0, 1], "episode_b": [1, 0], "start_b": [2, 0],
+SEGMENTS = {"episode_a": [0, 1], "start_a": [0, 1], "episode_b": [1, 0], "start_b": [2, 0],
          "length": [2, 1], "preferred": [1, 0.5]}  # fmt: skip
 CELLS = st.one_of(
     st.integers(-2, 9), st.floats(), WORDS, st.sampled_from([1e30, "1e400", "٣", "1_0", "0x1", '"'])
@@ -227,10 +228,10 @@ CELLS = st.one_of(
 
 
 @pytest.fixture(scope="module")
-def experience() -> Experience:
+def experience() -> Episodes:
     replay = make()
     add(replay, 20)
-    return Experience(replay)
+    return Episodes(replay)
 
 
 def csv_of(table: Any) -> bytes:
@@ -263,7 +264,7 @@ def arrays_of(table: Arrays) -> st.SearchStrategy[bytes]:
     )
 
 
-def test_labels(place: Path, experience: Experience) -> None:
+def test_labels(place: Path, experience: Episodes) -> None:
     @cases(80, 1000)
     @given(st.one_of(st.tuples(st.just(".csv"), tables(LABELS)),
                      st.tuples(st.just(".npz"), arrays_of(LABELS))))  # fmt: skip
@@ -281,17 +282,17 @@ def test_labels(place: Path, experience: Experience) -> None:
     assert not MARKER.exists()
 
 
-def test_preferences(place: Path, experience: Experience) -> None:
+def test_preferences(place: Path, experience: Episodes) -> None:
     @cases(80, 700)
-    @given(st.one_of(st.tuples(st.just(".csv"), tables(PAIRS)),
-                     st.tuples(st.just(".npz"), arrays_of(PAIRS))))  # fmt: skip
-    @example((".csv", csv_of(PAIRS)))
+    @given(st.one_of(st.tuples(st.just(".csv"), tables(SEGMENTS)),
+                     st.tuples(st.just(".npz"), arrays_of(SEGMENTS))))  # fmt: skip
+    @example((".csv", csv_of(SEGMENTS)))
     def fuzz(file: tuple[str, bytes]) -> None:
         path = place / "table" / f"pairs{file[0]}"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(file[1])
         with ours(f"preferences, {file[0][1:].upper()}"):
-            assert set(PAIRS) == set(COLUMNS)
+            assert set(PAIRS) == set(SEGMENTS)
             assert len(read_pairs(str(path), experience)) > 0
 
     fuzz()
@@ -306,7 +307,7 @@ def test_preferences(place: Path, experience: Experience) -> None:
                          "image", "tests.envs_for_tests", "system", "-1", "9" * 30, "x.py", "1,2",
                          "../x.py", "/etc/passwd", "0,0", "kye"]), WORDS), max_size=4)),
 ))  # fmt: skip
-def test_sources_of_rewards(experience: Experience, words: str) -> None:
+def test_sources_of_rewards(experience: Episodes, words: str) -> None:
     with ours("rewards by name"):
         source = parse(words)
         if source.kind in ("key", "labels"):

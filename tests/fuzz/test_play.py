@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from agents.apps.play import show
 from agents.apps.play.cli import PlayConfig, is_local, listen
-from agents.apps.play.driver import Driver, number, whole
+from agents.apps.play.driver import Driver, integer, number
 from agents.apps.play.session import MOST_CONTEXT, Session
 from tests.agents.play_runs import counting, session
 from tests.fuzz.common import ARRAYS, JSON, ODD_FLOATS, ODD_INTS, SCALARS, WORDS, cases, ours
@@ -100,10 +100,10 @@ class Page:
             "branch": driver.branch,
             "act": lambda: driver.run(lambda: walk.act(value)),
             "start recorded": lambda: driver.begin(lambda: walk.start_recorded(
-                whole(value[0], "The episode"), whole(value[1], "The row"),
-                whole(value[2], "The number of frames"))),
+                integer(value[0], "The episode"), integer(value[1], "The row"),
+                integer(value[2], "The number of frames"))),
             "start real": lambda: driver.begin(lambda: walk.start_real(
-                whole(value[0], "The seed"), whole(value[1], "The number of frames"))),
+                integer(value[0], "The seed"), integer(value[1], "The number of frames"))),
         }  # fmt: skip
         if what in calls:
             await calls[what]()

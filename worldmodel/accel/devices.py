@@ -19,18 +19,18 @@ MOST_THREADS = 1024
 def pick_device(name: str = "auto") -> torch.device:
     """The device of that name; "auto" takes a CUDA GPU where there is one, else the CPU.
 
-    Raises ValueError for a name that torch does not know or a device that is not there.
+    Raises ConfigError for a name that torch does not know or a device that is not there.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(
+        raise ConfigError(
             f"Unknown device '{name}'. Allowed: auto, cpu, cuda, cuda:N, mps."
         ) from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
+        raise ConfigError(
             f"Device '{name}' is not there: {torch.cuda.device_count()} CUDA GPUs are visible. "
             "Use device=cpu or device=auto, or look at `make doctor`."
         )

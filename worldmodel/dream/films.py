@@ -7,6 +7,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from torch import Tensor
 
 from worldmodel.dream.rollout import OpenLoop, open_loop
@@ -49,8 +50,7 @@ def rows(truth: Tensor, predicted: Tensor, is_first: Tensor, context: int) -> li
     frames = []
     for t in range(end):
         real, ours = as_rgb(truth[t].cpu().numpy()), picture(predicted[t])
-        # Mid-grey is right; brighter or darker is how far the prediction is too bright or dark.
-        error = ((ours.astype(np.int16) - real + 255) // 2).astype(np.uint8)
+        error = difference(ours, real)
         if t >= context:
             ours = bordered(ours)
         frames.append(np.concatenate([real, ours, error], 0))
@@ -130,14 +130,34 @@ def lines(
     return out
 
 
+def difference(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Prediction minus truth, uint8 each: mid-grey is right, brighter or darker is how far the
+    prediction is too bright or too dark."""
+    return ((predicted.astype(np.int16) - truth + 255) // 2).astype(np.uint8)
+
+
+def tiled(cells: Sequence[np.ndarray], columns: int, gap: int, paper: int = BLANK) -> np.ndarray:
+    """Pictures of one size in rows of `columns`, set apart by `gap` pixels."""
+    height, width = cells[0].shape[:2]
+    rows = -(-len(cells) // columns)
+    shape = (rows * (height + gap) - gap, columns * (width + gap) - gap, 3)
+    out = np.full(shape, paper, np.uint8)
+    for i, cell in enumerate(cells):
+        y, x = (i // columns) * (height + gap), (i % columns) * (width + gap)
+        out[y : y + height, x : x + width] = cell
+    return out
+
+
 def picture(image: Tensor) -> np.ndarray:
-    """A decoded image [H, W, C] in [0, 1] as uint8 [H, W, 3]."""
-    return as_rgb((image.float().clamp(0, 1) * 255).round().byte().cpu().numpy())
+    """An image [H, W, C], uint8 or decoded (in [0, 1]), as uint8 [H, W, 3]."""
+    if image.dtype != torch.uint8:
+        image = (image.float().clamp(0, 1) * 255).round().byte()
+    return as_rgb(image.cpu().numpy())
 
 
 def pictures(spec: EnvSpec, shown: Mapping[str, Tensor]) -> list[np.ndarray]:
-    """A picture uint8 [H, W, 3] for each of B decoded states, several images side by side; empty
-    where no image was decoded. shown: {key: [B, ...]}."""
+    """A picture uint8 [H, W, 3] for each of B observations or decoded states, several images side
+    by side; empty where there is no image. shown: {key: [B, ...]}."""
     images = [shown[key] for key in spec.keys("image") if key in shown]
     return [
         np.concatenate([picture(part) for part in parts], 1) for parts in zip(*images, strict=True)

@@ -90,9 +90,10 @@ def open_loop(
 
 
 @torch.no_grad()
-def follow(model: Any, batch: Batch) -> LatentState:
-    """The states [B, T, ...] of a model that is shown every row of a batch."""
-    state: LatentState = start_of(model, batch)
+def follow(model: Any, batch: Batch, start: Any = None) -> LatentState:
+    """The states [B, T, ...] of a model that is shown every row of a batch. start: the states
+    before the first rows, unless they are those of `start_of`."""
+    state: LatentState = start_of(model, batch) if start is None else start
     states = []
     for t in range(batch.shape[1]):
         obs = {key: value[:, t] for key, value in batch.obs.items()}

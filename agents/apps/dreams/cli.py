@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import agents
-from agents.apps.dreams import branches, honesty, page, strips, summary
-from agents.apps.dreams.config import DreamConfig
-from agents.apps.dreams.episodes import Experience, experience, windows
+from agents.apps.dreams import honesty, page
+from agents.apps.dreams.drawings import draw_futures, draw_strips
+from agents.apps.dreams.episodes import DreamConfig, Experience, experience, windows
 from agents.base import Policy
 from agents.run import report
 from agents.run.cli import see_working_folder
-from worldmodel import checkpoint, config, seeding
+from worldmodel import config, seeding
 from worldmodel.accel.devices import keep_freed_memory, set_threads
 from worldmodel.config import ConfigError, RunError
 from worldmodel.log import write_json
@@ -41,16 +41,12 @@ def _dream(words: list[str], say: Callable[[str], None]) -> int:
         folder = writable(Path(settings.out or Path(settings.run) / "dreams"))
         lived = [experience(policy, settings), *beside(policy, settings, missing)]
         with seeding.Stream(seeding.spawn(settings.seed, "dreams"), policy.device):
-            told = write(policy, lived, settings, folder, missing)
-    except checkpoint.CheckpointError as error:
-        raise RunError(str(error)) from error
-    except ConfigError:
-        raise
+            summary = write(policy, lived, settings, folder, missing)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     except OSError as error:
         raise RunError(f"The report cannot be written: {error}. Give another out=...") from error
-    for text in [*missing, *summary.headlines(told)]:
+    for text in [*missing, *honesty.headlines(summary)]:
         say(text)
     say(f"report: {folder / REPORT} ({time.monotonic() - began:.0f} s)")
     return 0
@@ -111,11 +107,11 @@ def write(
     missing: list[str],
 ) -> dict[str, Any]:
     """All files of the report, measured on each kind of episodes and drawn from the first; the
-    summary."""
+    honesty."""
     model, spec = policy.model, policy.spec
     drawn = [
-        strips.draw(model, spec, lived[0], settings, folder),
-        branches.draw(policy, lived[0], settings, folder),
+        draw_strips(model, spec, lived[0], settings, folder),
+        draw_futures(policy, lived[0], settings, folder),
     ]
     figures = []
     for i, kind in enumerate(lived):
@@ -123,8 +119,8 @@ def write(
         result = honesty.measure(model, spec, found, settings.context, settings.dreams)
         name = "honesty_random" if i else "honesty"
         drawn.append(honesty.draw(result, kind.about, settings.horizon, folder, name))
-        figures.append({"episodes_are": kind.about, **summary.figures(result)})
-    told = {
+        figures.append({"episodes_are": kind.about, **honesty.figures(result)})
+    summary = {
         **config.keys_of(settings),
         "task": policy.env.id,
         **figures[0],
@@ -133,14 +129,14 @@ def write(
         "versions": report.versions(),
         "code": report.code_version(),
     }
-    write_json(folder / SUMMARY, told)
+    write_json(folder / SUMMARY, summary)
     page.write(
         folder / REPORT,
         f"Dreams of {policy.env.id}",
-        summary.headlines(told),
-        summary.facts(told),
+        honesty.headlines(summary),
+        honesty.facts(summary),
         [section for section in drawn if section is not None],
         "Every plot has its numbers beside it as CSV, every film is there as MP4 too, and "
         "summary.json holds the means of every curve.",
     )
-    return told
+    return summary

@@ -1,52 +1,92 @@
-"""What really happened: whole episodes, played now or recorded, and windows cut from them."""
+"""What a report is asked to show, and what really happened: whole episodes, played now or recorded,
+and windows cut from them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import MISSING
 
 import agents
-from agents.apps.dreams.config import DreamConfig
+from agents.apps.episodes import Episodes
 from agents.base import Policy
 from agents.run.evaluate import evaluate
-from worldmodel import dream, seeding, tree
+from worldmodel import config, dream, seeding, tree
 from worldmodel.config import ConfigError
-from worldmodel.replay import Replay, ReplayConfig, RowIndex
+from worldmodel.replay import Replay, ReplayConfig
 from worldmodel.types import Batch, LatentState
 
+SOURCES = ("fresh", "replay")
+MODES = ("mode", "sample", "random")
 ENVS = 10  # environments that play at the same time
 LONGEST = 2  # of an episode, so many times the rows of one dream are used
 
 
-@dataclass(frozen=True)
-class Experience:
-    """Episodes as (stream, start, stop) in a replay, numbered from 0; `used`: the numbers of
-    those that dreams are measured against. about: where they come from, in words."""
+@dataclass
+class DreamConfig:
+    """Which run dreams, of what, and for how long. Steps are agent steps."""
 
-    replay: Replay
-    episodes: list[tuple[int, int, int]]
-    used: list[int]
-    about: str
+    run: str = MISSING  # run folder
+    out: str = ""  # where the report goes; empty: <run>/dreams
+    # fresh: episodes played now, which the model never saw | replay: those that it learned from
+    source: str = "fresh"
+    # who plays fresh episodes. mode, sample: the policy, and beside it random actions for the
+    # plots | random: random actions alone
+    mode: str = "mode"
+    play: int = 20  # episodes to compare dreams with
+    starts: int = 120  # moments in them at which imagination starts, at least, for the plots
+    episodes: int = 4  # episodes shown as strips and films
+    pick: list[int] = field(default_factory=list)  # their numbers, instead of the first ones
+    context: int = 5  # frames shown before imagination starts
+    horizon: int = 50  # steps imagined
+    dreams: int = 32  # of each moment, whose mean is what the model expects
+    futures: int = 4  # imagined futures under the policy, and as many under random actions
+    seed: int = 0
+    device: str = "auto"
+    threads: int = 1  # CPU threads inside operations; 0 leaves torch's choice
+    fps: int = 8  # of the films
 
-    def length(self, number: int) -> int:
-        """Rows of an episode: one more than its steps."""
-        _, start, stop = self.episodes[number]
-        return stop - start
+    def __post_init__(self) -> None:
+        most = 1 << 30
+        counts = ("play", "episodes", "context", "horizon", "dreams", "futures", "fps")
+        ranges = dict.fromkeys(counts, (1, most))
+        ranges |= {"starts": (2, most), "threads": (0, most), "seed": (0, 2**32 - 1)}
+        config.check_ranges(self, ranges)
+        for name, known in (("source", SOURCES), ("mode", MODES)):
+            if getattr(self, name) not in known:
+                raise ConfigError(config.unknown(name, getattr(self, name), known))
 
-    def batch(self, numbers: Sequence[int], rows: int) -> Batch:
-        """The first rows [B, rows] of these episodes, seen from their beginning."""
-        stream, start, _ = np.array([self.episodes[n] for n in numbers]).T
-        return self.replay.gather(RowIndex(stream, start, rows))
+    def random_too(self) -> DreamConfig | None:
+        """The same with random actions, where the policy's fresh episodes are asked for."""
+        if self.source == "replay" or self.mode == "random":
+            return None
+        return replace(self, mode="random", pick=[])
+
+    @property
+    def rows(self) -> int:
+        """Rows of one dream, the context included."""
+        return self.context + self.horizon
+
+
+class Experience(Episodes):
+    """Episodes that dreams are measured against. used: the numbers of those that are. about: where
+    they come from, in words."""
+
+    def __init__(
+        self, replay: Replay, places: Sequence[tuple[int, int, int]], used: list[int], about: str
+    ) -> None:
+        super().__init__(replay, places)
+        self.used, self.about = used, about
 
     def long_enough(self, settings: DreamConfig) -> list[int]:
         """The numbers of used episodes that hold a whole dream; ConfigError where none does."""
-        fit = [n for n in self.used if self.length(n) >= settings.rows]
+        fit = [n for n in self.used if self.lengths[n] >= settings.rows]
         if not fit:
-            lengths = sorted({self.length(n) for n in self.used})
+            lengths = sorted({int(self.lengths[n]) for n in self.used})
             span = " to ".join(str(n) for n in dict.fromkeys((lengths[0], lengths[-1])))
             most = lengths[-1] - settings.context
             hint = f"horizon={most} or less, or a smaller context" if most > 0 else "less of both"
@@ -62,14 +102,10 @@ class Experience:
         if not settings.pick:
             return self.long_enough(settings)[: settings.episodes]
         for number in settings.pick:
-            if not 0 <= number < len(self.episodes):
+            self.check(number, 0, "pick: ")
+            if self.lengths[number] < settings.rows:
                 raise ConfigError(
-                    f"There is no episode {number}: there are {len(self.episodes)}, numbered 0 to "
-                    f"{len(self.episodes) - 1}. Change pick=[...]."
-                )
-            if self.length(number) < settings.rows:
-                raise ConfigError(
-                    f"Episode {number} has {self.length(number)} rows, but "
+                    f"Episode {number} has {self.lengths[number]} rows, but "
                     f"context={settings.context} and horizon={settings.horizon} need "
                     f"{settings.rows}. Pick another, or give a smaller horizon."
                 )
@@ -136,7 +172,7 @@ def windows(lived: Experience, model: Any, settings: DreamConfig) -> Windows:
     each = -(-settings.starts // len(numbers))
     by_rows: dict[int, list[int]] = {}
     for number in numbers:
-        rows = min(lived.length(number), LONGEST * settings.rows + 1)
+        rows = min(int(lived.lengths[number]), LONGEST * settings.rows + 1)
         by_rows.setdefault(rows, []).append(number)
     parts: list[Batch] = []
     starts: list[LatentState] = []
@@ -144,7 +180,7 @@ def windows(lived: Experience, model: Any, settings: DreamConfig) -> Windows:
     first: list[int] = []
     device = dream.device_of(model)
     for rows, group in by_rows.items():
-        whole = lived.batch(group, rows).to(device)
+        whole = lived.batch(group, 0, rows).to(device)
         states = dream.follow(model, whole)
         last = rows - settings.rows
         for begin in sorted({int(i) for i in np.linspace(0, last, each).round()}):

@@ -1,8 +1,10 @@
-"""How honest a model's dreams are: error against horizon, and promises against what came."""
+"""How honest a model's dreams are: error against horizon, and promises against what came; and the
+figures and sentences that say it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.apps.dreams.config import HEADLINE_STEP
 from agents.apps.dreams.episodes import Windows
 from agents.apps.dreams.page import Picture, Section
 from worldmodel import dream, plots, tree
 from worldmodel.dream import OpenLoop, metrics
 from worldmodel.types import Batch, EnvSpec
 
+HEADLINE_STEP = 20  # open-loop steps at which the one number is taken
 CHUNK = 32  # windows dreamt at once, which bounds the memory for their images
 ONE, MEAN, REPEATED = "one dream", "mean of its dreams", "last one repeated"
 
@@ -225,3 +227,72 @@ def _promises(result: Honesty, horizon: int, path: Path) -> Picture:
         "the episode, for the same actions and with the model's discount."
     )
     return Picture(path, "Imagined against real return of every moment", words)
+
+
+def figures(result: Honesty) -> dict[str, Any]:
+    """Plain values for JSON, null where there is no number: the headline, the calibration of
+    returns, and the mean over the starts of every curve."""
+    fit = result.calibration._asdict()
+    curves = {
+        what: {who: found.mean(0).tolist() for who, found in values.items()}
+        for what, values in result.errors.items()
+    }
+    return {
+        "starts_used": len(result.real),
+        "steps_imagined": next(iter(result.errors.values()))[ONE].shape[1],
+        "headline": {k: _finite(v) for k, v in result.headline().items()},
+        "return": {name: _finite(value) for name, value in fit.items()},
+        "mean_errors": curves,
+    }
+
+
+def parts(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The figures of each kind of episodes that were measured."""
+    return [part for part in (summary, summary["under_random_actions"]) if part is not None]
+
+
+def headline(summary: Mapping[str, Any]) -> str:
+    """The one number: how much better than repeating the last frame."""
+    found = summary["headline"]
+    if not found:
+        return "Nothing that the model sees can be decoded, so there is no error to compare."
+    words = (
+        f"After {found['step']} open-loop steps the {found['what']} of what the model expects is "
+        f"{found['model']:.3g}, that of repeating what came last {found['repeated']:.3g}"
+    )
+    if found["ratio"] is not None:
+        verdict = "better" if found["ratio"] > 1 else "no better"
+        words += f": a ratio of {found['ratio']:.2f}, {verdict} than not predicting at all"
+    if found["ratio_of_one_dream"] not in (None, found["ratio"]):
+        words += f"; of one dream alone {found['ratio_of_one_dream']:.2f}"
+    return f"{words} (means over {summary['starts_used']} starts)."
+
+
+def headlines(summary: Mapping[str, Any]) -> list[str]:
+    """The headline of each kind of episodes, and what became of its promises."""
+    return [f"{part['episodes_are']}. {headline(part)} {promises(part)}" for part in parts(summary)]
+
+
+def promises(summary: Mapping[str, Any]) -> str:
+    """Whether imagined returns come true."""
+    fit = summary["return"]
+    if fit["correlation"] is None:
+        return f"Returns of one side do not vary: no slope to speak of; bias {fit['bias']:.3g}."
+    return (
+        f"Imagined against real return over {summary['steps_imagined']} steps: correlation "
+        f"{fit['correlation']:.2f}, slope {fit['slope']:.2f}, bias {fit['bias']:.3g}."
+    )
+
+
+def facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The table at the top of the page."""
+    rows = [
+        ("Run", str(summary["run"])),
+        ("Dreams", f"{summary['context']} frames seen, then {summary['horizon']} imagined"),
+        ("Seed", str(summary["seed"])),
+    ]
+    return rows + [("Note", text) for text in summary["left_out"]]
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

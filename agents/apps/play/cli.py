@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-import os
 import signal
 import socket
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +13,12 @@ from pathlib import Path
 from omegaconf import MISSING
 
 import agents
+from agents.apps.episodes import Episodes
+from agents.apps.play.driver import Stage
 from agents.apps.play.session import Session
-from agents.apps.play.starts import Recorded
 from agents.apps.play.world import World
-from worldmodel import checkpoint, config
+from agents.run.cli import see_working_folder
+from worldmodel import config
 from worldmodel.accel import devices
 
 HIGHEST_PORT = 65535
@@ -37,23 +37,16 @@ class PlayConfig:
     patience: float = 10.0  # seconds that a browser may be away before its walk is let go
 
     def __post_init__(self) -> None:
-        if not 0 <= self.port <= HIGHEST_PORT:
-            raise config.ConfigError(
-                f"port is {self.port}; it must be 1 to {HIGHEST_PORT}, or 0 for any free one."
-            )
-        if not 0 <= self.seed < 2**31:
-            raise config.ConfigError(f"seed is {self.seed}; it must be 0 to 2**31 - 1.")
-        if self.threads < 0:
-            raise config.ConfigError(f"threads is {self.threads}; it must not be negative.")
-        if not 0 < self.patience <= 3600:
-            raise config.ConfigError(f"patience is {self.patience}; it must be 0 to 3600 seconds.")
+        ranges = {
+            "port": (0, HIGHEST_PORT), "seed": (0, 2**31 - 1), "threads": (0, 1 << 30),
+            "patience": (1e-3, 3600),
+        }  # fmt: skip
+        config.check_ranges(self, ranges)
 
 
 def play_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
     """Serve the page of a run's dream until Ctrl-C; the process's exit code."""
-    here = os.getcwd()  # `module:Class` names may mean modules of this folder
-    if here not in sys.path:
-        sys.path.append(here)
+    see_working_folder()
     before = signal.signal(signal.SIGTERM, _ask_to_end)  # so that a kill closes everything, too
     try:
         return config.guarded(lambda: _play(arguments, say), say)
@@ -97,32 +90,30 @@ def _play(words: Sequence[str], say: Callable[[str], None]) -> int:
             there = f"ssh -L {port}:{shown}:{port} <this machine>"
             say(f"From another machine: {there}. Ctrl-C ends it.")
 
-    stage = serve.Stage(world, recorded, run, settings.seed, settings.patience, say)
+    pages = serve.Pages(Stage(world, recorded, run, settings.seed), settings.patience, say)
     hosts = ["localhost", "127.0.0.1", "::1", "[::1]", address] if local else None
-    serve.serve(stage, listening, hosts, ready)
+    serve.serve(pages, listening, hosts, ready)
     return 0
 
 
 def open_run(
     run: Path, device: str, seed: int, say: Callable[[str], None]
-) -> tuple[World, Recorded | None]:
+) -> tuple[World, Episodes | None]:
     """The world of a run folder and, where it has one, its recorded experience.
 
     Raises ConfigError or RunError where there is no dream, or no place to start one.
     """
     try:
         world = World(agents.load(run, device))
-    except checkpoint.CheckpointError as error:
-        raise config.RunError(str(error)) from error
-    except config.ConfigError:
-        raise
     except ValueError as error:
         raise config.ConfigError(str(error)) from error
     if not world.spec.keys("image"):
         say("This run sees no image: the page shows its numbers as bars.")
+    recorded: Episodes | None
     try:
-        recorded: Recorded | None = Recorded(agents.load_replay(run))
-        if recorded is not None and not recorded.episodes:
+        replay = agents.load_replay(run)
+        recorded = Episodes(replay, replay.episodes(complete=True) or None)  # whole ones, if any
+        if not len(recorded):
             raise config.ConfigError(f"The replay of '{run}' is empty.")
     except config.ConfigError as error:
         say(f"No recorded frames, so dreams start with a fresh reset. ({error})")

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from nicegui import ui
 
-from agents.apps.play.driver import Driver, whole
-from agents.apps.play.film import png
+from agents.apps.play.driver import Driver, Stage, integer
 from agents.apps.play.session import CONTEXT, MOST_CONTEXT
+from agents.apps.play.show import png
 from worldmodel.types import ActionSpec
-
-if TYPE_CHECKING:
-    from agents.apps.play.serve import Stage
 
 THUMBS = 8
 KEYS = {
@@ -65,7 +62,7 @@ class StartDialog:
 
     def _build_recorded(self) -> None:
         assert self.recorded is not None
-        most = len(self.recorded.episodes) - 1
+        most = len(self.recorded) - 1
         with ui.element("div").classes("beside"):
             self.preview = ui.element("img").classes("preview").props('alt="The chosen frame"')
             with ui.element("div").classes("grow"):
@@ -116,10 +113,11 @@ class StartDialog:
         assert recorded is not None
 
         def read() -> tuple[int, float, list[int], list[str]]:
-            episode = whole(self.episode.value, "The episode")
-            length = recorded.length(episode)
-            marks = [int(i) for i in np.linspace(0, length - 1, THUMBS)]
-            return length, recorded.score(episode), marks, self._pictures(episode, marks)
+            episode = integer(self.episode.value, "The episode")
+            recorded.check(episode)
+            rewards = recorded.read(episode)["reward"]
+            marks = [int(i) for i in np.linspace(0, len(rewards) - 1, THUMBS)]
+            return len(rewards), float(rewards.sum()), marks, self._pictures(episode, marks)
 
         try:
             length, score, self.marks, pictures = await self.stage.work(read)
@@ -141,8 +139,8 @@ class StartDialog:
             return
 
         def read() -> tuple[int, list[str]]:
-            row = whole(self.row.value, "The row")
-            return row, self._pictures(whole(self.episode.value, "The episode"), [row])
+            row = integer(self.row.value, "The row")
+            return row, self._pictures(integer(self.episode.value, "The episode"), [row])
 
         try:
             row, pictures = await self.stage.work(read)
@@ -158,12 +156,12 @@ class StartDialog:
 
     async def _start(self) -> None:
         def begin() -> Any:
-            context = whole(self.context.value, "The number of frames")
+            context = integer(self.context.value, "The number of frames")
             if self.kind.value == "real":
-                return self.driver.session.start_real(whole(self.seed.value, "The seed"), context)
+                return self.driver.session.start_real(integer(self.seed.value, "The seed"), context)
             episode, row = (
-                whole(self.episode.value, "The episode"),
-                whole(self.row.value, "The row"),
+                integer(self.episode.value, "The episode"),
+                integer(self.row.value, "The row"),
             )
             return self.driver.session.start_recorded(episode, row, context)
 
@@ -175,10 +173,11 @@ class StartDialog:
             self.start.props(remove="loading")
 
     def _pictures(self, episode: int, rows: list[int]) -> list[str]:
-        assert self.recorded is not None
-        seen = self.recorded.rows(episode, rows)
-        world = self.stage.world
-        return [png(world.picture({k: v[i] for k, v in seen.items()})) for i in range(len(rows))]
+        recorded, world = self.recorded, self.stage.world
+        assert recorded is not None
+        for row in rows:
+            recorded.check(episode, row)
+        return [png(world.picture(recorded.observation(episode, row))) for row in rows]
 
 
 def help_dialog(action: ActionSpec) -> ui.dialog:

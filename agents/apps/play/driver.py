@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from agents.apps.episodes import Episodes
 from agents.apps.play.session import EYES, VIEWS, Session
 from agents.apps.play.show import shown
+from agents.apps.play.world import World
 from worldmodel.config import RunError
 
 FASTEST = 60.0  # steps a second that one can ask for
@@ -28,6 +32,35 @@ LARGEST = 1e300
 REPEATING = ("u", "Backspace", "r", "s", "a")  # keys that may be held down
 
 Work = Callable[[Callable[[], Any]], Awaitable[Any]]
+
+
+class Stage:
+    """What all browsers share. run: the run folder. seed: of the walks. One thread belongs to all
+    models and environments."""
+
+    def __init__(self, world: World, recorded: Episodes | None, run: Path, seed: int) -> None:
+        self.world, self.recorded, self.run, self.seed = world, recorded, run, seed
+        self.title = f"{run.name} · {world.policy.env.id}"
+        # Models and replay know one thread, and some renderers live in the thread that made them.
+        self._thread = ThreadPoolExecutor(1, "dream")
+
+    async def work(self, call: Callable[[], Any]) -> Any:
+        """Run a call in the one thread of models and environments."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+    def first_start(self, session: Session) -> None:
+        """Where a page begins by itself: the middle recorded episode, or a fresh reset."""
+        if self.recorded is None:
+            session.start_real(self.seed)
+        else:
+            episode = (len(self.recorded) - 1) // 2
+            session.start_recorded(episode, (int(self.recorded.lengths[episode]) - 1) // 3)
+
+    def close(self, sessions: Iterable[Session]) -> None:
+        """Let go of the environments of these walks, and of the thread."""
+        for session in sessions:
+            self._thread.submit(session.close)
+        self._thread.shutdown(wait=True)
 
 
 class Driver:
@@ -46,13 +79,8 @@ class Driver:
         self.session, self.work = session, work
         self._show, self.tell, self._changed = draw, tell, changed
         self.spec = session.world.spec.action
-        self.view, self.who, self.eyes, self.mode, self.speed = (
-            "dream",
-            "you",
-            "dream",
-            "mode",
-            10.0,
-        )
+        self.view, self.eyes, self.who, self.mode = "dream", "dream", "you", "mode"
+        self.speed = 10.0
         self.values: list[Any] = [0.0] * self.spec.size  # continuous: one number each
         self.choice: list[Any] = [0] * len(self.spec.sizes)  # discrete: one class of each factor
         self.held = ""  # the acting key that is down while playing
@@ -271,7 +299,7 @@ def number(value: Any) -> float:
     return float(value)
 
 
-def whole(value: Any, what: str) -> int:
+def integer(value: Any, what: str) -> int:
     """A whole number that came from a page (perhaps as 3.0); ValueError for anything else."""
     given = number(value)
     if given != int(given):

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nicegui import background_tasks, ui
 from nicegui.element import Element
 
 from agents.apps.play import show
 from agents.apps.play.dialogs import StartDialog, help_dialog
-from agents.apps.play.driver import FASTEST, Driver, number
+from agents.apps.play.driver import FASTEST, Driver, Stage, number
 from agents.apps.play.session import VIEWS, Session
-
-if TYPE_CHECKING:
-    from agents.apps.play.serve import Stage
 
 WEB = Path(__file__).with_name("web")
 VIEW_NAMES = {"dream": "Dream", "both": "Side by side", "real": "Reality"}

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -15,10 +12,9 @@ from fastapi import FastAPI
 from nicegui import app, ui
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from agents.apps.play.driver import Stage
 from agents.apps.play.page import Page
 from agents.apps.play.session import Session
-from agents.apps.play.starts import Recorded
-from agents.apps.play.world import World
 
 MOST_BROWSERS = 16  # that may dream at the same time
 ICON = (
@@ -27,49 +23,27 @@ ICON = (
 )
 
 
-class Stage:
-    """What every page of one server shares. run: the run folder. patience: seconds that a browser
-    may be away before its walk is let go."""
+class Pages:
+    """The page of each browser that is here. patience: seconds that one may be away before its walk
+    is let go."""
 
-    def __init__(
-        self,
-        world: World,
-        recorded: Recorded | None,
-        run: Path,
-        seed: int,
-        patience: float,
-        say: Callable[[str], None],
-    ) -> None:
-        self.world, self.recorded, self.run = world, recorded, run
-        self.seed, self.patience, self.say = seed, patience, say
-        self.title = f"{run.name} · {world.policy.env.id}"
+    def __init__(self, stage: Stage, patience: float, say: Callable[[str], None]) -> None:
+        self.stage, self.patience, self.say = stage, patience, say
         self.pages: dict[str, Page] = {}  # by the client's id
-        # Models and replay know one thread, and some renderers live in the thread that made them.
-        self._thread = ThreadPoolExecutor(1, "dream")
-
-    async def work(self, call: Callable[[], Any]) -> Any:
-        """Run a call in the one thread of models and environments."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
-
-    def first_start(self, session: Session) -> None:
-        """Where a page begins by itself: the middle recorded episode, or a fresh reset."""
-        if self.recorded is None:
-            session.start_real(self.seed)
-        else:
-            episode = (len(self.recorded.episodes) - 1) // 2
-            session.start_recorded(episode, (self.recorded.length(episode) - 1) // 3)
 
     def join(self, client: Any) -> None:
         """Build the page of a browser that has come, and let its walk go when it leaves."""
         if len(self.pages) >= MOST_BROWSERS:
             ui.label(f"{MOST_BROWSERS} browsers are dreaming here already. Close one and reload.")
             return
-        page = self.pages[client.id] = Page(self, Session(self.world, self.recorded, self.seed))
+        stage = self.stage
+        session = Session(stage.world, stage.recorded, stage.seed)
+        page = self.pages[client.id] = Page(stage, session)
 
         async def leave() -> None:
             page.driver.close()
             if self.pages.pop(client.id, None) is not None:
-                await self.work(page.session.close)
+                await stage.work(session.close)
                 self.say(f"A browser left; {len(self.pages)} remain.")
 
         client.on_delete(leave)
@@ -79,12 +53,11 @@ class Stage:
         pages, self.pages = self.pages, {}
         for page in pages.values():
             page.driver.close()
-            self._thread.submit(page.session.close)
-        self._thread.shutdown(wait=True)
+        self.stage.close(page.session for page in pages.values())
 
 
 def serve(
-    stage: Stage, listening: socket.socket, hosts: list[str] | None, ready: Callable[[], None]
+    pages: Pages, listening: socket.socket, hosts: list[str] | None, ready: Callable[[], None]
 ) -> None:
     """Serve until Ctrl-C; ready is called once signals and requests are answered.
 
@@ -92,9 +65,9 @@ def serve(
     pages of somewhere else that reach for this one.
     """
 
-    @ui.page("/", title=stage.title, reconnect_timeout=stage.patience)
+    @ui.page("/", title=pages.stage.title, reconnect_timeout=pages.patience)
     def index() -> None:
-        stage.join(ui.context.client)
+        pages.join(ui.context.client)
 
     outer = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     ui.run_with(
@@ -104,7 +77,7 @@ def serve(
         tailwind=False,
         show_welcome_message=False,
         message_history_length=100,
-        reconnect_timeout=stage.patience,
+        reconnect_timeout=pages.patience,
     )
     if hosts is not None:
         outer.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
@@ -114,12 +87,12 @@ def serve(
     # NiceGUI looks for its server among all objects there are, and torch warns of one of its own.
     warnings.filterwarnings("ignore", "`torch.distributed.reduce_op`", FutureWarning)
     app.on_startup(ready)
-    app.on_shutdown(stage.close)
+    app.on_shutdown(pages.close)
     try:
         uvicorn.Server(settings).run(sockets=[listening])
     except KeyboardInterrupt:
         pass  # uvicorn gives its signals back after its own clean end
     finally:
-        stage.close()
+        pages.close()
         listening.close()
-        stage.say("The page is closed.")
+        pages.say("The page is closed.")

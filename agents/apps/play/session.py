@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from agents.apps.episodes import Episodes
 from agents.apps.play.reality import Moment, Reality
-from agents.apps.play.starts import Recorded
 from agents.apps.play.world import Sight, World, allowed, allows, seed_of
 from worldmodel.types import MASK_KEY, LatentState
 
@@ -74,7 +74,7 @@ class Session:
     """
 
     world: World
-    recorded: Recorded | None = None
+    recorded: Episodes | None = None
     seed: int = 0
     about: str = ""  # where this walk began, in words
     nodes: list[Node] = field(default_factory=list)
@@ -92,7 +92,9 @@ class Session:
         """Begin at a recorded row, after at most `context` rows that the model sees."""
         if self.recorded is None:
             raise ValueError("This run has no replay to start from. Start with a fresh reset.")
-        batch = self.recorded.context(episode, row, _context(context))
+        self.recorded.check(episode, row)
+        length = min(_context(context), row + 1)
+        batch = self.recorded.batch([episode], row + 1 - length, length)
         latent = self.world.after(batch, seed_of(self.seed, "context", 0))
         frames = [
             self.world.picture({k: v[0, t].numpy() for k, v in batch.obs.items()})

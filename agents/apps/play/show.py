@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
-from agents.apps.play.film import Frame, error_between, film, png, write_numbered
 from agents.apps.play.session import Node, Real, Session
+from worldmodel.dream import films
+from worldmodel.log import enlarged, gif
 
 WINDOW = 200  # steps that a curve shows, the newest
-# name -> what it is called, and in what unit.
-CURVES = {
-    "reward": "reward",
-    "goes_on": "continue",
-    "value": "value",
-    "surprise": "surprise",
-}
+CURVES = ("reward", "goes_on", "value", "surprise")
+REAL = (86, 180, 233)  # the colour of what is not imagined
+SIDE, GAP = 224, 6  # of a frame in a GIF: pixels of the shorter side, and between two pictures
+LIMIT = 600  # frames of one GIF: a minute of film, and about 100 MB while it is made
 
 
 def shown(session: Session, view: str) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def pictures(session: Session, view: str) -> list[dict[str, str]]:
     if view != "real":
         parts.append((title, "dream", dream))
     if view == "both" and real is not None and real.picture.shape == dream.shape:
-        parts.append(("Difference", "error", error_between(dream, real.picture)))
+        parts.append(("Difference", "error", films.difference(dream, real.picture)))
     elif view == "both":
         parts.append(("Difference: none to take", "error", np.full_like(dream, 40)))
     return [{"title": t, "kind": k, "src": png(p)} for t, k, p in parts]
@@ -75,7 +75,7 @@ def numbers(node: Node) -> dict[str, float | None]:
 def curves(path: list[Node], view: str) -> dict[str, Any]:
     """The newest WINDOW moments of a path: where they begin, and one list for each figure."""
     part = [numbers(node) for node in path[-WINDOW:]]
-    names = [*CURVES, "real_reward"] if view != "dream" else list(CURVES)
+    names = (*CURVES, "real_reward") if view != "dream" else CURVES
     first = path[-len(part)].depth
     return {"first": first, **{name: [one[name] for one in part] for name in names}}
 
@@ -85,14 +85,8 @@ def branches(session: Session) -> dict[str, Any]:
     rows = []
     for branch in session.branches:
         tip, fork = session.nodes[branch.tip], session.nodes[branch.fork]
-        rows.append(
-            {
-                "label": branch.label,
-                "parent": branch.parent,
-                "fork": fork.depth,
-                "tip": tip.depth,
-            }
-        )
+        place = {"fork": fork.depth, "tip": tip.depth}
+        rows.append({"label": branch.label, "parent": branch.parent, **place})
     return {"rows": rows, "on": session.on, "depth": session.node.depth}
 
 
@@ -115,14 +109,16 @@ def note(session: Session, view: str) -> str:
 
 
 def film_of(session: Session, view: str = "dream", fps: float = 10.0) -> bytes:
-    """What was seen from the context to where one is, as an animated GIF."""
+    """What was seen from the context to where one is, as an animated GIF of at most the last LIMIT
+    frames, all of one size."""
     view = session.view(view)
-    frames = [_context_frame(picture, view) for picture in session.lead]
+    names = ("real", "seen") if view == "both" else ("real",)
+    frames = [_drawn(dict.fromkeys(names, picture), "context") for picture in session.lead]
     last = session.nodes[0].real
     for node in session.path()[1:]:
         last = node.real or last
         frames.append(_frame(node, last, view))
-    return film(frames, fps)
+    return gif(frames[-LIMIT:], max(1, round(fps)))
 
 
 def save_film(
@@ -133,6 +129,27 @@ def save_film(
     data = film_of(session, view, fps)
     stem = f"{session.view(view)}-{session.branches[session.on].label}"
     return write_numbered(run / "play", stem, data), data
+
+
+def write_numbered(folder: Path, stem: str, data: bytes) -> Path:
+    """Write to the first free name `stem-001.gif`, `stem-002.gif`, ... of a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(1, 100_000):
+        path = folder / f"{stem}-{number:03d}.gif"
+        try:
+            with path.open("xb") as file:
+                file.write(data)
+        except FileExistsError:
+            continue
+        return path
+    raise OSError(f"'{folder}' has no free name left for a film.")
+
+
+def png(picture: np.ndarray) -> str:
+    """A uint8 picture [H, W, 3] as the text of a PNG data address."""
+    ok, data = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))
+    assert ok
+    return "data:image/png;base64," + base64.b64encode(data.tobytes()).decode()
 
 
 def finite(value: float | None) -> float | None:
@@ -149,12 +166,7 @@ def _last_real(session: Session) -> Real:
     return node.real
 
 
-def _context_frame(picture: np.ndarray, view: str) -> Frame:
-    names = ("real", "seen") if view == "both" else ("real",)
-    return Frame(dict.fromkeys(names, picture), frozenset(), "context")
-
-
-def _frame(node: Node, last: Real | None, view: str) -> Frame:
+def _frame(node: Node, last: Real | None, view: str) -> np.ndarray:
     """One moment of a film; last: the newest real moment up to there."""
     words = [f"step {node.depth}"]
     if node.sight.reward is not None:
@@ -166,4 +178,15 @@ def _frame(node: Node, last: Real | None, view: str) -> Frame:
         shots["real" if node.real else "real (ended)"] = last.picture
     if view != "real":
         shots["dream"] = node.sight.picture
-    return Frame(shots, frozenset({"dream"}), "   ".join(words))
+    return _drawn(shots, "   ".join(words))
+
+
+def _drawn(pictures: dict[str, np.ndarray], text: str) -> np.ndarray:
+    """uint8 [H', W', 3]: pictures by title side by side over a line of text."""
+    tiles = []
+    for title, picture in pictures.items():
+        big = enlarged(picture, SIDE)
+        head = films.lines([title], big.shape[1], films.MARK if title == "dream" else REAL)
+        tiles.append(np.concatenate([head, big], 0))
+    row = films.tiled(tiles, len(tiles), GAP)
+    return np.concatenate([row, films.lines([text], row.shape[1])], 0)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.apps.play.film import picture_of
 from agents.base import Policy, check_mode, random_actions
 from worldmodel import seeding
 from worldmodel.config import ConfigError
-from worldmodel.types import MASK_KEY, Batch, LatentState, start_of
+from worldmodel.dream import films
+from worldmodel.types import MASK_KEY, Batch, EnvSpec, LatentState, start_of
+
+INK, PAPER, GRID = (232, 234, 237), (24, 27, 33), (70, 75, 84)  # of numbers drawn as bars
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class World:
         """The state [1, ...] after the last row of one sequence [1, T, ...]."""
         batch = batch.to(self.device)
         state: LatentState = start_of(self.model, batch)
-        with noise(seed, self.device):
+        with seeding.Stream(seed, self.device):
             for t in range(batch.shape[1]):
                 obs = {key: value[:, t] for key, value in batch.obs.items()}
                 state = self.model.observe(state, obs, batch.action[:, t], batch.is_first[:, t])
@@ -88,7 +89,7 @@ class World:
         episode's start."""
         given = np.zeros(self.spec.action.size, np.float32) if action is None else action
         first = torch.tensor([action is None], device=self.device)
-        with noise(seed, self.device):
+        with seeding.Stream(seed, self.device):
             out: LatentState = self.model.observe(
                 before, self._tensors(obs), self._action(given), first
             )
@@ -97,7 +98,7 @@ class World:
     @torch.no_grad()
     def dream(self, before: LatentState, action: np.ndarray, seed: int) -> Sight:
         """What action [A] leads to, as the model imagines it."""
-        with noise(seed, self.device):
+        with seeding.Stream(seed, self.device):
             state, reward, cont = self.model.step(before, self._action(action))
         goes_on = min(1.0, float(cont) / self._discount)
         return self._sight(state, float(reward), goes_on)
@@ -115,7 +116,7 @@ class World:
         observation then says; None where the model cannot tell."""
         if self._surprise is None:
             return None
-        with noise(seed, self.device):
+        with seeding.Stream(seed, self.device):
             return float(self._surprise(before, self._tensors(obs), self._action(action)))
 
     def decide(
@@ -125,7 +126,7 @@ class World:
         if not self.acts:
             return self.random_action(mask, seed)
         check_mode(mode)
-        with noise(seed, self.device):
+        with seeding.Stream(seed, self.device):
             prior = self.policy.agent.evaluate(latent).prior
             chosen = prior.sample() if mode == "sample" else prior.mode()
         action = chosen[0].float().cpu().numpy()
@@ -140,7 +141,7 @@ class World:
 
     def picture(self, obs: Mapping[str, Any]) -> np.ndarray:
         """uint8 [H, W, 3] of one observation: its images side by side, or its numbers as bars."""
-        return picture_of({key: np.asarray(value) for key, value in obs.items()}, self.spec)
+        return picture_of(obs, self.spec)
 
     def _sight(self, state: LatentState, reward: float | None, goes_on: float | None) -> Sight:
         shown = {
@@ -165,15 +166,6 @@ class World:
         return torch.as_tensor(action, dtype=torch.float32, device=self.device)[None]
 
 
-@contextlib.contextmanager
-def noise(seed: int, device: torch.device) -> Iterator[None]:
-    """Random numbers from this seed, and from where they were afterwards."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
-
-
 def allowed(mask: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
     """A mask [A] of factors; one with nothing allowed is a mistake and counts as free, as it does
     for policies."""
@@ -189,3 +181,31 @@ def allows(mask: np.ndarray | None, action: np.ndarray) -> bool:
 def seed_of(seed: int, use: str, number: int) -> int:
     """The seed of one use of random numbers in one node."""
     return seeding.spawn(seed, f"{use} {number}")
+
+
+def picture_of(values: Mapping[str, Any], spec: EnvSpec) -> np.ndarray:
+    """uint8 [H, W, 3] of one observation, real (uint8 images) or decoded (images in [0, 1]):
+    the images side by side or, where there is none, the numbers as bars."""
+    found = films.pictures(spec, {k: torch.as_tensor(v)[None] for k, v in values.items()})
+    if found:
+        return found[0]
+    keys = [k for k in (*spec.keys("vector"), *spec.keys("discrete")) if k in values]
+    if not keys:
+        return np.zeros((32, 32, 3), np.uint8)
+    return bars(np.concatenate([np.ravel(values[key]) for key in keys]))
+
+
+def bars(numbers: np.ndarray, height: int = 64) -> np.ndarray:
+    """Numbers [N] as bars up or down from the middle, uint8 [height, W, 3].
+
+    Lengths are logarithmic, log(1 + |x|), and reach the edge at |x| = 20."""
+    wide = max(2, 96 // max(1, len(numbers)))
+    out = np.full((height, len(numbers) * wide, 3), PAPER, np.uint8)
+    middle = height // 2
+    out[middle] = GRID
+    finite = np.nan_to_num(np.asarray(numbers, np.float64), nan=0.0, posinf=20.0, neginf=-20.0)
+    lengths = np.sign(finite) * np.minimum(1.0, np.log1p(np.abs(finite)) / np.log1p(20.0))
+    for i, length in enumerate(lengths):
+        top, bottom = sorted((middle, middle - round(length * (middle - 1))))
+        out[top : bottom + 1, i * wide : (i + 1) * wide - 1] = INK
+    return out

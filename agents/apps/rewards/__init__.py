@@ -1,29 +1,28 @@
 """New rewards for a trained world model, without new experience.
 
-sources, preferences, goals   where a reward comes from: labels for the rows of a replay
-experience, latents, split    rows by episode and step; the frozen model's states; who judges
-fit, make, finetune           a head on those states, and how far it can be believed
-store                         heads by name, beside their run
-compose                       fitted heads as part of the model, weighted by `control`
-score                         what a policy earns by any reward in the real environment
-report, show, cli             pictures, words and the command behind scripts/fit_reward.py
+labels, tables   where a reward comes from: labels for the rows of a replay, or pairs of segments
+latents          what the frozen model makes of those rows
+fit, finetune    a head on those states, and how far it can be believed
+make             from a source to a stored head
+store            heads by name, beside their run and as part of its model, weighted by `control`
+score            what a policy earns by any reward in the real environment
+report, cli      pictures, words and the command behind scripts/fit_reward.py
 """
 
-from agents.apps.rewards.compose import WithHeads, with_heads
-from agents.apps.rewards.config import FitConfig
-from agents.apps.rewards.make import fit_head
+from agents.apps.rewards.make import FitConfig, fit_head
 from agents.apps.rewards.score import Score, score
-from agents.apps.rewards.store import Stored, names, read, remove
+from agents.apps.rewards.store import WithHeads, remove_head, with_heads
+from worldmodel.rssm.fitted import FittedHead, head_names, read_head
 
 __all__ = [
     "FitConfig",
+    "FittedHead",
     "Score",
-    "Stored",
     "WithHeads",
     "fit_head",
-    "names",
-    "read",
-    "remove",
+    "head_names",
+    "read_head",
+    "remove_head",
     "score",
     "with_heads",
 ]

@@ -7,26 +7,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import agents
-from agents.apps.rewards import store
-from agents.apps.rewards.config import FitConfig
-from agents.apps.rewards.experience import Experience
-from agents.apps.rewards.make import fit_head
-from agents.apps.rewards.show import write_episode
+from agents.apps.episodes import Episodes
+from agents.apps.rewards.make import FitConfig, fit_head
+from agents.apps.rewards.report import write_episode
+from agents.apps.rewards.store import remove_head
 from agents.run.cli import see_working_folder
 from worldmodel import config
 from worldmodel.config import ConfigError, RunError
+from worldmodel.rssm.fitted import FOLDER, checkpoint_name, head_names, read_head
 
-Said = Callable[[str], None]
 
-
-def fit_reward_command(say: Said, arguments: Sequence[str] | None = None) -> int:
+def fit_reward_command(say: Callable[[str], None], arguments: Sequence[str] | None = None) -> int:
     """Fit, list or remove reward heads of a run; the exit code."""
     see_working_folder()
     words = sys.argv[1:] if arguments is None else arguments
     return config.guarded(lambda: _command(words, say), say)
 
 
-def _command(words: Sequence[str], say: Said) -> int:
+def _command(words: Sequence[str], say: Callable[[str], None]) -> int:
     settings = config.from_cli(FitConfig, _quoted(words))
     config.read(Path(settings.run) / "config.yaml")  # ConfigError where it is no run
     asked = {
@@ -43,9 +41,11 @@ def _command(words: Sequence[str], say: Said) -> int:
     if settings.list:
         say(listing(settings.run))
     elif settings.remove:
-        say(f"removed {store.remove(settings.run, settings.remove)}")
+        say(f"removed {remove_head(settings.run, settings.remove)}")
     elif settings.show >= 0:
-        say(f"episode {settings.show}: {_draw(settings.run, settings.show)}")
+        episodes = Episodes(agents.load_replay(settings.run))
+        path = Path(settings.run) / FOLDER / f"episode-{settings.show:04d}.png"
+        say(f"episode {settings.show}: {write_episode(path, episodes, settings.show)}")
     else:
         if not settings.name:
             raise ConfigError("The new head needs a name: name=hang, for example.")
@@ -55,7 +55,7 @@ def _command(words: Sequence[str], say: Said) -> int:
 
 def listing(run: str | Path) -> str:
     """The heads of a run, a line each: name, source, how well it did on held-out episodes."""
-    names = store.names(run)
+    names = head_names(run)
     if not names:
         return f"'{run}' has no fitted heads."
     width = max(len(name) for name in names)
@@ -64,7 +64,7 @@ def listing(run: str | Path) -> str:
 
 def _line(run: str | Path, name: str) -> str:
     try:
-        stored = store.read(run, name)
+        stored = read_head(run, name)
     except RunError as error:
         return str(error)
     found = stored.fitted.get("held_out")
@@ -74,14 +74,8 @@ def _line(run: str | Path, name: str) -> str:
         quality = f"{found['right']:.0%} of held-out pairs"
     else:
         quality = f"held-out R2 {found['r2']:.3f}"
-    stale = "" if stored.checkpoint == store.checkpoint_name(run) else ", of an older checkpoint"
+    stale = "" if stored.checkpoint == checkpoint_name(run) else ", of an older checkpoint"
     return f"{stored.source['reward']}  ({quality}{stale})"
-
-
-def _draw(run: str, number: int) -> Path:
-    experience = Experience(agents.load_replay(run))
-    path = Path(run) / store.FOLDER / f"episode-{number:04d}.png"
-    return write_episode(path, experience, number)
 
 
 def _quoted(words: Sequence[str]) -> list[str]:

@@ -14,67 +14,50 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from agents.apps.rewards.config import FitConfig
-from agents.apps.rewards.experience import Experience
-from agents.apps.rewards.fit import rescale, rows_of, unit_of
+from agents.apps.episodes import Episodes
+from agents.apps.rewards.fit import rescale, unit_of
+from agents.apps.rewards.labels import Examples
 from agents.apps.rewards.latents import Latents
-from agents.apps.rewards.split import Examples
 from agents.base import Policy
 from worldmodel import checkpoint, config
-from worldmodel.config import ConfigError, RunError
+from worldmodel.config import RunError
 from worldmodel.optim import LaProp, OptimConfig
-from worldmodel.replay import RowIndex
 from worldmodel.rssm import Head
-from worldmodel.seeding import spawn
 from worldmodel.types import Batch
-
-Said = Callable[[str], None]
-
-
-def new_run(settings: FitConfig) -> Path:
-    """The folder of the new run; ConfigError where there is something in it."""
-    folder = Path(settings.into or f"{Path(settings.run)}-{settings.name}")
-    if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(
-            f"finetune=true writes a new run to '{folder}', but there is something in it. Name "
-            "another folder with into=..."
-        )
-    return folder
 
 
 def tune(
     policy: Policy,
-    experience: Experience,
+    episodes: Episodes,
     head: Head,
     latents: Latents,
     examples: Examples,
-    settings: FitConfig,
-    say: Said,
-) -> dict[str, Any]:
+    updates: int,
+    lr: float,
+    seed: int,
+    say: Callable[[str], None],
+) -> None:
     """Teach the policy's world model its own losses and the head's together, in place, on episodes
-    that are not held out. Returns what was done."""
+    that are not held out. Raises RunError where a loss is not finite."""
     model = policy.model
-    draw = _drawing(policy, experience, head, latents, examples)
+    draw = _drawing(policy, episodes, head, latents, examples)
     mean, deviation = unit_of(head, examples)
     rescale(head, -mean / deviation, 1.0 / deviation)  # back to the unit in which it learns
     model.requires_grad_(True)
     head.requires_grad_(True)
     head.config.trains_latent = True
-    optim = LaProp(
-        [("model", model), ("head", head)],
-        OptimConfig(lr=settings.finetune_lr, warmup=max(1, settings.finetune_updates // 10)),
-    )
-    rng = np.random.default_rng(spawn(settings.seed, "finetune"))
-    torch.manual_seed(spawn(settings.seed, "finetune"))
+    warmup = max(1, updates // 10)
+    optim = LaProp([("model", model), ("head", head)], OptimConfig(lr=lr, warmup=warmup))
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
     began = time.monotonic()
-    for done in range(1, settings.finetune_updates + 1):
+    for done in range(1, updates + 1):
         batch, wanted = draw(rng)
         output = model.losses(batch)
         total = torch.stack([model.scale(k) * v.mean() for k, v in output.losses.items()]).sum()
@@ -85,43 +68,36 @@ def tune(
             optim.step(total)
         except FloatingPointError as error:
             raise RunError(f"Fine-tuning diverged: {error} Lower finetune_lr.") from error
-        if done % max(1, settings.finetune_updates // 4) == 0:
-            say(
-                f"  fine-tuning {done:,} of {settings.finetune_updates:,}: "
-                f"{time.monotonic() - began:.1f} s"
-            )
+        if done % max(1, updates // 4) == 0:
+            say(f"  fine-tuning {done:,} of {updates:,}: {time.monotonic() - began:.1f} s")
     model.requires_grad_(False)
-    return {"updates": settings.finetune_updates, "lr": settings.finetune_lr}
 
 
 def _drawing(
-    policy: Policy, experience: Experience, head: Head, latents: Latents, examples: Examples
+    policy: Policy, episodes: Episodes, head: Head, latents: Latents, examples: Examples
 ) -> Callable[[np.random.Generator], tuple[Batch, Tensor]]:
     """What draws sequences [B, T] of episodes that are not held out, and their labels in the
     head's unit [B, T], NaN where there are none."""
     taught = [n for n in latents.episodes if (~examples.held_out[examples.episode == n]).any()]
     size = policy.agent.batch_size
-    length = min(policy.agent.batch_length, int(experience.lengths[taught].min()))
-    target = np.full(len(latents), np.nan, np.float32)
+    length = min(policy.agent.batch_length, int(episodes.lengths[taught].min()))
+    target = np.full(latents.count, np.nan, np.float32)
     mean, deviation = unit_of(head, examples)
-    target[rows_of(latents, examples)] = (examples.value - mean) / deviation
+    target[latents.rows(examples.episode, examples.step)] = (examples.value - mean) / deviation
 
     def draw(rng: np.random.Generator) -> tuple[Batch, Tensor]:
         number = rng.choice(taught, size)
-        step = rng.integers(experience.lengths[number] - length + 1)
-        places = np.array([experience.places[n][:2] for n in number])
-        index = RowIndex(places[:, 0], places[:, 1] + step, length)
-        batch = experience.replay.gather(index, context=experience.replay.columns).to(policy.device)
-        rows = np.array([latents.first[int(n)] for n in number]) + step
+        step = rng.integers(episodes.lengths[number] - length + 1)
+        batch = episodes.batch(number, step, length).to(policy.device)
+        rows = latents.rows(number, step)
         wanted = torch.from_numpy(target[rows[:, None] + np.arange(length)])
         return batch, wanted.to(policy.device)
 
     return draw
 
 
-def write_run(settings: FitConfig, folder: Path, policy: Policy, say: Said) -> None:
+def write_run(old: Path, folder: Path, policy: Policy, say: Callable[[str], None]) -> None:
     """Write the new run: settings, checkpoint, replay."""
-    old = Path(settings.run)
     state = checkpoint.load(old)
     saved = config.read(old / "config.yaml")
     source = Path(saved.replay.directory or old / "replay")

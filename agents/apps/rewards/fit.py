@@ -1,4 +1,13 @@
-"""Fit a head on the latents of a frozen model, and measure how far it can be believed."""
+"""Fit a head on the latents of a frozen model, and measure how far it can be believed.
+
+Labels teach by regression. Pairs of segments, of which somebody says which is better, teach by
+
+    P(b is better than a) = sigmoid(sum of rewards in b - sum of rewards in a)
+
+(Bradley and Terry 1952; for learned rewards Christiano et al. 2017.) Only differences count there,
+so the reward's zero is free and its unit depends on how sure people are; such a head is centred and
+scaled to a standard deviation of 1 over the experience that it was fitted on.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +20,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from agents.apps.rewards.experience import Experience
+from agents.apps.episodes import Episodes
+from agents.apps.rewards.labels import Examples
 from agents.apps.rewards.latents import Latents
-from agents.apps.rewards.split import Examples
+from agents.apps.rewards.tables import EVEN, Pairs
 from worldmodel.config import RunError
 from worldmodel.optim import LaProp, OptimConfig
 from worldmodel.rssm import Head, HeadConfig
 
-Said = Callable[[str], None]
+Draw = Callable[[np.random.Generator], Tensor]  # the loss of a batch that a generator picks
 AHEAD = (1, 5, 10, 15)  # steps into a dream at which rewards are compared with the truth
 STARTS = 512  # dreams for that comparison
 PREDICT = 4096  # rows predicted together
@@ -34,12 +44,7 @@ def new_head(model: Any, kind: str, layers: int, seed: int) -> Head:
 
 
 def train(
-    head: Head,
-    updates: int,
-    lr: float,
-    loss: Callable[[np.random.Generator], Tensor],
-    seed: int,
-    say: Said,
+    head: Head, updates: int, lr: float, loss: Draw, seed: int, say: Callable[[str], None]
 ) -> float:
     """`updates` gradient steps on what `loss` draws; the mean loss of the last tenth.
 
@@ -69,12 +74,12 @@ def train(
 
 def regression(
     head: Head, latents: Latents, examples: Examples, batch: int, dropout: float
-) -> Callable[[np.random.Generator], Tensor]:
-    """The loss of a batch of labelled rows, drawn with a generator from those not held out.
+) -> Draw:
+    """The loss of labelled rows, drawn from those not held out.
 
     A mse head learns labels of mean 0 and deviation 1, whatever their unit; see `unit_of`.
     """
-    rows = rows_of(latents, examples)
+    rows = latents.rows(examples.episode, examples.step)
     mean, deviation = unit_of(head, examples)
     target = torch.from_numpy((examples.value - mean) / deviation).float()
     taught = np.flatnonzero(~examples.held_out)
@@ -88,14 +93,30 @@ def regression(
     return loss
 
 
+def comparison(head: Head, latents: Latents, pairs: Pairs, batch: int, dropout: float) -> Draw:
+    """The loss of pairs, drawn from those not held out."""
+    taught = np.flatnonzero(~pairs.held_out)
+    device = next(head.parameters()).device
+
+    def loss(rng: np.random.Generator) -> Tensor:
+        picks = rng.choice(taught, batch)
+        rows, segment = _segments(latents, pairs, picks)
+        reward = head.predict(F.dropout(latents.feat(rows).to(device), dropout))
+        sums = torch.zeros(2 * len(picks), device=device)
+        sums = sums.index_add(0, torch.from_numpy(segment).to(device), reward).view(-1, 2)
+        target = torch.from_numpy(pairs.preferred[picks]).float().to(device)
+        return F.binary_cross_entropy_with_logits(sums[:, 1] - sums[:, 0], target)
+
+    return loss
+
+
 def unit_of(head: Head, examples: Examples) -> tuple[float, float]:
     """What a label of 0, and one more than that, is worth while the head learns: mean and
     deviation of those not held out for a mse head, whose steps are of one size; 0 and 1 for the
     others, which know what they predict."""
     if head.config.kind != "mse":
         return 0.0, 1.0
-    taught = examples.value[~examples.held_out]
-    return float(taught.mean()), float(taught.std()) or 1.0
+    return float(examples.taught.mean()), float(examples.taught.std()) or 1.0
 
 
 @torch.no_grad()
@@ -103,12 +124,6 @@ def rescale(head: Head, mean: float, deviation: float) -> None:
     """Make a mse head predict mean + deviation times what it predicted."""
     head.out.weight.mul_(deviation)
     head.out.bias.mul_(deviation).add_(mean)
-
-
-def rows_of(latents: Latents, examples: Examples) -> np.ndarray:
-    """The rows [N] of the latents that the examples label."""
-    first = np.array([latents.first[int(number)] for number in examples.episode], np.int64)
-    return first + examples.step
 
 
 @torch.no_grad()
@@ -139,22 +154,18 @@ def errors(predicted: np.ndarray, truth: np.ndarray, constant: float) -> dict[st
 
 @torch.no_grad()
 def errors_ahead(
-    head: Head, model: Any, experience: Experience, latents: Latents, examples: Examples, seed: int
+    head: Head, model: Any, episodes: Episodes, latents: Latents, examples: Examples, seed: int
 ) -> dict[str, dict[str, float]]:
     """`errors` in dreams: states that the model imagines for recorded actions, `AHEAD` steps
     after the last row that it saw, against the labels of the rows that really came.
 
-    On held-out episodes (on all, where none are held out); by the number of steps. An actor that
-    learns in dreams is paid by these predictions.
+    By the number of steps, on the rows that judge. An actor that learns in dreams is paid by these
+    predictions.
     """
-    judged = examples.held_out if examples.held_out.any() else ~examples.held_out
-    constant = float(examples.value[~examples.held_out].mean())
-    label = {
-        (int(e), int(t)): v
-        for e, t, v in zip(
-            examples.episode[judged], examples.step[judged], examples.value[judged], strict=True
-        )
-    }
+    constant = float(examples.taught.mean())
+    judging = examples.judging
+    parts = (examples.episode[judging], examples.step[judging], examples.value[judging])
+    label = {(int(e), int(t)): v for e, t, v in zip(*parts, strict=True)}
     rng = np.random.default_rng(seed)
     found: dict[str, dict[str, float]] = {}
     for ahead in AHEAD:
@@ -162,9 +173,10 @@ def errors_ahead(
         if not places:
             continue
         picks = [places[i] for i in rng.permutation(len(places))[:STARTS]]
-        start = np.array([latents.first[e] + t for e, t in picks])
-        state = latents.states(start).map(lambda x: x.to(next(head.parameters()).device))
-        actions = [_actions(experience, e, t, ahead) for e, t in picks]
+        episode, step = np.array(picks).T
+        state = latents.states(latents.rows(episode, step))
+        state = state.map(lambda x: x.to(next(head.parameters()).device))
+        actions = [episodes.read(e, t + 1, t + 1 + ahead)["action"] for e, t in picks]
         torch.manual_seed(seed)
         states, _ = model.imagine(state, torch.from_numpy(np.stack(actions)).to(state.deter), ahead)
         guess = head.predict(states.feat[:, -1]).double().cpu().numpy()
@@ -173,10 +185,33 @@ def errors_ahead(
     return found
 
 
-def _actions(experience: Experience, episode: int, step: int, count: int) -> np.ndarray:
-    """The encoded actions [count, A] taken from a step on."""
-    stream, start, _ = experience.places[episode]
-    begin = start + step + 1
-    rows = experience.replay.rows(stream, begin, begin + count)
-    action: np.ndarray = rows["action"]
-    return action
+def judged(head: Head, latents: Latents, pairs: Pairs, which: np.ndarray) -> dict[str, float]:
+    """How well the head foretells some pairs: the share whose order it has right (those answered
+    0.5 left out), its mean loss in nats, and that of answering 0.5 always."""
+    rows, segment = _segments(latents, pairs, which)
+    sums = np.zeros(2 * len(which))
+    np.add.at(sums, segment, predicted(head, latents, rows))
+    logit = np.diff(sums.reshape(-1, 2), axis=1)[:, 0]
+    wanted = pairs.preferred[which]
+    loss = np.logaddexp(0.0, logit) - wanted * logit
+    sure = wanted != EVEN
+    right = (logit[sure] > 0) == (wanted[sure] > EVEN)
+    return {
+        "pairs": len(which),
+        "right": float(right.mean()) if sure.any() else float("nan"),
+        "loss": float(loss.mean()),
+        "constant_loss": float(np.log(2.0)),
+    }
+
+
+def _segments(latents: Latents, pairs: Pairs, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of all segments of some pairs, one after the other, and each row's segment: 2 i for a,
+    2 i + 1 for b."""
+    rows, segment = [], []
+    for i, pair in enumerate(which):
+        steps = np.arange(pairs.length[pair])
+        for side in (0, 1):
+            episode, start = pairs.episode[pair, side], pairs.start[pair, side]
+            rows.append(latents.rows(episode, start + steps))
+            segment.append(np.full(len(steps), 2 * i + side))
+    return np.concatenate(rows), np.concatenate(segment)

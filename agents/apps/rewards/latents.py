@@ -1,28 +1,43 @@
-"""The states that a frozen model passes through while it is shown recorded episodes, kept once."""
+"""What a frozen model makes of recorded rows: the states that it passes through while it is shown
+whole episodes, kept once; and how far single observations are from a goal.
+
+A goal is an observation that somebody likes, and the reward is how near others are to one. Distance
+is measured between what the model makes of each observation alone, without a past: the logits of
+its posterior after one frame that begins an episode (the means, for gaussian latents), each group
+centred. It is the root of the mean squared difference. On Pendulum's pictures it orders frames by
+their angle from the goal better than anything else that was tried (docs/REWARDS.md).
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from agents.apps.rewards.experience import Experience
-from worldmodel.replay import RowIndex
+from agents.apps.episodes import Episodes
+from agents.apps.rewards.labels import Labels
+from worldmodel import dream, tree
+from worldmodel.config import ConfigError
 from worldmodel.seeding import Stream
-from worldmodel.types import Batch, LatentState, start_of
+from worldmodel.types import EnvSpec, Packs, start_of
 
 SIDE_BY_SIDE = 64  # episodes that are filtered together
 CHUNK = 64  # rows of them at a time
+SEEN = 512  # observations looked at together
+FRAME = re.compile(r"(\d+):(\d+)")
 
 
 class Latents:
-    """The posteriors of whole episodes, packed as replay stores them; on the CPU.
+    """The posteriors of whole episodes, as replay stores them where the model packs its states; on
+    the CPU.
 
-    episodes: numbers of the filtered episodes. first: the row of `columns` where each of them
-    begins.
+    episodes: numbers of the filtered episodes. first: the row of `stored` where each of them
+    begins. count: of all rows.
     """
 
     def __init__(self, model: Any, episodes: Sequence[int], lengths: np.ndarray) -> None:
@@ -31,25 +46,32 @@ class Latents:
         ends = np.cumsum([lengths[number] for number in self.episodes])
         begins = [0, *ends[:-1].tolist()]
         self.first = dict(zip(self.episodes, begins, strict=True))
-        count = int(ends[-1]) if len(ends) else 0
-        self.columns = {
-            name: np.zeros((count, *column.shape), column.dtype)
-            for name, column in model.columns.items()
-        }
+        self.count = int(ends[-1]) if len(ends) else 0
+        self.stored = tree.map(
+            lambda x: np.zeros((self.count, *x.shape[1:]), x.cpu().numpy().dtype),
+            self._pack(model.initial(1)),
+        )
 
-    def __len__(self) -> int:
-        """How many rows."""
-        return len(next(iter(self.columns.values())))
+    def _pack(self, state: Any) -> Any:
+        return self._model.pack(state) if isinstance(self._model, Packs) else state
 
-    def rows(self, episode: int, steps: np.ndarray) -> np.ndarray:
-        """Row numbers of steps of an episode."""
-        return self.first[episode] + np.asarray(steps, np.int64)
+    def rows(self, episode: int | np.ndarray, steps: np.ndarray) -> np.ndarray:
+        """Row numbers [N] of steps [N], all of one episode or of an episode [N] each."""
+        first = np.array([self.first[int(number)] for number in np.atleast_1d(episode)], np.int64)
+        return first + steps
 
-    def states(self, rows: np.ndarray) -> LatentState:
-        """The states [N, ...] of rows [N], float32 on the CPU."""
-        values = {name: torch.from_numpy(x[rows]) for name, x in self.columns.items()}
-        state: LatentState = self._model.unpack(values)
-        return state
+    def write(self, rows: np.ndarray, states: Any) -> None:
+        """Keep states [N, ...] for rows [N]."""
+
+        def put(old: np.ndarray, new: Tensor) -> None:
+            old[rows] = new.cpu().numpy()
+
+        tree.map(put, self.stored, self._pack(states))
+
+    def states(self, rows: np.ndarray) -> Any:
+        """The states [N, ...] of rows [N], on the CPU."""
+        found = tree.map(lambda x: torch.from_numpy(x[rows]), self.stored)
+        return self._model.unpack(found) if isinstance(self._model, Packs) else found
 
     def feat(self, rows: np.ndarray) -> Tensor:
         """Their features [N, F]."""
@@ -57,58 +79,123 @@ class Latents:
 
 
 @torch.no_grad()
-def filtered(model: Any, experience: Experience, episodes: Sequence[int], seed: int = 0) -> Latents:
+def filtered(model: Any, episodes: Episodes, used: Sequence[int], seed: int = 0) -> Latents:
     """Show whole episodes to a model, each from its beginning on, and keep its posteriors.
 
     An episode whose beginning is overwritten starts from the state that replay stored before it,
     or from nothing. Draws no global random numbers.
     """
-    latents = Latents(model, episodes, experience.lengths)
+    latents = Latents(model, used, episodes.lengths)
     device = next(model.parameters()).device
     # Episodes of like lengths go together; those that have ended leave the group.
-    order = sorted(latents.episodes, key=lambda number: -experience.lengths[number])
+    order = sorted(latents.episodes, key=lambda number: -episodes.lengths[number])
     with Stream(seed, device):
         for i in range(0, len(order), SIDE_BY_SIDE):
-            _follow(model, experience, latents, order[i : i + SIDE_BY_SIDE], device)
+            _follow(model, episodes, latents, order[i : i + SIDE_BY_SIDE], device)
     return latents
 
 
 def _follow(
-    model: Any,
-    experience: Experience,
-    latents: Latents,
-    group: list[int],
-    device: torch.device,
+    model: Any, episodes: Episodes, latents: Latents, group: list[int], device: torch.device
 ) -> None:
     """Filter some episodes side by side, longest first, a chunk of rows at a time."""
-    state: LatentState | None = None
+    state: Any = None
     begin = 0
     while group:
         # Every chunk ends where the shortest episode of the group does, or earlier.
-        length = min(CHUNK, int(experience.lengths[group[-1]]) - begin)
-        batch = gathered(experience, group, begin, length).to(device)
+        length = min(CHUNK, int(episodes.lengths[group[-1]]) - begin)
+        batch = episodes.batch(group, begin, length)
+        batch.obs = {key: batch.obs[key] for key in episodes.spec.seen}
+        batch = batch.to(device)
         if state is None:
             state = start_of(model, batch)
         else:
             batch.is_first[:, 0] = False  # replay may know no state before these rows; we do
-        states = model.observe(state, batch.obs, batch.action, batch.is_first)
-        packed = {name: value.cpu().numpy() for name, value in model.pack(states).items()}
+        states = dream.follow(model, batch, state)
         for i, number in enumerate(group):
             rows = latents.rows(number, np.arange(begin, begin + length))
-            for name, value in packed.items():
-                latents.columns[name][rows] = value[i]
+            latents.write(rows, tree.index(states, i))
         begin += length
-        group = [number for number in group if experience.lengths[number] > begin]
-        state = LatentState(*(part[: len(group), -1] for part in states))  # longest first
+        group = [number for number in group if episodes.lengths[number] > begin]
+        state = tree.index(states, (slice(len(group)), -1))  # longest first
 
 
-def gathered(experience: Experience, episodes: Sequence[int], begin: int, length: int) -> Batch:
-    """`length` rows of some episodes from a step on, [n, length, ...]; only what models see."""
-    places = [experience.places[number] for number in episodes]
-    stream = np.array([place[0] for place in places], np.int64)
-    start = np.array([place[1] + begin for place in places], np.int64)
-    batch = experience.replay.gather(
-        RowIndex(stream, start, length), context=experience.replay.columns
-    )
-    batch.obs = {key: batch.obs[key] for key in experience.spec.seen}
-    return batch
+def goal_labels(what: str, episodes: Episodes, model: Any, scale: float = 0.0) -> Labels:
+    """The nearness of every row to the nearest goal: minus the distance or, with a scale,
+    exp(-distance / scale).
+
+    Raises ConfigError where a goal is neither a picture nor a frame of the replay.
+    """
+    targets = look(model, goal_observations(what, episodes))
+    labels = []
+    for number in range(len(episodes)):
+        rows = episodes.read(number)
+        seen = look(model, {key: rows[key] for key in episodes.spec.seen})
+        apart = (seen[:, None] - targets[None]).square().mean(-1).sqrt().amin(1)
+        distance = apart.double().cpu().numpy()
+        labels.append(np.exp(-distance / scale) if scale else -distance)
+    return Labels(labels)
+
+
+def goal_observations(what: str, episodes: Episodes) -> dict[str, np.ndarray]:
+    """The goals' observations [G, ...] by key; pictures are scaled to the run's own size."""
+    spec = episodes.spec
+    found: list[dict[str, Any]] = []
+    for part in (word.strip() for word in what.split(",")):
+        named = FRAME.fullmatch(part)
+        if named:
+            episode, step = (int(n) for n in named.groups())
+            episodes.check(episode, step, f"The goal '{part}': ")
+            found.append(episodes.observation(episode, step))
+        else:
+            found.append(_picture(part, spec))
+    return {key: np.stack([one[key] for one in found]) for key in spec.seen}
+
+
+@torch.no_grad()
+def look(model: Any, obs: dict[str, np.ndarray]) -> Tensor:
+    """What the model makes of observations [N, ...] without a past: float32 [N, S * K or S]."""
+    device = next(model.parameters()).device
+    parts = []
+    count = len(next(iter(obs.values())))
+    for i in range(0, count, SEEN):
+        part = {k: torch.from_numpy(v[i : i + SEEN]).to(device) for k, v in obs.items()}
+        embed = model.encoder(part).unsqueeze(1)  # [n, 1, E]
+        size = len(embed)
+        action = torch.zeros(size, 1, model.spec.action.size, device=device)
+        first = torch.ones(size, 1, dtype=torch.bool, device=device)
+        _, params = model.core.observe(model.initial(size), embed, action, first)
+        params = params.squeeze(1).float()
+        params = params[..., 0] if model.core.gaussian else params - params.mean(-1, keepdim=True)
+        parts.append(params.flatten(1))
+    return torch.cat(parts)
+
+
+def _picture(name: str, spec: EnvSpec) -> dict[str, np.ndarray]:
+    """A picture as the run would have seen it, uint8 [H, W, C], by its key."""
+    if list(spec.seen) != spec.keys("image") or len(spec.seen) != 1:
+        raise ConfigError(
+            f"The goal '{name}' is a picture, but this run sees {sorted(spec.seen)}. Name frames "
+            "of its replay instead, as goal:EPISODE:STEP."
+        )
+    if not Path(name).is_file():
+        raise ConfigError(
+            f"There is no picture '{name}' (looked in '{Path.cwd()}'). A frame of the replay is "
+            "named goal:EPISODE:STEP."
+        )
+    import cv2  # loads slowly
+
+    picture: Any = cv2.imread(name, cv2.IMREAD_COLOR)
+    if picture is None:
+        raise ConfigError(f"'{name}' is no picture that can be read. Known: PNG, JPEG and others.")
+    (key,) = spec.keys("image")
+    height, width, channels = spec.obs[key].shape
+    if channels not in (1, 3):
+        raise ConfigError(
+            f"The run's pictures have {channels} channels, so no file can show one. Name frames of "
+            "its replay instead, as goal:EPISODE:STEP."
+        )
+    if picture.shape[:2] != (height, width):
+        picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+    code = cv2.COLOR_BGR2RGB if channels == 3 else cv2.COLOR_BGR2GRAY
+    return {key: cv2.cvtColor(picture, code).reshape(height, width, channels)}

@@ -1,4 +1,5 @@
-"""How far a fitted head can be believed: words, a picture, and the numbers behind it."""
+"""How far a fitted head can be believed: words, a picture, and the numbers behind it; and an
+episode with its steps."""
 
 from __future__ import annotations
 
@@ -6,14 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from agents.apps.rewards.sources import Labels
-from agents.apps.rewards.split import Examples
+from agents.apps.episodes import Episodes
+from agents.apps.rewards.labels import Examples, Labels
 from worldmodel import plots
+from worldmodel.config import ConfigError
+from worldmodel.dream import films
+from worldmodel.log import enlarged, write_picture
 
 BINS = 10  # of equally many predictions each
 LEVELS = (0.1, 0.25, 0.5, 0.75, 0.9)  # of the way from the least label to the greatest
 BARS = 30
+COLUMNS, SIDE = 16, 72  # frames in a row of a drawn episode; pixels of their shorter side, at least
+INK, PAPER = (40, 40, 40), 222
 
 
 def calibration(predicted: np.ndarray, truth: np.ndarray) -> list[dict[str, float]]:
@@ -36,7 +43,7 @@ def seen(labels: Labels) -> dict[str, Any]:
     reach some levels between, and the episode with the highest mean label."""
     values, held = labels.all, labels.episodes
     low, high = float(values.min()), float(values.max())
-    per = [labels.values[n][~np.isnan(labels.values[n])] for n in held]
+    per = [labels.of(n) for n in held]
     means = np.array([part.mean() for part in per])
     levels = []
     for share in LEVELS:
@@ -72,7 +79,7 @@ def write_files(
 ) -> None:
     """report.png and the numbers behind its panels: calibration.csv, histogram.csv,
     episodes.csv."""
-    bins = calibration(predicted, examples.value[judged(examples)]) if examples else []
+    bins = calibration(predicted, examples.value[examples.judging]) if examples else []
     if bins:
         names = ("low", "high", "predicted", "true", "rows")
         plots.write_table(
@@ -84,7 +91,7 @@ def write_files(
         ("low", "high", "rows"),
         list(zip(edges[:-1], edges[1:], counts, strict=True)),
     )
-    per = [(n, labels.values[n][~np.isnan(labels.values[n])]) for n in labels.episodes]
+    per = [(n, labels.of(n)) for n in labels.episodes]
     rows = [(n, len(v), v.min(), v.mean(), v.max(), v.sum()) for n, v in per]
     plots.write_table(
         folder / "episodes.csv", ("episode", "labels", "min", "mean", "max", "sum"), rows
@@ -126,7 +133,7 @@ def _draw(
 def _draw_calibration(
     axes: Any, bins: list[dict[str, float]], examples: Examples, predicted: np.ndarray
 ) -> None:
-    truth = examples.value[judged(examples)]
+    truth = examples.value[examples.judging]
     shown = np.random.default_rng(0).permutation(len(truth))[:2000]
     axes.plot(
         predicted[shown], truth[shown], ".", color=plots.COLOURS[0], alpha=0.15, markersize=4,
@@ -139,11 +146,6 @@ def _draw_calibration(
     held = "held-out rows" if examples.held_out.any() else "rows that it learned"
     axes.set(title=f"Calibration, {held}", xlabel="predicted", ylabel="label")
     axes.legend(loc="best")
-
-
-def judged(examples: Examples) -> np.ndarray:
-    """Which rows the head is judged by: those held out or, where there are none, all."""
-    return examples.held_out if examples.held_out.any() else ~examples.held_out
 
 
 def text(fitted: dict[str, Any]) -> str:
@@ -187,3 +189,19 @@ def _errors(found: dict[str, float]) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}%" if share == 0 or share >= 0.001 else "under 0.1%"
+
+
+def write_episode(path: Path, episodes: Episodes, number: int) -> Path:
+    """A PNG of every frame of an episode below its step, so that people can label it; ConfigError
+    where there is none."""
+    episodes.check(number, 0, f"show={number}: ")
+    if not episodes.spec.keys("image"):
+        raise ConfigError("This run sees no image, so an episode cannot be drawn.")
+    rows = {key: torch.from_numpy(value) for key, value in episodes.read(number).items()}
+    frames = [enlarged(frame, SIDE) for frame in films.pictures(episodes.spec, rows)]
+    cells = [
+        np.concatenate([films.lines([str(step)], frame.shape[1], INK, PAPER), frame], 0)
+        for step, frame in enumerate(frames)
+    ]
+    write_picture(path, films.tiled(cells, COLUMNS, 2, PAPER))
+    return path

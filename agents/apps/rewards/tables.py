@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from agents.apps.episodes import Episodes
 from worldmodel.config import ConfigError
 from worldmodel.replay.datasets.arrays import Unreadable, npz_names, read_npz
+
+PAIRS = ("episode_a", "start_a", "episode_b", "start_b", "length", "preferred")
+EVEN = 0.5  # an answer that prefers neither
 
 
 def read_table(path: str | Path, columns: Sequence[str]) -> dict[str, np.ndarray]:
@@ -27,48 +33,46 @@ def read_table(path: str | Path, columns: Sequence[str]) -> dict[str, np.ndarray
         raise ConfigError(f"There is no file '{path}' (looked in '{Path.cwd()}').")
     try:
         table = (_csv if path.suffix == ".csv" else _npz)(path, columns)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError, csv.Error, Unreadable) as error:
         raise ConfigError(f"'{path}' cannot be read: {error}.") from error
     if not len(table[columns[0]]):
         raise ConfigError(f"'{path}' holds no rows.")
-    return table
+    return {name: _numbers(path, name, values) for name, values in table.items()}
 
 
-def whole(table: dict[str, np.ndarray], names: Sequence[str], path: str) -> dict[str, np.ndarray]:
+def whole_columns(
+    table: dict[str, np.ndarray], names: Sequence[str], path: str
+) -> dict[str, np.ndarray]:
     """Columns as int64; ConfigError where one holds anything but whole numbers."""
     for name in names:
         bad = np.flatnonzero(table[name] != np.round(table[name]))
         if len(bad):
             raise ConfigError(
-                f"'{path}', {line(path, bad[0])}: {name} is {table[name][bad[0]]:g}, but must be a "
-                "whole number."
+                f"{place(path, bad[0])}{name} is {table[name][bad[0]]:g}, but must be a whole "
+                "number."
             )
     return {name: table[name].astype(np.int64) for name in names}
 
 
-def line(path: str | Path, index: int) -> str:
-    """How people find the entry of that index: the line of a CSV, or the index itself."""
-    return f"line {index + 2}" if str(path).endswith(".csv") else f"index {index}"
+def place(path: str | Path, index: int) -> str:
+    """Where people find the entry of that index, to begin an error with: the line of a CSV, or the
+    index itself."""
+    where = f"line {index + 2}" if str(path).endswith(".csv") else f"index {index}"
+    return f"'{path}', {where}: "
 
 
-def _csv(path: Path, columns: Sequence[str]) -> dict[str, np.ndarray]:
+def _csv(path: Path, columns: Sequence[str]) -> dict[str, Any]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, skipinitialspace=True)
-        header = [name.strip() for name in reader.fieldnames or []]
-        reader.fieldnames = header
-        _all_there(path, columns, header)
-        rows: list[list[float]] = []
-        for index, row in enumerate(reader):
-            rows.append([_number(path, index, name, row[name]) for name in columns])
-    return dict(zip(columns, np.array(rows).reshape(-1, len(columns)).T, strict=True))
+        reader.fieldnames = header = [name.strip() for name in reader.fieldnames or []]
+        _check_columns(path, columns, header)
+        rows = list(reader)
+    return {name: [row[name] or "" for row in rows] for name in columns}
 
 
-def _npz(path: Path, columns: Sequence[str]) -> dict[str, np.ndarray]:
-    try:
-        _all_there(path, columns, npz_names(path))
-        table = read_npz(path, columns)
-    except Unreadable as error:
-        raise ConfigError(f"'{path}' cannot be read: {error}.") from error
+def _npz(path: Path, columns: Sequence[str]) -> dict[str, Any]:
+    _check_columns(path, columns, npz_names(path))
+    table = read_npz(path, columns)
     shapes = {name: value.shape for name, value in table.items()}
     if len(set(shapes.values())) > 1 or len(shapes[columns[0]]) != 1:
         raise ConfigError(
@@ -77,13 +81,10 @@ def _npz(path: Path, columns: Sequence[str]) -> dict[str, np.ndarray]:
     for name, value in table.items():
         if value.dtype.kind not in "fiub":
             raise ConfigError(f"The array '{name}' of '{path}' holds {value.dtype}, not numbers.")
-        bad = np.flatnonzero(~np.isfinite(value))
-        if len(bad):
-            raise ConfigError(_not_finite(path, bad[0], name, value[bad[0]]))
-    return {name: value.astype(np.float64) for name, value in table.items()}
+    return table
 
 
-def _all_there(path: Path, columns: Sequence[str], found: Sequence[str]) -> None:
+def _check_columns(path: Path, columns: Sequence[str], found: Iterable[str]) -> None:
     missing = [name for name in columns if name not in found]
     if missing:
         raise ConfigError(
@@ -92,20 +93,95 @@ def _all_there(path: Path, columns: Sequence[str], found: Sequence[str]) -> None
         )
 
 
-def _number(path: Path, index: int, name: str, text: str | None) -> float:
-    try:
-        value = float(text or "")
-    except ValueError as error:
+def _numbers(path: Path, name: str, values: Sequence[Any]) -> np.ndarray:
+    """A column as float64 [N]."""
+    out = np.empty(len(values))
+    for index, value in enumerate(values):
+        try:
+            out[index] = value
+        except ValueError as error:
+            raise ConfigError(
+                f"{place(path, index)}{name} is '{value}', but must be a number."
+            ) from error
+    bad = np.flatnonzero(~np.isfinite(out))
+    if len(bad):
         raise ConfigError(
-            f"'{path}', {line(path, index)}: {name} is '{text or ''}', but must be a number."
-        ) from error
-    if not np.isfinite(value):
-        raise ConfigError(_not_finite(path, index, name, value))
-    return value
+            f"{place(path, bad[0])}{name} is {out[bad[0]]}, but must be finite. Leave out rows "
+            "that have no label."
+        )
+    return out
 
 
-def _not_finite(path: Path, index: int, name: str, value: float) -> str:
-    return (
-        f"'{path}', {line(path, index)}: {name} is {value}, but must be finite. Leave out rows "
-        "that have no label."
+@dataclass(frozen=True)
+class Pairs:
+    """Segments a and b of each pair: episode [N, 2], first step [N, 2], rows [N]; preferred [N] is
+    the probability that b is the better one. held_out: bool [N]."""
+
+    episode: np.ndarray
+    start: np.ndarray
+    length: np.ndarray
+    preferred: np.ndarray
+    held_out: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.length)
+
+    @property
+    def episodes(self) -> list[int]:
+        """The episodes that they come from."""
+        return [int(number) for number in np.unique(self.episode)]
+
+
+def read_pairs(path: str, episodes: Episodes) -> Pairs:
+    """The pairs of a table with the columns `PAIRS`; rows start ... start + length - 1 of each
+    episode. None is held out. Raises ConfigError where one does not fit the replay."""
+    table = read_table(path, PAIRS)
+    numbers = whole_columns(table, PAIRS[:-1], path)
+    preferred = table["preferred"]
+    for i in range(len(preferred)):
+        where = place(path, i)
+        length = int(numbers["length"][i])
+        if length < 1:
+            raise ConfigError(f"{where}length is {length}, but must be at least 1.")
+        for side in "ab":
+            episode, start = (int(numbers[f"{n}_{side}"][i]) for n in ("episode", "start"))
+            episodes.check(episode, start, where)
+            episodes.check(episode, start + length - 1, where)
+        if not 0 <= preferred[i] <= 1:
+            raise ConfigError(
+                f"{where}preferred is {preferred[i]:g}, but must be 0 (a is better), 1 (b is) or "
+                "a probability between."
+            )
+    if (preferred == EVEN).all():
+        raise ConfigError(
+            f"'{path}' prefers nothing: preferred is 0.5 in every row, so there is no reward to "
+            "learn."
+        )
+    return Pairs(
+        np.stack([numbers["episode_a"], numbers["episode_b"]], 1),
+        np.stack([numbers["start_a"], numbers["start_b"]], 1),
+        numbers["length"],
+        preferred,
+        np.zeros(len(preferred), bool),
     )
+
+
+def split_pairs(pairs: Pairs, holdout: float, seed: int) -> Pairs:
+    """The pairs with a share of the episodes held out: those that touch one only judge the head.
+
+    Raises ConfigError where that leaves none to learn from, or none to judge by.
+    """
+    if not holdout:
+        return pairs
+    episodes = np.array(pairs.episodes)
+    count = max(1, round(holdout * len(episodes)))
+    held = np.random.default_rng(seed).permutation(episodes)[:count]
+    a, b = np.isin(pairs.episode, held).T
+    out = a | b
+    if out.all() or not out.any():
+        raise ConfigError(
+            f"The {len(pairs)} pairs come from {len(episodes)} episodes; holding {count} of them "
+            f"out leaves {int((~out).sum())} pairs to learn from and {int(out.sum())} to judge by. "
+            "Compare segments of more episodes, or say holdout=0 to fit the head unjudged."
+        )
+    return replace(pairs, held_out=out)

@@ -1,26 +1,92 @@
-"""Several futures from one real frame: under the policy, and under random actions."""
+"""Dreams drawn: whole episodes open loop beside what happened, and several futures from one real
+frame, under the policy and under random actions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from agents.apps.dreams.config import DreamConfig
-from agents.apps.dreams.episodes import Experience
+from agents.apps.dreams.episodes import DreamConfig, Experience
 from agents.apps.dreams.page import Picture, Section
 from agents.base import Policy, random_actions
 from worldmodel import dream, plots, seeding
 from worldmodel.dream import films, metrics
 from worldmodel.log import enlarged, gif, write_picture, write_video
-from worldmodel.types import MASK_KEY, LatentState
+from worldmodel.types import MASK_KEY, Batch, EnvSpec, LatentState
 
 SIDE, VIDEO_SIDE = 96, 256  # pixels of an image in pictures and GIFs, and in the video
+CURVES = 6  # entries of a vector that are drawn, at most
 COLUMNS = 7  # imagined frames of each future in the picture
 GAP = 3  # pixels between images
 TITLES = {"reward": "Imagined reward", "cont": "P(episode goes on)", "value": "Value"}
+
+
+def draw_strips(
+    model: Any, spec: EnvSpec, lived: Experience, settings: DreamConfig, folder: Path
+) -> Section | None:
+    """The strips section, its files written; None where the model decodes nothing."""
+    pictures: list[Picture] = []
+    context = settings.context
+    for number in lived.shown(settings):
+        batch = lived.batch([number], 0, settings.rows).to(dream.device_of(model))
+        loop = dream.open_loop(model, batch, context)
+        frames = films.film_of(spec, batch, loop, context)
+        if frames:
+            pictures += _strip_files(frames, number, settings, folder)
+        vectors = [key for key in spec.keys("vector") if key in loop.shown]
+        if vectors:
+            path = folder / f"curves_{number}.png"
+            _curves(path, batch, loop, vectors, context)
+            alt = f"Episode {number}: what its vectors were, and what the model predicted"
+            pictures.append(Picture(path, alt, f"Episode {number}, from its beginning."))
+    if not pictures:
+        return None
+    text = [
+        f"The model sees the first {context} frames of an episode; from there on it imagines "
+        f"{settings.horizon} more from the actions alone, while the real episode goes on above "
+        "it. Orange marks what is imagined."
+    ]
+    if spec.keys("image"):
+        text.append("Bottom row: the error, grey where the prediction is right.")
+    return Section("Dreams beside what happened", text, pictures)
+
+
+def _strip_files(
+    frames: list[np.ndarray], number: int, settings: DreamConfig, folder: Path
+) -> list[Picture]:
+    """strip_N as PNG, GIF and MP4."""
+    stem, context = folder / f"strip_{number}", settings.context
+    write_picture(stem.with_suffix(".png"), films.strip(frames, context))
+    moving = gif(films.coarse(films.titled(frames, context, SIDE)), settings.fps)
+    stem.with_suffix(".gif").write_bytes(moving)
+    write_video(stem.with_suffix(".mp4"), films.titled(frames, context, VIDEO_SIDE), settings.fps)
+    what = f"truth, prediction and error of episode {number}, imagined from frame {context + 1} on"
+    return [
+        Picture(stem.with_suffix(".gif"), f"Film: {what}", f"Episode {number}", "film"),
+        Picture(stem.with_suffix(".png"), f"Strip: {what}", f"Episode {number}", "wide"),
+    ]
+
+
+def _curves(path: Path, batch: Batch, loop: dream.OpenLoop, keys: list[str], context: int) -> None:
+    """Truth and prediction of vector entries over time, as PNG and CSV."""
+    entries = [(key, i) for key in keys for i in range(batch.obs[key].shape[-1])][:CURVES]
+    time = np.arange(1, batch.shape[1] + 1)
+    figure, axes = plots.figure(1, len(entries), height=1.8)
+    panels = {}
+    for row, (key, i) in enumerate(entries):
+        curves = [
+            plots.Curve("truth", time, batch.obs[key][0, :, i].float().cpu().numpy()),
+            plots.Curve("model", time, loop.shown[key][0, :, i].float().cpu().numpy()),
+        ]
+        panels[f"{key}[{i}]"] = curves
+        plots.draw(axes[row][0], curves, f"{key}[{i}]", "row", "")
+        axes[row][0].axvline(context + 0.5, color=np.array(films.MARK) / 255, linewidth=2)
+    plots.save(figure, path)
+    plots.write_curves(path.with_suffix(".csv"), panels)
 
 
 @dataclass
@@ -77,17 +143,16 @@ def imagine(policy: Policy, start: LatentState, settings: DreamConfig) -> Future
     return out
 
 
-def draw(policy: Policy, lived: Experience, settings: DreamConfig, folder: Path) -> Section:
+def draw_futures(policy: Policy, lived: Experience, settings: DreamConfig, folder: Path) -> Section:
     """The futures of the first shown episode's last context frame, with all files."""
     number, context = lived.shown(settings)[0], settings.context
-    batch = lived.batch([number], context).to(dream.device_of(policy.model))
+    batch = lived.batch([number], 0, context).to(dream.device_of(policy.model))
     start = dream.follow(policy.model, batch).map(lambda x: x[:, -1])
     futures = imagine(policy, start, settings)
-    now = {key: batch.obs[key][:, -1].float() / 255 for key in policy.spec.keys("image")}
     pictures: list[Picture] = []
     what = f"{settings.futures} futures each under the policy and under random actions"
     if futures.pictures:
-        real = films.pictures(policy.spec, now)[0]
+        real = films.pictures(policy.spec, {k: v[:, -1] for k, v in batch.obs.items()})[0]
         stem = folder / "branches"
         write_picture(stem.with_suffix(".png"), grid(real, futures))
         moving = films.coarse(film(real, futures, SIDE))
@@ -99,24 +164,20 @@ def draw(policy: Policy, lived: Experience, settings: DreamConfig, folder: Path)
         ]
     pictures.insert(1 if pictures else 0, _numbers(futures, folder))
     returns = futures.returns(getattr(policy.model, "discount", 1.0))
-    told = ", ".join(f"{value:.1f} under {who}" for who, value in _named(returns))
+    words = {"policy": "the policy", "random": "random actions"}
+    promised = ", ".join(f"{value:.1f} under {words[kind]}" for kind, value in returns.items())
     text = [
         f"From frame {context} of episode {number} the model imagines {settings.horizon} steps "
         f"several times over: {what}. Nothing here happened."
         + (" Below each frame: " if futures.pictures else " Drawn: ")
         + "the imagined reward, the probability that the episode goes on, and the agent's value.",
-        f"Mean discounted return that is promised: {told}.",
+        f"Mean discounted return that is promised: {promised}.",
     ]
     if "value" not in futures.numbers:
         text.append("This agent has no value to show.")
     if not futures.of("policy"):
         text.append("This agent cannot act in imagination, so only random actions are shown.")
     return Section("Branching dreams", text, pictures)
-
-
-def _named(returns: dict[str, float]) -> list[tuple[str, float]]:
-    words = {"policy": "the policy", "random": "random actions"}
-    return [(words[kind], value) for kind, value in returns.items()]
 
 
 def _numbers(futures: Futures, folder: Path) -> Picture:
@@ -158,8 +219,8 @@ def grid(real: np.ndarray, futures: Futures) -> np.ndarray:
             _cell(futures.pictures[h][i], f"+{h + 1}", _words(futures, i, h), SIDE, True)
             for h in picks
         ]
-        rows.append(_tiled(cells, len(cells)))
-    return _tiled(rows, 1)
+        rows.append(films.tiled(cells, len(cells), GAP))
+    return films.tiled(rows, 1, GAP)
 
 
 def film(real: np.ndarray, futures: Futures, side: int) -> list[np.ndarray]:
@@ -172,7 +233,7 @@ def film(real: np.ndarray, futures: Futures, side: int) -> list[np.ndarray]:
             image = real if h < 0 else futures.pictures[h][i]
             words = [] if h < 0 else _words(futures, i, h)
             cells.append(_cell(image, f"{kind} +{h + 1}" if h >= 0 else kind, words, side, h >= 0))
-        frames.append(films.even(_tiled(cells, columns)))
+        frames.append(films.even(films.tiled(cells, columns, GAP)))
     return frames
 
 
@@ -186,16 +247,3 @@ def _cell(image: np.ndarray, title: str, words: list[str], side: int, imagined: 
     width, ink = body.shape[1], films.MARK if imagined else films.INK
     below = films.lines((words or ["real frame"]) + [""] * (3 - max(len(words), 1)), width)
     return np.concatenate([films.lines([title], width, ink), body, below], 0)
-
-
-def _tiled(cells: list[np.ndarray], columns: int) -> np.ndarray:
-    """Cells of one size in rows of `columns`, set apart."""
-    height, width = cells[0].shape[:2]
-    rows = -(-len(cells) // columns)
-    out = np.full(
-        (rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3), films.BLANK, np.uint8
-    )
-    for i, cell in enumerate(cells):
-        y, x = (i // columns) * (height + GAP), (i % columns) * (width + GAP)
-        out[y : y + height, x : x + width] = cell
-    return out
