@@ -20,7 +20,7 @@ from worldmodel import config
 
 # Each is scripts.studies.bench_NAME, imported only when its name is asked for.
 MEASURES = (
-    "act", "deploy", "dyna", "env", "faults", "guard", "memory", "ood", "overlap", "play",
+    "act", "deploy", "dyna", "env", "faults", "guard", "memory", "ood", "overlap", "peers", "play",
     "replay", "reuse", "scaling", "train", "update",
 )  # fmt: skip
 

@@ -23,10 +23,10 @@ import agents
 from agents.run.config import TrainConfig
 from agents.run.evaluate import evaluate
 from agents.run.train import build
+from scripts.studies.bench import check_known
 from scripts.studies.bench_subject import Subject, compose
 from scripts.studies.bench_timing import Window, rounded, timed
 from worldmodel import seeding
-from worldmodel.config import ConfigError, unknown
 from worldmodel.types import EnvSpec
 
 PEERS = ("dqn", "sac")
@@ -43,9 +43,7 @@ class Settings:
     set: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        for name in self.agents:
-            if name not in PEERS:
-                raise ConfigError(unknown("agent", name, PEERS))
+        check_known("agent", self.agents, PEERS)
 
 
 def measure(settings: Settings) -> Iterator[Mapping[str, Any]]:

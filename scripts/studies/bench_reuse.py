@@ -32,6 +32,7 @@ from agents.run import cli, report
 from agents.run.config import TrainConfig
 from agents.run.evaluate import evaluate
 from agents.run.train import train
+from scripts.studies.bench import check_known
 from worldmodel import config, seeding
 from worldmodel.envs import EnvConfig, env_spec, make_env
 from worldmodel.rssm.fitted import head_names
@@ -53,10 +54,8 @@ class Settings:
     episodes: int = 20  # of each score
 
     def __post_init__(self) -> None:
-        for given, known in ((self.parts, PARTS), (self.tasks, ("reward", *NEW))):
-            for name in given:
-                if name not in known:
-                    raise config.ConfigError(config.unknown("part or task", name, known))
+        check_known("part", self.parts, PARTS)
+        check_known("task", self.tasks, ("reward", *NEW))
 
 
 def measure(settings: Settings) -> Iterator[Mapping[str, Any]]:
