@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.rssm import ModelConfig
-from worldmodel.types import MASK_KEY, ActionSpec, Batch, EnvSpec, LatentState, ObsSpec
+from worldmodel.rssm.state import LatentState
+from worldmodel.types import MASK_KEY, ActionSpec, Batch, EnvSpec, ObsSpec
 
 CONTINUOUS = ActionSpec("continuous", (2,))
 DISCRETE = ActionSpec("discrete", (3,))

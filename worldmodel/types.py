@@ -36,26 +36,6 @@ S = TypeVar("S")  # the state of a world
 S_contra = TypeVar("S_contra", contravariant=True)
 
 
-class LatentState(NamedTuple):
-    """The state of a learned world.
-
-    deter: [..., D] deterministic, recurrent part.
-    stoch: [..., S, K] sampled part; one-hot over K classes, or real with K = 1.
-    """
-
-    deter: Tensor
-    stoch: Tensor
-
-    @property
-    def feat(self) -> Tensor:
-        """[..., F] with F = D + S * K."""
-        return torch.cat([self.deter, self.stoch.flatten(-2)], -1)
-
-    def map(self, fn: Any) -> LatentState:
-        """The same function applied to both parts (detach, flatten, index, ...)."""
-        return LatentState(fn(self.deter), fn(self.stoch))
-
-
 class Prediction(NamedTuple, Generic[S]):
     """One predicted step: the next state [B, ...], the reward [B] of arriving there, and
     P(the episode goes on) [B], undiscounted: whoever imagines multiplies by `Dynamics.discount`."""
@@ -93,8 +73,8 @@ class Dynamics(Protocol[S]):
         ...
 
 
-# What a world may offer beyond `Dynamics`: ask with isinstance. A world that has a method in its
-# class but cannot answer as configured sets it to None on the instance, which isinstance respects.
+# What a world may offer beyond `Dynamics`: ask with isinstance. A method that depends on how the
+# world is configured is set on its instances and not in its class, so that isinstance is right.
 
 
 @runtime_checkable
@@ -194,6 +174,15 @@ class Packs(Protocol[S]):
 
     def unpack(self, columns: Mapping[str, Tensor]) -> S:
         """The states [..., ...] that stored values hold, on their device."""
+        ...
+
+
+@runtime_checkable
+class Relabels(Protocol[S_contra]):
+    """Predicts a reward that need not be the environment's."""
+
+    def recorded_reward(self, batch: Batch, states: S_contra) -> Tensor:
+        """That reward of recorded rows [B, T], in the states [B, T, ...] after them."""
         ...
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from agents.base import Agent, check_mode
 from worldmodel.config import RunError
 from worldmodel.ood.api import Detector, Memory, Score
-from worldmodel.types import LatentState
+from worldmodel.rssm.state import LatentState
 
 
 class Mind(NamedTuple):

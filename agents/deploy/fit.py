@@ -30,7 +30,7 @@ from worldmodel.ood.heat import draw_heat_maps
 from worldmodel.ood.patches import WorstPatch
 from worldmodel.replay import RowIndex
 from worldmodel.rssm.model import WorldModel
-from worldmodel.types import LatentState
+from worldmodel.rssm.state import LatentState
 
 TUNING = 1 / 3  # the share of the fresh episodes that sets the units; the rest sets the thresholds
 LEAST_TUNING = 10  # episodes

@@ -36,7 +36,8 @@ from worldmodel.optim import LaProp, Step, check_memory
 from worldmodel.replay import Replay
 from worldmodel.replay.ring import available_memory
 from worldmodel.rssm import Head, HeadConfig, ModelOutput, WorldModel, filter_replay
-from worldmodel.types import MASK_KEY, Batch, EnvSpec, LatentState
+from worldmodel.rssm.state import LatentState
+from worldmodel.types import MASK_KEY, Batch, EnvSpec
 
 
 class ActState(NamedTuple):
@@ -154,7 +155,7 @@ class Dreamer(Agent):
 
     def _policy(self, feat: Tensor) -> Any:
         """The actor's distribution over actions in imagined states with features [..., F]."""
-        return self.actor(feat, self.model.action_mask(feat))
+        return self.actor(feat, self.model.allowed(feat))
 
     # Learning.
 
@@ -249,7 +250,7 @@ class Dreamer(Agent):
             states, actions = self.imagine(starts)  # [N, H+1, ...], [N, H+1, A]
             feat = states.feat
             reward = self.model.imagined_reward(feat, actions[:, :-1])  # [N, H+1]
-            cont = self.model.cont(feat)
+            cont = self.model.discounted_cont(feat)
             # How likely each state is reached at all; none is learned from beyond an ending.
             weight = torch.cumprod(cont, 1)[:, :-1]
         # Older torch keeps the weights that autocast has just cast without gradient; the actor

@@ -20,7 +20,8 @@ from torch import Tensor
 from worldmodel.accel.graphs import OnItsWay, Recorded, Tensors
 from worldmodel.optim import Step
 from worldmodel.replay import Replay
-from worldmodel.types import Batch, LatentState
+from worldmodel.rssm.state import LatentState
+from worldmodel.types import Batch
 
 COLUMN = "column."  # how those outputs begin that go to the replay
 # Metrics by name, the posteriors [B, T, ...], and what the optimizer met; reads nothing.

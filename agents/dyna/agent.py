@@ -47,7 +47,7 @@ class Dyna(Agent):
         from worldmodel.models.tabular import TabularConfig, TabularModel
 
         self.spec, self.config = spec, config
-        table = TabularConfig(config.table, "stay" if config.untried else "error")
+        table = TabularConfig(config.table, "stay" if config.untried else "error", config.gamma)
         # Seeded from torch's generator, which the caller seeds.
         seed = int(torch.randint(2**31, ()).item())
         try:

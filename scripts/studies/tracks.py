@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from worldmodel.ood.api import Track
-from worldmodel.types import LatentState
+from worldmodel.rssm.state import LatentState
 
 STATES = ("deter", "stoch")
 

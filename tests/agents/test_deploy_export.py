@@ -26,7 +26,8 @@ from agents.random import Random
 from worldmodel.config import ConfigError, RunError
 from worldmodel.envs import EnvConfig
 from worldmodel.rssm import ModelConfig
-from worldmodel.types import ActionSpec, EnvSpec, LatentState, ObsSpec
+from worldmodel.rssm.state import LatentState
+from worldmodel.types import ActionSpec, EnvSpec, ObsSpec
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")

@@ -15,7 +15,7 @@ from tests.model_batches import SPECS, random_batch, scramble, tiny
 from worldmodel.config import ConfigError
 from worldmodel.optim import OptimConfig
 from worldmodel.replay import Replay, ReplayConfig, RowIndex
-from worldmodel.types import LatentState
+from worldmodel.rssm.state import LatentState
 
 CPU = torch.device("cpu")
 

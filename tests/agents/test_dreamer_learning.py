@@ -19,7 +19,8 @@ from worldmodel.envs import EnvConfig, env_spec, make_vector
 from worldmodel.optim import OptimConfig
 from worldmodel.replay import Replay, ReplayConfig
 from worldmodel.rssm import ModelConfig, ModelOutput
-from worldmodel.types import ActionSpec, Batch, Dynamics, LatentState, Prediction
+from worldmodel.rssm.state import LatentState
+from worldmodel.types import ActionSpec, Batch, Dynamics, Prediction
 
 CPU = torch.device("cpu")
 
@@ -41,7 +42,7 @@ class KnownWorld(nn.Module):
     def reward(self, feat: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def cont(self, feat: Tensor) -> Tensor:
+    def discounted_cont(self, feat: Tensor) -> Tensor:
         return torch.full(feat.shape[:-1], self.discount)
 
     def state(self, deter: Tensor) -> LatentState:
@@ -55,7 +56,9 @@ class KnownWorld(nn.Module):
 
     def step(self, state: LatentState, action: Tensor) -> Prediction:
         after = self.state(self.move(state.deter, action))
-        return Prediction(after, self.reward(after.feat), self.cont(after.feat))
+        return Prediction(
+            after, self.reward(after.feat), self.discounted_cont(after.feat) / self.discount
+        )
 
     def imagine(
         self, state: LatentState, policy: Callable[[LatentState], Tensor], horizon: int
@@ -70,7 +73,7 @@ class KnownWorld(nn.Module):
     def imagined_reward(self, feat: Tensor, action: Tensor) -> Tensor:
         return self.reward(feat)
 
-    def action_mask(self, feat: Tensor) -> None:
+    def allowed(self, feat: Tensor) -> None:
         return None
 
     def scale(self, name: str) -> float:
@@ -119,7 +122,7 @@ class Chain(KnownWorld):
     def reward(self, feat: Tensor) -> Tensor:
         return 0.2 * feat[..., 0] + 2.0 * feat[..., self.PLACES - 1]
 
-    def cont(self, feat: Tensor) -> Tensor:
+    def discounted_cont(self, feat: Tensor) -> Tensor:
         return self.discount * (1 - feat[..., self.PLACES - 1])
 
     def solve(self) -> np.ndarray:

@@ -24,7 +24,8 @@ from tests.model_batches import (
 from worldmodel.distributions import TwoHot
 from worldmodel.optim import OptimConfig
 from worldmodel.rssm import ModelOutput
-from worldmodel.types import ActionSpec, Batch, LatentState
+from worldmodel.rssm.state import LatentState
+from worldmodel.types import ActionSpec, Batch
 
 SPECS = {"continuous": spec_of(CONTINUOUS, v=VECTOR), "discrete": spec_of(DISCRETE, v=VECTOR)}
 BINS = TwoHot(torch.zeros(255)).bins
@@ -95,7 +96,7 @@ def imagined(agent: Dreamer, output: ModelOutput) -> dict[str, np.ndarray]:
             "feat": double(feat),
             "action": double(actions),
             "reward": double(agent.model.reward(feat)),
-            "cont": double(agent.model.cont(feat)),
+            "cont": double(agent.model.discounted_cont(feat)),
             "critic": double(agent.critic(feat).logits),
             "slow": double(agent.slow_critic(feat).logits),
         }

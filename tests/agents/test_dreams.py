@@ -18,12 +18,12 @@ from agents.random import Random, RandomConfig
 from agents.run.evaluate import evaluate
 from tests.agents.play_runs import counting
 from tests.agents.play_runs import policy as counting_policy
-from tests.worldmodel.dream_worlds import POINT, PointWorld
+from tests.worldmodel.dream_worlds import POINT, Number, PointWorld
 from worldmodel import dream
 from worldmodel.config import ConfigError
 from worldmodel.envs import EnvConfig
 from worldmodel.replay import Replay, ReplayConfig
-from worldmodel.types import LatentState, Prediction
+from worldmodel.types import Prediction
 
 POINT_ENV = EnvConfig(id="tests.worldmodel.dream_worlds:PointEnv", image_size=[48, 48])
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 class MirroredWorld(PointWorld):
     """It has left and right the wrong way round, and promises too much."""
 
-    def step(self, state: LatentState, action: Tensor) -> Prediction:
+    def step(self, state: Number, action: Tensor) -> Prediction:
         state, reward, cont = super().step(state, -action)
         return Prediction(state, reward + 1, cont)
 
@@ -177,7 +177,7 @@ def test_futures_of_an_agent_that_can_act_in_imagination() -> None:
 
 def test_futures_without_policy_or_value_are_random_alone() -> None:
     policy = point_policy(PointWorld())
-    start = LatentState(torch.ones(1, 1), torch.zeros(1, 1, 1))
+    start = Number(torch.ones(1, 1))
     found = drawings.imagine(policy, start, settings())
     assert found.kinds == ["random"] * 3
     assert set(found.numbers) == {"reward", "cont"}

@@ -210,7 +210,7 @@ def test_load_plays_the_learned_policy(tmp_path: Path) -> None:
         policy.model.initial(1), {"state": torch.eye(54)[[18]]}, torch.zeros(1, 4), torch.ones(1)
     )
     after = policy.model.step(state, torch.eye(4)[[1]])
-    assert after.state.stoch.argmax() == 19
+    assert after.state.place.argmax() == 19
     assert after.cont == 1
 
 

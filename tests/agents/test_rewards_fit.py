@@ -18,7 +18,8 @@ from tests.model_batches import random_batch, scramble, spec_of, tiny
 from worldmodel import dream
 from worldmodel.replay import Replay, ReplayConfig
 from worldmodel.rssm import WorldModel
-from worldmodel.types import ActionSpec, EnvSpec, LatentState, ObsSpec
+from worldmodel.rssm.state import LatentState
+from worldmodel.types import ActionSpec, EnvSpec, ObsSpec
 
 QUIET = lambda text: None  # noqa: E731
 DETER = 16

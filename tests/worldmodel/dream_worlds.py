@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -10,42 +10,53 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from worldmodel.types import ActionSpec, Batch, EnvSpec, LatentState, ObsSpec, Prediction
+from worldmodel.types import ActionSpec, Batch, EnvSpec, ObsSpec, Prediction
 
 SIDE = 48
 POINT = EnvSpec({"image": ObsSpec("image", (SIDE, SIDE, 3))}, ActionSpec("continuous", (1,)))
+
+
+class Number(NamedTuple):
+    """The state of these worlds: one number each, [B, 1]."""
+
+    value: Tensor
 
 
 class BlindWorld:
     """A world whose state is one number: shown, it is the first pixel; stepped, it grows by the
     action. Its reward is the new number. It cannot decode."""
 
+    discount, feat_size, feat_bound = 0.9, 1, float("inf")
+
     def __init__(self, cont: float = 0.5) -> None:
         self.shown, self.steps, self.cont = 0, 0, cont
 
-    def initial(self, batch_size: int) -> LatentState:
-        return LatentState(torch.zeros(batch_size, 1), torch.zeros(batch_size, 1, 1))
+    def initial(self, batch_size: int) -> Number:
+        return Number(torch.zeros(batch_size, 1))
 
     def observe(
-        self, state: LatentState, obs: dict[str, Tensor], action: Tensor, is_first: Tensor
-    ) -> LatentState:
+        self, state: Number, obs: dict[str, Tensor], action: Tensor, is_first: Tensor
+    ) -> Number:
         self.shown += 1
         number = obs["image"][:, 0, 0, :1].float()
-        return LatentState(number, state.stoch)
+        return Number(number)
 
-    def step(self, state: LatentState, action: Tensor) -> Prediction:
+    def step(self, state: Number, action: Tensor) -> Prediction:
         self.steps += 1
-        number = state.deter + action
+        number = state.value + action
         cont = torch.full((len(number),), self.cont)
-        return Prediction(LatentState(number, state.stoch), number[:, 0], cont)
+        return Prediction(Number(number), number[:, 0], cont)
+
+    def feat(self, state: Number) -> Tensor:
+        return state.value
 
 
 class CountingWorld(BlindWorld):
     """The same with a decoder: the image is the number."""
 
-    def decode(self, state: LatentState) -> dict[str, Tensor]:
-        image = (state.deter / 255)[:, :, None, None].expand(-1, 8, 8, 3)
-        return {"image": image, "vector": state.deter}
+    def decode(self, state: Number) -> dict[str, Tensor]:
+        image = (state.value / 255)[:, :, None, None].expand(-1, 8, 8, 3)
+        return {"image": image, "vector": state.value}
 
 
 def counting_batch(length: int = 12, first: tuple[int, ...] = (0,)) -> Batch:
@@ -95,24 +106,29 @@ class PointEnv(gymnasium.Env[Any, Any]):
 class PointWorld:
     """The world of PointEnv as a model that learned it perfectly."""
 
-    def initial(self, batch_size: int) -> LatentState:
-        return LatentState(torch.zeros(batch_size, 1), torch.zeros(batch_size, 1, 1))
+    discount, feat_size, feat_bound = 1.0, 1, 1.0
+
+    def feat(self, state: Number) -> Tensor:
+        return state.value
+
+    def initial(self, batch_size: int) -> Number:
+        return Number(torch.zeros(batch_size, 1))
 
     def observe(
-        self, state: LatentState, obs: dict[str, Tensor], action: Tensor, is_first: Tensor
-    ) -> LatentState:
+        self, state: Number, obs: dict[str, Tensor], action: Tensor, is_first: Tensor
+    ) -> Number:
         bright = obs["image"][:, 0, :, 0].float()
         middle = (bright * torch.arange(SIDE)).sum(1) / bright.sum(1)
         place = (middle - 4) / (SIDE - 9) * 2 - 1
-        return LatentState(place[:, None], state.stoch)
+        return Number(place[:, None])
 
-    def step(self, state: LatentState, action: Tensor) -> Prediction:
-        place = (state.deter + 0.4 * action).clamp(-1, 1)
+    def step(self, state: Number, action: Tensor) -> Prediction:
+        place = (state.value + 0.4 * action).clamp(-1, 1)
         ones = torch.ones(len(place))
-        return Prediction(LatentState(place, state.stoch), -place[:, 0].abs(), ones)
+        return Prediction(Number(place), -place[:, 0].abs(), ones)
 
-    def decode(self, state: LatentState) -> dict[str, Tensor]:
-        images = np.stack([column(place) for place in state.deter[:, 0]])
+    def decode(self, state: Number) -> dict[str, Tensor]:
+        images = np.stack([column(place) for place in state.value[:, 0]])
         return {"image": torch.from_numpy(images).float() / 255}
 
 

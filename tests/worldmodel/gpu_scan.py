@@ -19,7 +19,7 @@ from worldmodel import distributions
 from worldmodel.rssm import scan
 from worldmodel.rssm.core import RSSM
 from worldmodel.rssm.gpu import Launches
-from worldmodel.types import LatentState
+from worldmodel.rssm.state import LatentState
 
 KERNELS = {"embed", "mix", "gru", "infer"}
 # Make no work for a GPU: views, and memory to write to.

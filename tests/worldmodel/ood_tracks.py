@@ -11,7 +11,7 @@ from worldmodel import seeding
 from worldmodel.models.vae import VAEConfig
 from worldmodel.ood.api import Track
 from worldmodel.ood.config import DetectorConfig
-from worldmodel.rssm.model import ModelConfig, WorldModel
+from worldmodel.rssm import ModelConfig, WorldModel
 from worldmodel.types import ActionSpec, EnvSpec, ObsSpec
 
 SPEC = EnvSpec({"image": ObsSpec("image", (32, 32, 3))}, ActionSpec("continuous", (1,)))

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.worldmodel.dream_worlds import CountingWorld, counting_batch
+from tests.worldmodel.dream_worlds import CountingWorld, Number, counting_batch
 from worldmodel import dream
 from worldmodel.dream import films
-from worldmodel.types import ActionSpec, Column, EnvSpec, LatentState, ObsSpec, Prediction
+from worldmodel.types import ActionSpec, Column, EnvSpec, ObsSpec, Prediction
 
 
 def test_shows_the_context_and_imagines_the_rest() -> None:
@@ -32,12 +32,12 @@ class PackingWorld(CountingWorld):
 
     columns: ClassVar[dict[str, Column]] = {"number": Column((), "float32")}
 
-    def pack(self, state: LatentState) -> dict[str, torch.Tensor]:
-        return {"number": state.deter[:, 0]}
+    def pack(self, state: Number) -> dict[str, torch.Tensor]:
+        return {"number": state.value[:, 0]}
 
-    def unpack(self, columns: Mapping[str, torch.Tensor]) -> LatentState:
+    def unpack(self, columns: Mapping[str, torch.Tensor]) -> Number:
         number = columns["number"][:, None]
-        return LatentState(number, torch.zeros(len(number), 1, 1))
+        return Number(number)
 
 
 def test_starts_from_the_stored_context() -> None:
@@ -48,17 +48,17 @@ def test_starts_from_the_stored_context() -> None:
     observe = world.observe
     world.observe = lambda state, *rest: seen.append(state) or observe(state, *rest)  # type: ignore
     dream.open_loop(world, batch, context=2)
-    dream.open_loop(world, batch, context=2, start=LatentState(torch.ones(2, 1), torch.ones(2)))
+    dream.open_loop(world, batch, context=2, start=Number(torch.ones(2, 1)))
     batch.context = {}  # those of another world, say, or none
     dream.open_loop(world, batch, context=2)
-    assert [state.deter.tolist() for state in seen[::2]] == [[[7.0]] * 2, [[1.0]] * 2, [[0.0]] * 2]
+    assert [state.value.tolist() for state in seen[::2]] == [[[7.0]] * 2, [[1.0]] * 2, [[0.0]] * 2]
 
 
 def test_several_dreams_go_on_from_each_sequence_and_their_mean_is_shown() -> None:
     world, batch = CountingWorld(), counting_batch()
     step = world.step
 
-    def forking(state: LatentState, action: torch.Tensor) -> Prediction:
+    def forking(state: Number, action: torch.Tensor) -> Prediction:
         after = step(state, action)  # 2 sequences, 4 dreams of each: number 0 to 7
         return after._replace(reward=after.reward + torch.arange(len(action)) ** 2)
 
@@ -149,7 +149,7 @@ def test_begun_lines_actions_up_with_the_frames_they_led_to() -> None:
 
 def test_follow_equals_one_call_over_the_sequence() -> None:
     states = dream.follow(CountingWorld(), counting_batch())
-    assert states.deter[1, :, 0].tolist() == [10.0 * t for t in range(12)]
+    assert states.value[1, :, 0].tolist() == [10.0 * t for t in range(12)]
 
 
 def test_cut_keeps_the_context_only_of_the_first_row() -> None:

@@ -155,25 +155,23 @@ def test_a_dream_is_cut_off_at_its_horizon() -> None:
 
 
 def test_the_continue_head_ends_dreams_for_certain_or_as_often_as_it_says() -> None:
-    def ended(cont: float, ending: str, discount: float = 1.0) -> float:
-        model = CountingWorld(cont)
-        model.discount = discount  # type: ignore[attr-defined]
+    def ended(cont: float, ending: str) -> float:
+        model = CountingWorld(cont)  # whose discount has no part in this
         env = DreamVectorEnv(model, COUNTING, counting_batch(3), 400, ending=ending)
         env.reset(seed=0)
         return float(env.step(env.action_space.sample())[2].mean())
 
     assert ended(0.49, "threshold") == 1.0
     assert ended(0.51, "threshold") == 0.0
-    assert ended(0.45, "threshold", discount=0.8) == 0.0  # the head carries the discount
     assert ended(0.7, "sample") == pytest.approx(0.3, abs=0.07)
-    assert ended(0.8, "sample", discount=0.8) == 0.0
+    assert ended(1.0, "sample") == 0.0
 
 
 def test_many_dreams_cost_one_model_call_and_begin_anew_a_step_later() -> None:
     model = CountingWorld(0.9)
     env = DreamVectorEnv(model, COUNTING, counting_batch(3), 5, horizon=2)
     obs, info = env.reset(seed=0)
-    assert obs.shape == env.observation_space.shape == (5, 2)
+    assert obs.shape == env.observation_space.shape == (5, 1)
     assert info["cont"].tolist() == [1.0] * 5
     half = np.full((5, 1), 0.5, np.float32)
     assert env.step(half)[1].tolist() == [20.5] * 5

@@ -12,7 +12,7 @@ from tests.model_batches import SPECS, learners, random_batch, scramble, tiny
 from worldmodel.models.ensemble import Ensemble, EnsembleConfig
 from worldmodel.optim import LaProp, OptimConfig
 from worldmodel.rssm import WorldModel
-from worldmodel.types import LatentState
+from worldmodel.rssm.state import LatentState
 
 GROUPS = {"ensemble": "ensemble", "": "the rest"}
 

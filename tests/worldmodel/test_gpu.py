@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.worldmodel.gpu_doubles import TRITON, pretend
 from worldmodel.accel import fused
 from worldmodel.rssm.core import RSSM
-from worldmodel.types import LatentState
+from worldmodel.rssm.state import LatentState
 
 ROOT = Path(__file__).resolve().parents[2]
 TYPES = {

@@ -19,7 +19,7 @@ from worldmodel.ood.patches import WorstPatch, patch_errors
 from worldmodel.ood.reconstruction import Reconstruction, Typicality
 from worldmodel.ood.stale import Stale
 from worldmodel.ood.surprise import Surprise
-from worldmodel.types import LatentState
+from worldmodel.rssm.state import LatentState
 
 
 def coded(count: int, seed: int = 0, size: int = 3) -> Look:

@@ -20,7 +20,8 @@ from tests.model_batches import (
 from worldmodel.nets import BlockLinear, Linear, NormSiLU
 from worldmodel.rssm import WorldModel
 from worldmodel.rssm.core import RSSM
-from worldmodel.types import Dynamics, LatentState
+from worldmodel.rssm.state import LatentState
+from worldmodel.types import Dynamics
 
 
 def make_core(latent: str = "categorical", unimix: float = 0.01) -> RSSM:
@@ -218,7 +219,8 @@ def test_imagination_is_a_loop_over_step() -> None:
         state = prediction.state
         assert same(state, states.map(lambda x, h=h: x[:, h + 1]))
         assert torch.equal(prediction.reward, model.reward(state.feat))
-        assert torch.equal(prediction.cont, model.cont(state.feat))
+        cont = model.discounted_cont(state.feat)
+        assert torch.equal(prediction.cont, (cont / model.discount).clamp(0, 1))
 
 
 def test_a_policy_is_asked_at_every_state_but_the_last() -> None:

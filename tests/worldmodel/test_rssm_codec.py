@@ -15,7 +15,8 @@ from tests.model_batches import SPECS, random_batch, scramble, spec_of, tiny
 from worldmodel.nets import count_parameters
 from worldmodel.rssm import ModelConfig, WorldModel
 from worldmodel.rssm.codec import Decoder, Encoder, ImageCentre
-from worldmodel.types import ActionSpec, EnvSpec, LatentState, ObsSpec
+from worldmodel.rssm.state import LatentState
+from worldmodel.types import ActionSpec, EnvSpec, ObsSpec
 
 SIZES = Path(__file__).resolve().parents[2] / "configs" / "size"
 # deter, hidden, classes, depth, units, as published

@@ -209,11 +209,11 @@ def test_the_mask_head_learns_which_actions_are_allowed() -> None:
     mask = batch.obs[MASK_KEY]
     log = mask * p.log() + (1 - mask) * (1 - p).log()
     torch.testing.assert_close(output.losses[MASK_KEY], -log.sum(-1))
-    predicted = model.action_mask(feat)
+    predicted = model.allowed(feat)
     assert predicted is not None
     assert torch.equal(predicted, (p > 0.5).float())
     assert 0 < predicted.mean() < 1
-    assert make(SPECS["image"]).action_mask(random_state(tiny(), 2).feat) is None
+    assert make(SPECS["image"]).action_mask(random_state(tiny(), 2)) is None
 
 
 def test_the_total_is_the_weighted_sum_of_means() -> None:

@@ -10,7 +10,8 @@ from tests.model_batches import SPECS, tiny
 from tests.replay_rows import SPEC, add
 from worldmodel.replay import Replay, ReplayConfig, RowIndex
 from worldmodel.rssm import WorldModel
-from worldmodel.types import LatentState, Packs
+from worldmodel.rssm.state import LatentState
+from worldmodel.types import Packs
 
 
 @pytest.mark.parametrize(

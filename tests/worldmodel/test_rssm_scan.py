@@ -9,7 +9,7 @@ from torch import Tensor
 from tests.model_batches import SPECS, random_batch, random_state, scramble, tiny
 from worldmodel.rssm import WorldModel, scan
 from worldmodel.rssm.core import RSSM
-from worldmodel.types import LatentState
+from worldmodel.rssm.state import LatentState
 
 LATENTS = ("categorical", "gaussian")
 

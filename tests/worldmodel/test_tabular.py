@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from worldmodel import dream
 from worldmodel.models import tables
-from worldmodel.models.tabular import TabularConfig, TabularModel
-from worldmodel.types import ActionSpec, Batch, Dynamics, EnvSpec, LatentState, ObsSpec
+from worldmodel.models.tabular import TabularConfig, TabularModel, TabularState
+from worldmodel.types import ActionSpec, Batch, Dynamics, EnvSpec, ObsSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = EnvSpec({"state": ObsSpec("discrete", (5,), (5,))}, ActionSpec("discrete", (2,)))
@@ -37,8 +37,8 @@ def learn(world: TabularModel, steps: list[tuple[int, int, float, int, bool]]) -
     world.record(*(list(column) for column in zip(*steps, strict=True)))
 
 
-def at(*states: int) -> LatentState:
-    return LatentState(torch.zeros(len(states), 0), torch.eye(5)[list(states)][:, None])
+def at(*states: int) -> TabularState:
+    return TabularState(torch.eye(5)[list(states)])
 
 
 def do(*actions: int) -> torch.Tensor:
@@ -135,9 +135,9 @@ def test_is_a_dynamics() -> None:
     world = model()
     assert isinstance(world, Dynamics)
     nothing = world.initial(3)
-    assert nothing.feat.shape == (3, 5)
+    assert world.feat(nothing).shape == (3, 5)
     seen = world.observe(nothing, {"state": torch.eye(5)[[1, 0, 4]]}, do(0, 0, 0), torch.ones(3))
-    assert seen.stoch[:, 0].argmax(-1).tolist() == [1, 0, 4]
+    assert seen.place.argmax(-1).tolist() == [1, 0, 4]
     assert world.decode(seen)["state"].tolist() == torch.eye(5)[[1, 0, 4]].tolist()
 
 
@@ -148,7 +148,7 @@ def test_outcomes_come_together_and_as_often_as_they_were_seen() -> None:
         [(0, 1, 1.0, 3, True)] * 30 + [(0, 1, -0.5, 2, False)] * 60 + [(0, 1, 7.0, 2, False)] * 10,
     )
     told = world.step(at(*[0] * 20_000), do(*[1] * 20_000))
-    after = told.state.stoch[:, 0].argmax(-1)
+    after = told.state.place.argmax(-1)
     assert set(zip(after.tolist(), told.reward.tolist(), told.cont.tolist(), strict=True)) == {
         (3, 1.0, 0.0), (2, -0.5, 1.0), (2, 7.0, 1.0),
     }  # fmt: skip
@@ -161,7 +161,7 @@ def test_the_deterministic_table_believes_what_it_saw_last() -> None:
     learn(world, [(0, 1, 1.0, 3, True), (0, 1, -0.5, 2, False)])
     told = world.step(at(0, 0), do(1, 1))
     assert told.reward.tolist() == [-0.5, -0.5]
-    assert told.state.stoch[:, 0].argmax(-1).tolist() == [2, 2]
+    assert told.state.place.argmax(-1).tolist() == [2, 2]
     assert told.cont.tolist() == [1.0, 1.0]
 
 
@@ -174,7 +174,7 @@ def test_the_unknown_is_an_error_or_stays() -> None:
         world.step(world.initial(1), do(0))
     staying = model(unknown="stay")
     told = staying.step(at(4), do(0))
-    assert told.state.stoch[0, 0].argmax() == 4
+    assert told.state.place[0].argmax() == 4
     assert (told.reward.item(), told.cont.item()) == (0.0, 1.0)
 
 

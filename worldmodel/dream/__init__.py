@@ -1,6 +1,6 @@
 """What a learned world expects to see when nobody shows it anything any more.
 
-rollout   open loop: what a model shows and foretells after its context
+rollout   open loop: what a model shows and predicts after its context
 films     strips and films of it, with a mark where imagination starts
 metrics   how far a dream is from what happened
 starts    where dreams begin
@@ -10,7 +10,7 @@ view      what agents see of it, and the real environment seen the same way
 
 from worldmodel.dream.env import DreamEnv, DreamVectorEnv
 from worldmodel.dream.films import MARK, film, film_of, strip, titled
-from worldmodel.dream.rollout import OpenLoop, cut, decoded, device_of, follow, goes_on, open_loop
+from worldmodel.dream.rollout import OpenLoop, cut, decoded, device_of, follow, open_loop
 from worldmodel.dream.starts import Starts, begun, starts_from, starts_of
 from worldmodel.dream.view import AwakeEnv
 
@@ -28,7 +28,6 @@ __all__ = [
     "film",
     "film_of",
     "follow",
-    "goes_on",
     "open_loop",
     "starts_from",
     "starts_of",

@@ -10,11 +10,11 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from worldmodel.dream.rollout import goes_on
+from worldmodel import tree
 from worldmodel.dream.starts import Starts, starts_of
 from worldmodel.dream.view import View
 from worldmodel.seeding import Stream
-from worldmodel.types import MASK_KEY, Batch, EnvSpec, LatentState, start_of
+from worldmodel.types import MASK_KEY, Batch, EnvSpec, start_of
 
 ENDING = ("threshold", "sample")
 FPS = 15
@@ -32,7 +32,7 @@ class _Dreams:
         self.horizon, self.ending = horizon, ending
         self.stream = Stream(0, view.device)
         with torch.no_grad():
-            self.state: LatentState = self.model.initial(count)
+            self.state = self.model.initial(count)
         self.steps = np.zeros(count, np.int64)
 
     def begin(self, which: np.ndarray, batch: Batch) -> None:
@@ -46,16 +46,14 @@ class _Dreams:
                 obs = {key: value[:, t] for key, value in batch.obs.items()}
                 fresh = self.model.observe(fresh, obs, batch.action[:, t], batch.is_first[:, t])
         index = torch.from_numpy(which).to(self.view.device)
-        pairs = zip(self.state, fresh, strict=True)
-        self.state = LatentState(*(old.index_copy(0, index, new) for old, new in pairs))
+        self.state = tree.map(lambda old, new: old.index_copy(0, index, new), self.state, fresh)
         self.steps[which] = 0
 
     def step(self, native: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Rewards [B] float64, terminated, truncated [B] bool, and P(goes on) [B]."""
         action = self.view.encoded(native, len(self.steps))
         with self.stream, torch.no_grad():
-            self.state, reward, cont = self.model.step(self.state, action)
-            on = goes_on(self.model, cont)
+            self.state, reward, on = self.model.step(self.state, action)
             ends = torch.rand_like(on) >= on if self.ending == "sample" else on < 0.5
         self.steps += 1
         return (
@@ -93,12 +91,13 @@ def _start_of(options: dict[str, Any] | None) -> Batch | None:
 class DreamEnv(gymnasium.Env[Any, Any]):
     """A learned world as one environment.
 
-    model: any `Dynamics`; with `decode` it can be rendered and seen as pixels. spec: of the real
-    environment. starts: where dreams begin, `starts_from(replay)` or a Batch of rows [B, T] of
-    which one is drawn; `reset(options={"start": batch})` gives the rows [1, T] of one reset.
-    observe: "latent", "image" or "dict" (see `View`). horizon: steps after which a dream is cut
-    off. ending: a dream is over when the model finds that likelier than not ("threshold"), or as
-    often as it says ("sample"). Rewards are the model's.
+    model: any `Dynamics`; one that Decodes can be rendered and seen as pixels, one with Features
+    be seen as these. spec: of the real environment. starts: where dreams begin,
+    `starts_from(replay)` or a Batch of rows [B, T] of which one is drawn;
+    `reset(options={"start": batch})` gives the rows [1, T] of one reset. observe: "latent", "image"
+    or "dict" (see `View`). horizon: steps after which a dream is cut off. ending: a dream is over
+    when the model finds that likelier than not ("threshold"), or as often as it says ("sample").
+    Rewards are the model's.
 
     Actions are native, as `worldmodel.envs.make_env` takes them. info holds "cont", the model's
     P(the episode goes on), and "action_mask" where the specification has one. The same seed and
@@ -125,7 +124,7 @@ class DreamEnv(gymnasium.Env[Any, Any]):
         self._phase = "before the first reset"  # or "running", or "after the end of the dream"
 
     @property
-    def state(self) -> LatentState:
+    def state(self) -> Any:
         """The state of the dream, [1, ...]."""
         return self._dreams.state
 
@@ -195,7 +194,7 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
         self._over: np.ndarray | None = None
 
     @property
-    def state(self) -> LatentState:
+    def state(self) -> Any:
         """The states of the dreams, [B, ...]."""
         return self._dreams.state
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from worldmodel.dream.rollout import OpenLoop, open_loop
 from worldmodel.log import as_rgb, enlarged
-from worldmodel.types import Batch, EnvSpec
+from worldmodel.types import Batch, Decodes, EnvSpec
 
 MARK = (255, 140, 0)  # the colour of the border where imagination starts
 BLANK = 32  # the grey of what does not exist
@@ -23,7 +23,7 @@ LINE = 15  # pixels of one line of text
 def film(model: Any, spec: EnvSpec, batch: Batch, context: int) -> list[np.ndarray]:
     """The open-loop dream of a batch's first sequence as frames for `strip` and `titled`, the
     images of several keys side by side; empty where there is nothing to draw."""
-    if not spec.keys("image") or not hasattr(model, "decode"):
+    if not spec.keys("image") or not isinstance(model, Decodes):
         return []
     return film_of(spec, batch, open_loop(model, batch, context), context)
 

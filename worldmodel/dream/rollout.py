@@ -7,16 +7,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from worldmodel.types import Batch, LatentState, start_of
+from worldmodel import tree
+from worldmodel.types import Batch, Decodes, Surprises, start_of
 
 
 class OpenLoop(NamedTuple):
     """What a model showed and foretold at every row of a batch, [B, T, ...] each.
 
     shown: what it decodes by key, images in [0, 1] and vectors in their own units; empty for a
-    model that cannot decode. reward, cont: its predictions, cont as the model gives it; 0 and 1
-    for the rows of the context. surprise: nats that the row's observation would have told it
-    (`WorldModel.surprise`), 0 for the context; None where nobody asked or the model cannot say.
+    model that cannot decode. reward, cont: its predictions, cont that of going on; 0 and 1 for the
+    rows of the context. surprise: nats that the row's observation would have told it
+    (`Surprises`), 0 for the context; None where nobody asked or the model cannot say.
     """
 
     shown: dict[str, Tensor]
@@ -40,11 +41,10 @@ def open_loop(
         state        model.observe (posterior)  model.step (prior): no observation arrives
         prediction   a reconstruction           an open-loop prediction
 
-    model: a `Dynamics`, perhaps with `decode(state) -> {key: [B, ...]}`; batch: [B, T, ...] rows
-    on its device. dreams: how many go on from each sequence; what is given back is their mean,
-    the model's expectation (of squared error it has the least). start: the states before the
-    first rows, unless they are those of `start_of`. Raises ValueError unless
-    1 <= context < T and dreams >= 1.
+    model: a `Dynamics`, which may be one that Decodes; batch: [B, T, ...] rows on its device.
+    dreams: how many go on from each sequence; what is given back is their mean, the model's
+    expectation (of squared error it has the least). start: the states before the first rows,
+    unless they are those of `start_of`. Raises ValueError unless 1 <= context < T and dreams >= 1.
     """
     size, length = batch.shape
     if dreams < 1:
@@ -53,11 +53,11 @@ def open_loop(
         raise ValueError(
             f"context={context} must be at least 1 and less than the batch's {length} rows."
         )
-    state: LatentState = start_of(model, batch) if start is None else start
+    state = start_of(model, batch) if start is None else start
     nothing = torch.zeros_like(batch.reward[:, 0])
     shown: dict[str, list[Tensor]] = {}
     rewards, conts, surprises = [], [], []
-    asked = surprise and hasattr(model, "surprise")
+    asked = surprise and isinstance(model, Surprises)
 
     def several(x: Tensor) -> Tensor:
         return x.repeat_interleave(dreams, 0) if dreams > 1 and t >= context else x
@@ -69,7 +69,7 @@ def open_loop(
         obs = {key: several(value[:, t]) for key, value in batch.obs.items()}
         action = several(batch.action[:, t])
         if t == context:
-            state, nothing = state.map(several), several(nothing)
+            state, nothing = tree.map(several, state), several(nothing)
         if t < context:
             state = model.observe(state, obs, action, batch.is_first[:, t])
             reward, cont, told = nothing, nothing + 1, nothing
@@ -90,32 +90,26 @@ def open_loop(
 
 
 @torch.no_grad()
-def follow(model: Any, batch: Batch, start: Any = None) -> LatentState:
+def follow(model: Any, batch: Batch, start: Any = None) -> Any:
     """The states [B, T, ...] of a model that is shown every row of a batch. start: the states
     before the first rows, unless they are those of `start_of`."""
-    state: LatentState = start_of(model, batch) if start is None else start
+    state = start_of(model, batch) if start is None else start
     states = []
     for t in range(batch.shape[1]):
         obs = {key: value[:, t] for key, value in batch.obs.items()}
         state = model.observe(state, obs, batch.action[:, t], batch.is_first[:, t])
         states.append(state)
-    return LatentState(*(torch.stack(parts, 1) for parts in zip(*states, strict=True)))
+    return tree.stack(states, 1)
 
 
-def decoded(model: Any, state: LatentState) -> dict[str, Tensor]:
+def decoded(model: Any, state: Any) -> dict[str, Tensor]:
     """What a state looks like by key, [B, ...]; empty for a model that cannot decode."""
-    decode = getattr(model, "decode", None)
-    return {} if decode is None else decode(state)
-
-
-def goes_on(model: Any, cont: Tensor) -> Tensor:
-    """P(the episode goes on) of a model's `cont`, which may carry its discount."""
-    return (cont / getattr(model, "discount", 1.0)).clamp(0.0, 1.0)
+    return model.decode(state) if isinstance(model, Decodes) else {}
 
 
 def device_of(model: Any) -> torch.device:
     """Where a model's numbers live."""
-    return model.initial(1).deter.device
+    return tree.device(model.initial(1))
 
 
 def cut(batch: Batch, sequences: slice | Tensor, rows: slice) -> Batch:

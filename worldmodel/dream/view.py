@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import gymnasium
@@ -13,7 +12,7 @@ from gymnasium import spaces
 from worldmodel.dream.films import pictures
 from worldmodel.dream.rollout import device_of
 from worldmodel.seeding import Stream
-from worldmodel.types import MASK_KEY, EnvSpec, LatentState
+from worldmodel.types import MASK_KEY, Decodes, EnvSpec, Features, Masks
 
 OBSERVE = ("latent", "image", "dict")
 
@@ -30,23 +29,25 @@ class View:
         if observe not in OBSERVE:
             raise ValueError(f"Unknown view '{observe}'. Known: {', '.join(OBSERVE)}.")
         images = spec.keys("image")
-        if observe != "latent" and not hasattr(model, "decode"):
+        if observe != "latent" and not isinstance(model, Decodes):
             raise ValueError(f"observe={observe} needs a decoder, which this model lacks.")
+        if observe == "latent" and not isinstance(model, Features):
+            raise ValueError("observe=latent needs features, which this model's states lack.")
         if observe == "image" and len(images) != 1:
             raise ValueError(
                 f"observe=image needs exactly one image; the keys are {images or 'none'}. Use "
                 "observe=dict or observe=latent."
             )
         self.model, self.spec, self.observe, self.images = model, spec, observe, images
-        self.can_render = bool(images) and hasattr(model, "decode")
+        self.can_render = bool(images) and isinstance(model, Decodes)
         self.device = device_of(model)
         self.observation_space = self._space()
         self.action_space = _action_space(spec)
 
-    def __call__(self, state: LatentState) -> Any:
+    def __call__(self, state: Any) -> Any:
         """Observations with a batch axis: an array, or a dict of arrays."""
         if self.observe == "latent":
-            return state.feat.float().cpu().numpy()
+            return self.model.feat(state).float().cpu().numpy()
         shown = self.model.decode(state)
         out = {}
         for key, obs in self.spec.seen.items():
@@ -59,10 +60,10 @@ class View:
                 out[key] = shown[key].float().cpu().numpy()
         return out[self.images[0]] if self.observe == "image" else out
 
-    def mask(self, state: LatentState) -> np.ndarray | None:
+    def mask(self, state: Any) -> np.ndarray | None:
         """Which actions the model thinks allowed, float32 [B, A], where it says so at all."""
-        ask = getattr(self.model, "action_mask", None)
-        found = ask(state.feat) if ask is not None and self.spec.has_mask else None
+        asked = self.spec.has_mask and isinstance(self.model, Masks)
+        found = self.model.action_mask(state) if asked else None
         return None if found is None else found.float().cpu().numpy()
 
     def encoded(self, native: Any, count: int) -> torch.Tensor:
@@ -75,7 +76,7 @@ class View:
         if self.spec.action.kind == "continuous":
             if not np.isfinite(array).all():
                 raise ValueError(f"The action is not finite: {array}.")
-            array = np.clip(array, -1.0, 1.0)
+            array = self.spec.action.clip(array)
         else:
             sizes = np.asarray(self.spec.action.sizes)
             limit = sizes[0] if len(sizes) == 1 else sizes
@@ -83,15 +84,14 @@ class View:
                 raise ValueError(f"The action {array} lies outside of {self.action_space}.")
         return torch.from_numpy(self.spec.action.encode(array)).to(self.device)
 
-    def render(self, state: LatentState) -> list[np.ndarray]:
+    def render(self, state: Any) -> list[np.ndarray]:
         """A picture uint8 [H, W, 3] for each state [B, ...], several images side by side."""
         return pictures(self.spec, self.model.decode(state))
 
     def _space(self) -> spaces.Space[Any]:
         if self.observe == "latent":
-            size = self.model.initial(1).feat.shape[-1]
-            bound = getattr(self.model, "feat_bound", math.inf)
-            return spaces.Box(-bound, bound, (size,), np.float32)
+            bound = self.model.feat_bound
+            return spaces.Box(-bound, bound, (self.model.feat_size,), np.float32)
         boxes: dict[str, spaces.Space[Any]] = {}
         for key, obs in self.spec.seen.items():
             if obs.kind == "image":
@@ -123,7 +123,7 @@ class AwakeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         self.view = View(model, spec, observe)
         self.observation_space = self.view.observation_space
         self._stream = Stream(seed, self.view.device)
-        self._state: LatentState = model.initial(1)
+        self._state = model.initial(1)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         obs, info = self.env.reset(seed=seed, options=options)

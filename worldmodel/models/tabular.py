@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from worldmodel.models.tables import (
     sample_all,
     with_room,
 )
-from worldmodel.types import EnvSpec, LatentState, Prediction
+from worldmodel.types import EnvSpec, Prediction
 
 KINDS = ("deterministic", "counts")
 UNKNOWN = ("error", "stay")
@@ -36,6 +36,7 @@ class TabularConfig:
 
     kind: str = "deterministic"  # deterministic: the newest outcome | counts: all, drawn from
     unknown: str = "error"  # error | stay: a pair never tried leads back, with reward 0
+    discount: float = 1.0  # of whoever learns it; no part of the table
 
     def __post_init__(self) -> None:
         for name, value, known in (("kind", self.kind, KINDS), ("unknown", self.unknown, UNKNOWN)):
@@ -43,10 +44,15 @@ class TabularConfig:
                 raise ValueError(f"Unknown {name} '{value}'. Known: {', '.join(known)}.")
 
 
-class TabularModel:
-    """A learned table as a `Dynamics`: its state is the last state seen or predicted.
+class TabularState(NamedTuple):
+    """place: [..., S] one-hot, the last state seen or predicted; zeros before anything was seen."""
 
-    LatentState: deter [B, 0]; stoch [B, 1, S] one-hot, all zero before anything was seen.
+    place: Tensor
+
+
+class TabularModel:
+    """A learned table as a `Dynamics`.
+
     spec: one discrete observation of S classes and one discrete action of A.
     `step` draws outcomes with torch's generator, as the other worlds do; planners bring their own.
 
@@ -63,6 +69,8 @@ class TabularModel:
         self.config = config or TabularConfig()
         self.device = torch.device(device)
         self.tables = new_tables(self.states, self.actions)
+        self.discount = self.config.discount
+        self.feat_size, self.feat_bound = self.states, 1.0
 
     @property
     def known_pairs(self) -> int:
@@ -93,16 +101,13 @@ class TabularModel:
             row = int(t.chain[row])
         return found
 
-    def initial(self, batch_size: int) -> LatentState:
+    def initial(self, batch_size: int) -> TabularState:
         """No state yet: `step` needs one that was observed."""
-        shape = (batch_size, 1, self.states)
-        return LatentState(
-            torch.zeros(batch_size, 0, device=self.device), torch.zeros(shape, device=self.device)
-        )
+        return TabularState(torch.zeros(batch_size, self.states, device=self.device))
 
     def observe(
-        self, state: LatentState, obs: dict[str, Tensor], action: Tensor, is_first: Tensor
-    ) -> LatentState:
+        self, state: TabularState, obs: dict[str, Tensor], action: Tensor, is_first: Tensor
+    ) -> TabularState:
         """The state that the observation [B, S] shows; it hides nothing, so nothing else counts."""
         seen = obs[self.key]
         if seen.shape[-1] != self.states:
@@ -110,20 +115,15 @@ class TabularModel:
                 f"Observation '{self.key}' has shape {list(seen.shape)}; allowed: [B, "
                 f"{self.states}], one-hot."
             )
-        return LatentState(state.deter, seen[:, None].to(state.stoch))
+        return TabularState(seen.to(state.place))
 
-    def step(self, state: LatentState, action: Tensor) -> Prediction:
+    def step(self, state: TabularState, action: Tensor) -> Prediction[TabularState]:
         """One outcome of each action [B, A], drawn where the table holds several.
 
         Raises ValueError for a state that was never observed and, unless unknown="stay", for a
         pair that was never tried.
         """
-        if not bool((state.stoch.sum((-2, -1)) == 1).all()):
-            raise ValueError(
-                "There is nothing to predict from: the state before any observation is empty. "
-                "Call observe first."
-            )
-        at = state.stoch[:, 0].argmax(-1).cpu().numpy()
+        at = index_of(state).cpu().numpy()
         pairs = at * self.actions + action.argmax(-1).cpu().numpy()
         rows = np.empty(len(pairs), np.int64)
         drawn = int(torch.randint(2**63 - 1, ())) if self.config.kind == "counts" else 0
@@ -138,17 +138,17 @@ class TabularModel:
         known, t = rows >= 0, self.tables
         after = np.where(known, t.next[rows], at)
         reward, cont = np.where(known, t.reward[rows], 0.0), np.where(known, t.cont[rows], 1.0)
-        stoch = torch.nn.functional.one_hot(torch.from_numpy(after.astype(np.int64)), self.states)
-        to = state.stoch
-        return Prediction(
-            LatentState(state.deter, stoch[:, None].to(to)),
-            torch.from_numpy(reward).to(to),
-            torch.from_numpy(cont).to(to),
-        )
+        place = torch.nn.functional.one_hot(torch.from_numpy(after.astype(np.int64)), self.states)
+        values = (torch.from_numpy(x).to(state.place) for x in (reward, cont))
+        return Prediction(TabularState(place.to(state.place)), *values)
 
-    def decode(self, state: LatentState) -> dict[str, Tensor]:
-        """The observation that belongs to a state, one-hot [B, S] under its key."""
-        return {self.key: state.stoch[:, 0]}
+    def decode(self, state: TabularState) -> dict[str, Tensor]:
+        """The observation that belongs to a state, one-hot [..., S] under its key."""
+        return {self.key: state.place}
+
+    def feat(self, state: TabularState) -> Tensor:
+        """The same [..., S]."""
+        return state.place
 
     def state_dict(self) -> dict[str, Any]:
         """Everything as tensors; outcomes beyond the first of each pair, whose number grows, in a
@@ -165,6 +165,16 @@ class TabularModel:
         for name, value in state.get("more", {}).items():
             fixed[name] = np.concatenate([fixed[name], value.numpy()])
         self.tables = Tables(**fixed, actions=self.actions)
+
+
+def index_of(state: TabularState) -> Tensor:
+    """The numbers int64 [B] of states; ValueError where one was never observed."""
+    if not bool((state.place.sum(-1) == 1).all()):
+        raise ValueError(
+            "There is nothing to predict from: the state before any observation is empty. Call "
+            "observe first."
+        )
+    return state.place.argmax(-1)
 
 
 def discrete_sizes(spec: EnvSpec) -> tuple[str, int, int]:

@@ -20,7 +20,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from torch import Tensor
 
-from worldmodel.types import LatentState
+from worldmodel.rssm.state import LatentState
 
 # Optional keys of `obs` beside the environment's own: bool [B], a new episode begins with this
 # row; and float64 [B], when the sensor took it, in seconds of any clock that does not jump.

@@ -20,7 +20,7 @@ from worldmodel.ood.api import Memory
 from worldmodel.ood.look import Look, expected_stoch
 from worldmodel.ood.part import Part, seen
 from worldmodel.rssm.core import RSSM
-from worldmodel.types import LatentState
+from worldmodel.rssm.state import LatentState
 
 
 class Drift(Part):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from worldmodel.distributions import OneHot
 from worldmodel.models.vae import VAE
 from worldmodel.rssm.model import WorldModel
-from worldmodel.types import LatentState
+from worldmodel.rssm.state import LatentState
 
 
 class Look(NamedTuple):

@@ -22,7 +22,7 @@ from worldmodel.distributions import symlog
 from worldmodel.ood.api import Memory
 from worldmodel.ood.look import Look, Looker
 from worldmodel.ood.part import Part
-from worldmodel.types import LatentState
+from worldmodel.rssm.state import LatentState
 
 SLOW = "_slow"  # ends the name of a running mean
 HIGHEST = 5.0  # a level counts no more than this in a running mean: one tick is one tick

@@ -12,7 +12,7 @@ from torch import Tensor
 from worldmodel.ood.api import Memory, Track
 from worldmodel.ood.look import Look
 from worldmodel.ood.scorer import Scorer
-from worldmodel.types import LatentState
+from worldmodel.rssm.state import LatentState
 
 TOGETHER = 64  # episodes
 

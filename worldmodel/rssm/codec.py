@@ -25,7 +25,8 @@ from worldmodel.nets import (
     UpConv2d,
     UpsampleConv2d,
 )
-from worldmodel.types import MASK_KEY, EnvSpec, LatentState
+from worldmodel.rssm.state import LatentState
+from worldmodel.types import MASK_KEY, EnvSpec
 
 CONVOLUTIONS = ("pool", "strided", "patch")
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from worldmodel.distributions import Normal, OneHot
 from worldmodel.nets import MLP, BlockLinear, Linear, NormSiLU
 from worldmodel.rssm import scan
-from worldmodel.types import LatentState
+from worldmodel.rssm.state import LatentState
 
 
 class RSSM(nn.Module):
@@ -189,7 +189,9 @@ class RSSM(nn.Module):
     def stepper(
         self, start: LatentState, steps: int
     ) -> Callable[[LatentState, Tensor], LatentState]:
-        """`step` for many steps from `start` on: sooner, where no gradient is needed."""
+        """`step` for many steps from `start` on, sooner where no gradient is needed: what does not
+        change from step to step is made once there, and a step is a few fused operations. Both
+        follow the formulas of `recur`; tests hold them equal."""
         if not torch.is_grad_enabled() and scan.usable(self, steps, start.deter, start.stoch):
             return scan.Stepper(self, len(start.deter))
         return self.step

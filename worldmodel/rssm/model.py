@@ -4,96 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from worldmodel.config import ConfigError, check_ranges
+from worldmodel import tree
 from worldmodel.distributions import Normal
-from worldmodel.models.ensemble import Ensemble, EnsembleConfig
-from worldmodel.rssm import packing
+from worldmodel.models.ensemble import Ensemble
 from worldmodel.rssm.codec import Decoder, Encoder
+from worldmodel.rssm.config import DISAGREEMENT, ModelConfig, check_fits, head_size
 from worldmodel.rssm.core import RSSM
 from worldmodel.rssm.heads import Head, HeadConfig, target_of
-from worldmodel.types import MASK_KEY, Batch, Column, EnvSpec, LatentState, Prediction, start_of
-
-DISAGREEMENT = "disagreement"  # of the ensemble: its loss, and its name in `control`
-
-
-def _default_heads() -> dict[str, HeadConfig]:
-    return {
-        "reward": HeadConfig("reward", "twohot", outscale=0.0),
-        "cont": HeadConfig("cont", "bernoulli"),
-    }
-
-
-@dataclass
-class ModelConfig:
-    """Sizes, losses and heads of the world model.
-
-    deter: width of the recurrent state. hidden: width inside the core. groups x classes: the
-    categorical latents (groups alone for gaussian). depth: channels of the first image stage
-    before `mults`. units: width of heads and vector MLPs. blocks: of the recurrence.
-    latent: categorical or gaussian. unimix: share of uniform in the categoricals.
-    free_nats, dyn_scale, rep_scale: of the KL. image_scale, vector_scale: of reconstruction.
-    discount_horizon: steps h of the discount 1 - 1/h in the continue head. bins: of two-hot
-    heads. kernel, mults, layers: of encoder and decoder. convolution: "pool" (stride 1 and
-    max-pool, the paper's), "strided" (kernel 4, a quarter of the arithmetic) or "patch" (strided,
-    but the stage at the image takes patches of 4x4 pixels: a tenth, and one stage fewer).
-    centre_images: measure images from their mean over the first batches (see ImageCentre), not
-    from mid-grey as the paper does. heads: by name.
-    control: weights of the heads whose sum is the reward to maximise; "disagreement" is that of
-    the ensemble, which needs ensemble.members.
-    """
-
-    deter: int = 512
-    hidden: int = 64
-    groups: int = 32
-    classes: int = 4
-    depth: int = 4
-    units: int = 64
-    blocks: int = 8
-    latent: str = "categorical"
-    unimix: float = 0.01
-    free_nats: float = 1.0
-    dyn_scale: float = 1.0
-    rep_scale: float = 0.1
-    image_scale: float = 1.0
-    vector_scale: float = 1.0
-    discount_horizon: int = 333
-    bins: int = 255
-    kernel: int = 5
-    mults: list[int] = field(default_factory=lambda: [2, 3, 4, 4])
-    layers: int = 3
-    convolution: str = "pool"
-    centre_images: bool = False
-    heads: dict[str, HeadConfig] = field(default_factory=_default_heads)
-    control: dict[str, float] = field(default_factory=lambda: {"reward": 1.0})
-    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
-
-    def __post_init__(self) -> None:
-        wide, weight = (1, 1 << 16), (0, 1e6)
-        check_ranges(
-            self,
-            {
-                **dict.fromkeys(("deter", "hidden", "units", "blocks"), wide),
-                **dict.fromkeys(("groups", "classes", "depth", "mults"), (1, 4096)),
-                **dict.fromkeys(("dyn_scale", "rep_scale", "image_scale", "vector_scale"), weight),
-                "unimix": (0, 1), "free_nats": weight, "discount_horizon": (1, 1 << 30),
-                "bins": (3, 65535), "kernel": (1, 31), "layers": (0, 64),
-            },
-        )  # fmt: skip
-        if not 1 <= len(self.mults) <= 8:
-            raise ConfigError(f"mults is {self.mults}; allowed: 1 to 8 numbers.")
-        if self.bins % 2 == 0:
-            raise ConfigError(f"bins is {self.bins}; it must be odd, so that one of them is 0.")
-        for name, weight_of in self.control.items():
-            if not math.isfinite(weight_of):
-                raise ConfigError(f"control.{name} is {weight_of}; it must be finite.")
-        if not self.control:
-            raise ConfigError("control names no head, so there is nothing to maximise.")
+from worldmodel.rssm.state import LatentState, columns_of, packed, unpacked
+from worldmodel.types import MASK_KEY, Batch, Column, EnvSpec, Prediction, start_of
 
 
 class ModelOutput(NamedTuple):
@@ -110,42 +34,8 @@ class WorldModel(nn.Module):
     def __init__(self, spec: EnvSpec, config: ModelConfig) -> None:
         super().__init__()
         self.spec, self.config = spec, config
+        check_fits(spec, config)
         c = config
-        if (
-            c.blocks < 1
-            or c.deter % c.blocks
-            or (spec.keys("image") and c.depth * c.mults[-1] % c.blocks)
-        ):
-            raise ValueError(
-                f"deter={c.deter} and depth*mults[-1]={c.depth * c.mults[-1]} must both be "
-                f"multiples of blocks={c.blocks}."
-            )
-        known = [*c.heads, *([DISAGREEMENT] if c.ensemble.members else [])]
-        if DISAGREEMENT in c.control and DISAGREEMENT not in known:
-            raise ValueError(
-                "'disagreement' is the reward of an ensemble, and there is none: set "
-                "agent.model.ensemble.members, 5 for example, or leave it out of "
-                "agent.model.control."
-            )
-        for name in [*c.control, "cont"]:
-            if name not in known:
-                raise ValueError(f"Unknown head '{name}'. Known heads: {', '.join(known)}.")
-        for name in c.heads:
-            if name in {"dyn", "rep", DISAGREEMENT, MASK_KEY, *spec.seen} or hasattr(
-                nn.ModuleDict, name
-            ):
-                raise ValueError(
-                    f"The head '{name}' needs another name: a loss of that name exists already "
-                    "(dyn, rep, disagreement, one of each observation), or PyTorch reserves it."
-                )
-        for name in c.control:
-            if name in c.heads and self._head_size(c.heads[name]) is not None:
-                raise ValueError(
-                    f"The head '{name}' predicts several numbers, so it cannot be controlled. "
-                    "Name heads of one number in agent.model.control."
-                )
-        if c.convolution == "pool" and c.kernel % 2 == 0:
-            raise ValueError(f"kernel={c.kernel} must be odd with convolution=pool.")
         classes = 1 if c.latent == "gaussian" else c.classes
         self.feat_size = c.deter + c.groups * classes
         shared = (c.depth, c.units, c.mults, c.kernel, c.layers, c.convolution)
@@ -157,7 +47,7 @@ class WorldModel(nn.Module):
         centre = self.encoder.centre if self.encoder.images else None
         self.decoder = Decoder(spec, centre, c.deter, c.groups * classes, c.blocks, *shared)
         heads = {
-            name: Head(h, self.feat_size, c.units, c.bins, self._head_size(h))
+            name: Head(h, self.feat_size, c.units, c.bins, head_size(spec, h))
             for name, h in c.heads.items()
         }
         if spec.has_mask:
@@ -171,21 +61,12 @@ class WorldModel(nn.Module):
         if c.ensemble.members:
             sizes = self.feat_size, spec.action.size, c.groups * classes
             self.ensemble = Ensemble(*sizes, c.ensemble)
-        else:
-            self.uncertainty = None  # type: ignore[assignment,method-assign]
-
-    def _head_size(self, head: HeadConfig) -> int | None:
-        if head.target in ("", "reward", "cont"):
-            return None
-        if head.target not in self.spec.obs:
-            known = ", ".join(["reward", "cont", *sorted(self.spec.obs)])
-            raise ValueError(f"No target '{head.target}' for a head. Known: {known}.")
-        size = math.prod(self.spec.obs[head.target].shape)
-        return size if size > 1 else None
+            self.uncertainty = self._uncertainty  # a world without one has no such method
+        self._sizes = c.deter, c.groups, classes, self.core.gaussian
 
     @property
     def discount(self) -> float:
-        """1 - 1/discount_horizon, which the continue head carries."""
+        """1 - 1/discount_horizon."""
         return 1.0 - 1.0 / self.config.discount_horizon
 
     @property
@@ -194,18 +75,22 @@ class WorldModel(nn.Module):
         is a mean of tanh, the rest one-hot), infinite for gaussian ones."""
         return math.inf if self.core.gaussian else 1.0
 
+    def feat(self, state: LatentState) -> Tensor:
+        """Features [..., F] of states: both parts side by side."""
+        return state.feat
+
     @property
     def columns(self) -> dict[str, Column]:
-        """What replay stores of one state (see `worldmodel.rssm.packing`)."""
-        return packing.columns(self.core)
+        """What replay stores of one state (see `worldmodel.rssm.state`)."""
+        return columns_of(*self._sizes)
 
     def pack(self, state: LatentState) -> dict[str, Tensor]:
         """States [..., ...] as values of `columns`."""
-        return packing.pack(self.core, state)
+        return packed(state, *self._sizes[2:])
 
     def unpack(self, columns: Mapping[str, Tensor]) -> LatentState:
         """The states that values of `columns` hold."""
-        return packing.unpack(self.core, columns)
+        return unpacked(columns, *self._sizes[2:])
 
     def initial(self, batch_size: int) -> LatentState:
         """The state before anything was seen: zeros [B, ...]."""
@@ -232,7 +117,7 @@ class WorldModel(nn.Module):
 
     def step(self, state: LatentState, action: Tensor) -> Prediction:
         """What action [B, A] leads to: next state, reward [B] (weighted by `control`), and the
-        discounted probability [B] that the episode goes on."""
+        probability [B] that the episode goes on."""
         return self._arrived(state, action, self.core.step(state, action))
 
     def expect(self, state: LatentState, action: Tensor) -> Prediction:
@@ -249,7 +134,8 @@ class WorldModel(nn.Module):
     def _arrived(self, before: LatentState, action: Tensor, state: LatentState) -> Prediction:
         feat = state.feat
         reward = self.reward(feat) + self.curiosity(before.feat, action)
-        return Prediction(state, reward, self.heads["cont"].predict(feat))  # type: ignore[operator]
+        cont = (self.discounted_cont(feat) / self.discount).clamp(0.0, 1.0)
+        return Prediction(state, reward, cont)
 
     def surprise(
         self,
@@ -272,8 +158,8 @@ class WorldModel(nn.Module):
         """What `uncertainty` is measured in."""
         return "the ensemble's disagreement on recorded steps"
 
-    def uncertainty(self, state: LatentState, action: Tensor) -> Tensor:
-        """The disagreement [B] of the ensemble about action [B, A]; None where there is none."""
+    def _uncertainty(self, state: LatentState, action: Tensor) -> Tensor:
+        """The disagreement [B] of the ensemble about action [B, A]."""
         assert self.ensemble is not None
         return self.ensemble.disagreement(state.feat, action)
 
@@ -283,7 +169,8 @@ class WorldModel(nn.Module):
         """Roll out H steps from state [B, ...] under a policy or given actions [B, H, A].
 
         Returns H + 1 states [B, H+1, ...], the start included, and the actions [B, H, A]; the
-        action at index h leads from state h to state h + 1. Rewards are the heads' to read.
+        action at index h leads from state h to state h + 1. Rewards are the heads' to read: for
+        all steps at once, which is why this is not a loop over `step`.
         """
         states, actions = [state], []
         step = self.core.stepper(state, horizon)
@@ -292,9 +179,7 @@ class WorldModel(nn.Module):
             state = step(state, action)
             states.append(state)
             actions.append(action)
-        deter = torch.stack([s.deter for s in states], 1)
-        stoch = torch.stack([s.stoch for s in states], 1)
-        return LatentState(deter, stoch), torch.stack(actions, 1)
+        return tree.stack(states, 1), torch.stack(actions, 1)
 
     def reward(self, feat: Tensor) -> Tensor:
         """The sum of the controlled heads' predictions [...], each times its weight."""
@@ -336,13 +221,17 @@ class WorldModel(nn.Module):
                 guessed = guessed + weight * self.heads[name].predict(feat)  # type: ignore[operator]
         return recorded + guessed.masked_fill(batch.is_first, 0.0)
 
-    def cont(self, feat: Tensor) -> Tensor:
-        """Discounted probability [...] that the episode goes on."""
+    def discounted_cont(self, feat: Tensor) -> Tensor:
+        """P(the episode goes on) times the discount [...]: that product is what the head learns."""
         out: Tensor = self.heads["cont"].predict(feat)  # type: ignore[operator]
         return out
 
-    def action_mask(self, feat: Tensor) -> Tensor | None:
+    def action_mask(self, state: LatentState) -> Tensor | None:
         """Which actions [..., A] the state allows (0 or 1), or None where all are."""
+        return self.allowed(state.feat)
+
+    def allowed(self, feat: Tensor) -> Tensor | None:
+        """`action_mask` of features [..., F]."""
         if MASK_KEY not in self.heads:
             return None
         return (self.heads[MASK_KEY].predict(feat) > 0.5).float()  # type: ignore[operator]
@@ -410,6 +299,3 @@ class WorldModel(nn.Module):
         total = torch.stack([self.scale(k) * v.mean() for k, v in output.losses.items()]).sum()
         parts = {f"loss/{k}": v.detach().mean() for k, v in output.losses.items()}
         return total, parts | output.metrics
-
-
-__all__ = ["ModelConfig", "ModelOutput", "WorldModel"]

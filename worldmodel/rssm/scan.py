@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from worldmodel.accel.fused import in_loops, on_gpu
+from worldmodel.rssm.state import LatentState
 from worldmodel.rssm.steps import Steps, Vectors
-from worldmodel.types import LatentState
 
 if TYPE_CHECKING:
     from worldmodel.rssm.core import RSSM

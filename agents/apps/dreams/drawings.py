@@ -13,10 +13,10 @@ import torch
 from agents.apps.dreams.episodes import DreamConfig, Experience
 from agents.apps.dreams.page import Picture, Section
 from agents.base import Policy, random_actions
-from worldmodel import dream, plots, seeding
+from worldmodel import dream, plots, seeding, tree
 from worldmodel.dream import films, metrics
 from worldmodel.log import enlarged, gif, write_picture, write_video
-from worldmodel.types import MASK_KEY, Batch, EnvSpec, LatentState
+from worldmodel.types import MASK_KEY, Batch, EnvSpec, Masks
 
 SIDE, VIDEO_SIDE = 96, 256  # pixels of an image in pictures and GIFs, and in the video
 CURVES = 6  # entries of a vector that are drawn, at most
@@ -110,27 +110,26 @@ class Futures:
 
 
 @torch.no_grad()
-def imagine(policy: Policy, start: LatentState, settings: DreamConfig) -> Futures:
+def imagine(policy: Policy, start: Any, settings: DreamConfig) -> Futures:
     """Go on from one state [1, ...]: under the policy (sampled), where the agent can act in
     imagination, and under random actions."""
     model, each = policy.model, settings.futures
     judge = policy.agent.evaluate
     acts = judge(start).prior is not None
-    allowed = getattr(model, "action_mask", lambda feat: None)
     out = Futures((["policy"] * each if acts else []) + ["random"] * each)
-    state = start.map(lambda x: x.expand(len(out.kinds), *x.shape[1:]).contiguous())
+    state = tree.map(lambda x: x.expand(len(out.kinds), *x.shape[1:]).contiguous(), start)
     rng = np.random.default_rng(seeding.spawn(settings.seed, "random futures"))
     steps: dict[str, list[torch.Tensor]] = {}
     for _ in range(settings.horizon):
-        mask = allowed(state.feat)
+        mask = model.action_mask(state) if isinstance(model, Masks) else None
         seen = {} if mask is None else {MASK_KEY: mask[-each:].cpu().numpy()}
         action = torch.from_numpy(random_actions(policy.spec, seen, each, rng))
-        action = action.to(state.deter.device)
+        action = action.to(tree.device(state))
         if acts:
-            chosen = judge(state.map(lambda x: x[:each])).prior.sample()
+            chosen = judge(tree.index(state, slice(each))).prior.sample()
             action = torch.cat([chosen.clamp(-1, 1), action])
         state, reward, cont = model.step(state, action)
-        found = {"reward": reward, "cont": dream.goes_on(model, cont)}
+        found = {"reward": reward, "cont": cont}
         value = judge(state).value
         if value is not None:
             found["value"] = value
@@ -147,7 +146,7 @@ def draw_futures(policy: Policy, lived: Experience, settings: DreamConfig, folde
     """The futures of the first shown episode's last context frame, with all files."""
     number, context = lived.shown(settings)[0], settings.context
     batch = lived.batch([number], 0, context).to(dream.device_of(policy.model))
-    start = dream.follow(policy.model, batch).map(lambda x: x[:, -1])
+    start = tree.index(dream.follow(policy.model, batch), (slice(None), -1))
     futures = imagine(policy, start, settings)
     pictures: list[Picture] = []
     what = f"{settings.futures} futures each under the policy and under random actions"
@@ -163,7 +162,7 @@ def draw_futures(policy: Policy, lived: Experience, settings: DreamConfig, folde
             Picture(stem.with_suffix(".png"), f"Pictures: {what}", "Some steps.", "wide"),
         ]
     pictures.insert(1 if pictures else 0, _numbers(futures, folder))
-    returns = futures.returns(getattr(policy.model, "discount", 1.0))
+    returns = futures.returns(policy.model.discount)
     words = {"policy": "the policy", "random": "random actions"}
     promised = ", ".join(f"{value:.1f} under {words[kind]}" for kind, value in returns.items())
     text = [

@@ -18,7 +18,7 @@ from agents.run.evaluate import evaluate
 from worldmodel import config, dream, seeding, tree
 from worldmodel.config import ConfigError
 from worldmodel.replay import Replay, ReplayConfig
-from worldmodel.types import Batch, LatentState
+from worldmodel.types import Batch
 
 SOURCES = ("fresh", "replay")
 MODES = ("mode", "sample", "random")
@@ -161,7 +161,7 @@ class Windows:
     of a model that has followed the episode from its beginning; and where they lie."""
 
     batch: Batch
-    start: LatentState
+    start: Any
     episode: list[int]
     first: list[int]  # row of the episode that is the first imagined one
 
@@ -175,7 +175,7 @@ def windows(lived: Experience, model: Any, settings: DreamConfig) -> Windows:
         rows = min(int(lived.lengths[number]), LONGEST * settings.rows + 1)
         by_rows.setdefault(rows, []).append(number)
     parts: list[Batch] = []
-    starts: list[LatentState] = []
+    starts: list[Any] = []
     episode: list[int] = []
     first: list[int] = []
     device = dream.device_of(model)
@@ -185,7 +185,7 @@ def windows(lived: Experience, model: Any, settings: DreamConfig) -> Windows:
         last = rows - settings.rows
         for begin in sorted({int(i) for i in np.linspace(0, last, each).round()}):
             part = dream.cut(whole, slice(None), slice(begin, begin + settings.rows))
-            before = states.map(lambda x, t=begin - 1: x[:, t])
+            before = tree.index(states, (slice(None), begin - 1))
             starts.append(before if begin else model.initial(len(group)))
             parts.append(part)
             episode += group

@@ -18,7 +18,7 @@ from agents.apps.dreams.episodes import Windows
 from agents.apps.dreams.page import Picture, Section
 from worldmodel import dream, plots, tree
 from worldmodel.dream import OpenLoop, metrics
-from worldmodel.types import Batch, EnvSpec
+from worldmodel.types import Batch, EnvSpec, Relabels
 
 HEADLINE_STEP = 20  # open-loop steps at which the one number is taken
 CHUNK = 32  # windows dreamt at once, which bounds the memory for their images
@@ -96,11 +96,13 @@ def _compare(
     if one.surprise is not None:
         errors["Latent KL"] = {ONE: one.surprise[:, context:]}
     (reward,), (lives,) = questions["Reward error"].truths, questions["Continue error"].truths
-    discount = getattr(model, "discount", 1.0)
+    discount = model.discount
     promised = loops.get(MEAN, one)
     return Honesty(
         {k: {w: v.double().cpu().numpy() for w, v in c.items()} for k, c in errors.items()},
-        metrics.discounted(promised.reward[:, context:], promised.cont[:, context:]).cpu().numpy(),
+        metrics.discounted(promised.reward[:, context:], discount * promised.cont[:, context:])
+        .cpu()
+        .numpy(),
         metrics.discounted(reward[:, context:], discount * lives[:, context:]).cpu().numpy(),
     )
 
@@ -126,7 +128,7 @@ def _questions(model: Any, spec: EnvSpec, batch: Batch, shown: OpenLoop) -> dict
             found[f"{key} MSE"] = Question(metrics.mse, [batch.obs[key]], partial(_of, key))
     lives = 1.0 - batch.is_terminal.float()
     found["Reward error"] = Question(_apart, [_recorded(model, batch)], lambda d: [d.reward])
-    found["Continue error"] = Question(_apart, [lives], lambda d: [dream.goes_on(model, d.cont)])
+    found["Continue error"] = Question(_apart, [lives], lambda d: [d.cont])
     return found
 
 
@@ -141,11 +143,9 @@ def _apart(a: Tensor, b: Tensor) -> Tensor:
 @torch.no_grad()
 def _recorded(model: Any, batch: Batch) -> torch.Tensor:
     """What the model's reward predicts, as it was recorded [B, T]."""
-    recorded = getattr(model, "recorded_reward", None)
-    if recorded is None:
+    if not isinstance(model, Relabels):
         return batch.reward
-    found: torch.Tensor = recorded(batch, dream.follow(model, batch))
-    return found
+    return model.recorded_reward(batch, dream.follow(model, batch))
 
 
 def _error(

@@ -20,7 +20,7 @@ import numpy as np
 from agents.apps.episodes import Episodes
 from agents.apps.play.reality import Moment, Reality
 from agents.apps.play.world import Sight, World, allowed, allows, seed_of
-from worldmodel.types import MASK_KEY, LatentState
+from worldmodel.types import MASK_KEY
 
 CONTEXT = 5  # frames that the model sees before it dreams
 MOST_CONTEXT = 64
@@ -37,7 +37,7 @@ class Real:
 
     moment: Moment
     picture: np.ndarray
-    latent: LatentState
+    latent: Any
     surprise: float | None = None
     news: float | None = None
 

@@ -14,7 +14,7 @@ from agents.base import Policy, check_mode, random_actions
 from worldmodel import seeding
 from worldmodel.config import ConfigError
 from worldmodel.dream import films
-from worldmodel.types import MASK_KEY, Batch, EnvSpec, LatentState, start_of
+from worldmodel.types import MASK_KEY, Batch, EnvSpec, start_of
 
 INK, PAPER, GRID = (232, 234, 237), (24, 27, 33), (70, 75, 84)  # of numbers drawn as bars
 
@@ -26,7 +26,7 @@ class Sight:
     and are None at a start. value: the critic's, None without one. mask: the actions allowed
     next, [A] zeros and ones, or None where all are."""
 
-    latent: LatentState
+    latent: Any
     picture: np.ndarray
     reward: float | None = None
     goes_on: float | None = None
@@ -59,7 +59,6 @@ class World:
         self.model: Any = policy.model
         self.acts = policy.agent.evaluate(self.model.initial(1)).prior is not None
         self._surprise = getattr(self.model, "surprise", None)
-        self._discount = float(getattr(self.model, "discount", 1.0))
 
     @property
     def surprises(self) -> bool:
@@ -67,10 +66,10 @@ class World:
         return self._surprise is not None
 
     @torch.no_grad()
-    def after(self, batch: Batch, seed: int) -> LatentState:
+    def after(self, batch: Batch, seed: int) -> Any:
         """The state [1, ...] after the last row of one sequence [1, T, ...]."""
         batch = batch.to(self.device)
-        state: LatentState = start_of(self.model, batch)
+        state: Any = start_of(self.model, batch)
         with seeding.Stream(seed, self.device):
             for t in range(batch.shape[1]):
                 obs = {key: value[:, t] for key, value in batch.obs.items()}
@@ -80,37 +79,34 @@ class World:
     @torch.no_grad()
     def see(
         self,
-        before: LatentState,
+        before: Any,
         obs: Mapping[str, np.ndarray],
         action: np.ndarray | None,
         seed: int,
-    ) -> LatentState:
+    ) -> Any:
         """The state [1, ...] after one real observation; action: [A] that led to it, None at an
         episode's start."""
         given = np.zeros(self.spec.action.size, np.float32) if action is None else action
         first = torch.tensor([action is None], device=self.device)
         with seeding.Stream(seed, self.device):
-            out: LatentState = self.model.observe(
-                before, self._tensors(obs), self._action(given), first
-            )
+            out: Any = self.model.observe(before, self._tensors(obs), self._action(given), first)
         return out
 
     @torch.no_grad()
-    def dream(self, before: LatentState, action: np.ndarray, seed: int) -> Sight:
+    def dream(self, before: Any, action: np.ndarray, seed: int) -> Sight:
         """What action [A] leads to, as the model imagines it."""
         with seeding.Stream(seed, self.device):
             state, reward, cont = self.model.step(before, self._action(action))
-        goes_on = min(1.0, float(cont) / self._discount)
-        return self._sight(state, float(reward), goes_on)
+        return self._sight(state, float(reward), float(cont))
 
     @torch.no_grad()
-    def look(self, latent: LatentState) -> Sight:
+    def look(self, latent: Any) -> Sight:
         """What a state shows, without a step."""
         return self._sight(latent, None, None)
 
     @torch.no_grad()
     def surprise(
-        self, before: LatentState, obs: Mapping[str, np.ndarray], action: np.ndarray, seed: int
+        self, before: Any, obs: Mapping[str, np.ndarray], action: np.ndarray, seed: int
     ) -> float | None:
         """KL in nats between what is foretold from a state and an action, and what the real
         observation then says; None where the model cannot tell."""
@@ -119,9 +115,7 @@ class World:
         with seeding.Stream(seed, self.device):
             return float(self._surprise(before, self._tensors(obs), self._action(action)))
 
-    def decide(
-        self, latent: LatentState, mask: np.ndarray | None, mode: str, seed: int
-    ) -> np.ndarray:
+    def decide(self, latent: Any, mask: np.ndarray | None, mode: str, seed: int) -> np.ndarray:
         """The agent's encoded action [A] in an imagined state; random where it cannot decide."""
         if not self.acts:
             return self.random_action(mask, seed)
@@ -143,14 +137,14 @@ class World:
         """uint8 [H, W, 3] of one observation: its images side by side, or its numbers as bars."""
         return picture_of(obs, self.spec)
 
-    def _sight(self, state: LatentState, reward: float | None, goes_on: float | None) -> Sight:
+    def _sight(self, state: Any, reward: float | None, goes_on: float | None) -> Sight:
         shown = {
             key: value[0].float().cpu().numpy() for key, value in self.model.decode(state).items()
         }
         value = self.policy.agent.evaluate(state).value
         mask = None
         if self.spec.has_mask:
-            predicted = self.model.action_mask(state.feat)
+            predicted = self.model.action_mask(state)
             mask = (
                 None
                 if predicted is None

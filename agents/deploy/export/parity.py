@@ -16,7 +16,7 @@ from agents.deploy.export.step import MEMORY, drawn, example_obs
 from worldmodel.distributions import exponential_
 from worldmodel.envs import EnvError, make_env
 from worldmodel.replay import Replay
-from worldmodel.types import LatentState
+from worldmodel.rssm.state import LatentState
 
 EPISODE = 100  # rows of an episode made up where there is no recording
 TIE = 1e-3  # relative difference of two probabilities that rounding may decide

@@ -17,7 +17,8 @@ from agents.base import Agent
 from worldmodel.config import ConfigError
 from worldmodel.distributions import OneHot
 from worldmodel.rssm import WorldModel
-from worldmodel.types import MASK_KEY, EnvSpec, LatentState
+from worldmodel.rssm.state import LatentState
+from worldmodel.types import MASK_KEY, EnvSpec
 
 Tensors = dict[str, Tensor]
 LATENTS = ("mode", "sample")
