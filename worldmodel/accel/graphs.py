@@ -95,7 +95,7 @@ class Recorded:
                 self._replay = self._record()
             except RuntimeError as error:
                 self._plain_calls = float("inf")
-                warnings.warn(_told(error), stacklevel=4)
+                warnings.warn(_describe(error), stacklevel=4)
         if self._replay is None:
             self._plain_calls -= 1
             return self._function(self._inputs)
@@ -135,7 +135,7 @@ def _home(x: Tensor) -> Tensor:
     return x.clone() if x.is_cpu else x.to("cpu", non_blocking=True)
 
 
-def _told(error: RuntimeError) -> str:
+def _describe(error: RuntimeError) -> str:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     return (
         f"The update could not be recorded as a CUDA graph ({reason}), so its "

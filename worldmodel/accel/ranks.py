@@ -183,8 +183,8 @@ class Ranks:
             error = found
         if not self.agree(error is not None):
             return result
-        told = self.gather_objects(error and (type(_ours(error)), _words(error)))
-        failed, (kind, words) = next((r, t) for r, t in enumerate(told) if t)
+        reports = self.gather_objects(error and (type(_ours(error)), _words(error)))
+        failed, (kind, words) = next((r, t) for r, t in enumerate(reports) if t)
         if error is not None and failed == self.rank and (self.first or kind is RankLost):
             raise error
         if kind is RankLost or self.first:

@@ -48,18 +48,18 @@ class Failures:
         if self._in_a_row[index] >= IN_A_ROW:
             raise EnvFailed(
                 f"Environment {index} failed {IN_A_ROW} times in a row without one good step "
-                f"between, so it is broken rather than unlucky. {self._told()}"
+                f"between, so it is broken rather than unlucky. {self._last_reasons()}"
             )
         if len(self._when) >= self._limit:
             raise EnvFailed(
                 f"Environments failed {len(self._when)} times within {WINDOW:,} steps, and "
-                f"max_failures is {self._limit}. {self._told()} If that many are to be expected, "
-                f"raise max_failures."
+                f"max_failures is {self._limit}. {self._last_reasons()} If that many are "
+                f"to be expected, raise max_failures."
             )
 
-    def _told(self) -> str:
-        told = "\n".join(f"environment {i}: {why}" for i, why in sorted(self._last.items()))
+    def _last_reasons(self) -> str:
+        lines = "\n".join(f"environment {i}: {why}" for i, why in sorted(self._last.items()))
         return (
-            f"The last reasons:\n{told}\nMend the environment, or raise timeout or start_timeout "
+            f"The last reasons:\n{lines}\nMend the environment, or raise timeout or start_timeout "
             f"where it is only slow; the same command then goes on."
         )

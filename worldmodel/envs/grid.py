@@ -218,8 +218,8 @@ def build(config: EnvConfig) -> gymnasium.Env[Any, Any]:
     for name in given:
         if name not in known or (name.startswith("change") and len(grid.layouts) == 1):
             raise unknown(f"argument of '{config.id}'", name, known)
-    times = _whole("resolution", given.get("resolution", 1), 1)
-    after = _whole("change_after", given.get("change_after", grid.change[-1]), 0)
+    times = _integer("resolution", given.get("resolution", 1), 1)
+    after = _integer("change_after", given.get("change_after", grid.change[-1]), 0)
     changes = len(grid.layouts) > 1 and after > 0
     layouts = grid.layouts if changes else grid.layouts[-1:]  # after 0 steps: changed already
     made = replace(
@@ -287,7 +287,7 @@ def _cells(layout: Sequence[str]) -> np.ndarray:
     return np.array([list(row) for row in layout])
 
 
-def _whole(name: str, value: Any, least: int) -> int:
+def _integer(name: str, value: Any, least: int) -> int:
     if not isinstance(value, int) or value < least:
         raise EnvError(f"{name} is {value!r}, but must be a whole number of at least {least}.")
     return value

@@ -31,23 +31,23 @@ class Scene:
 
 def brighter(image: np.ndarray, strength: float, scene: Scene) -> np.ndarray:
     """Every pixel moves by `strength`; a negative one darkens."""
-    return _whole(image + FULL * strength)
+    return _to_bytes(image + FULL * strength)
 
 
 def flatter(image: np.ndarray, strength: float, scene: Scene) -> np.ndarray:
     """Contrast times 1 - `strength`, around the picture's mean."""
     mean = image.mean((0, 1), keepdims=True)
-    return _whole(mean + (image - mean) * (1 - strength))
+    return _to_bytes(mean + (image - mean) * (1 - strength))
 
 
 def tinted(image: np.ndarray, strength: float, scene: Scene) -> np.ndarray:
     """The first channel weaker by `strength`, the last one darker by half of that; a picture with
     one channel gets another gamma."""
     if image.shape[-1] < 3:
-        return _whole(FULL * (image / FULL) ** (1 + 2 * strength))
+        return _to_bytes(FULL * (image / FULL) ** (1 + 2 * strength))
     gains = np.ones(image.shape[-1])
     gains[0], gains[-1] = 1 - strength, 1 - strength / 2
-    return _whole(image * gains)
+    return _to_bytes(image * gains)
 
 
 def blurred(image: np.ndarray, strength: float, scene: Scene) -> np.ndarray:
@@ -58,7 +58,7 @@ def blurred(image: np.ndarray, strength: float, scene: Scene) -> np.ndarray:
 
 def noisy(image: np.ndarray, strength: float, scene: Scene) -> np.ndarray:
     """Independent normal noise of standard deviation `strength` on every number."""
-    return _whole(image + FULL * strength * scene.rng.standard_normal(image.shape))
+    return _to_bytes(image + FULL * strength * scene.rng.standard_normal(image.shape))
 
 
 def covered(image: np.ndarray, strength: float, scene: Scene) -> np.ndarray:
@@ -78,7 +78,7 @@ def other_background(image: np.ndarray, strength: float, scene: Scene) -> np.nda
     wave = 0.5 + 0.5 * np.sin(2 * np.pi * (2 * across + scene.place[1]))
     wall = _channels(scene.colour, image.shape[-1]) * wave[None, :, None]
     mixed = (1 - strength) * image + strength * FULL * wall
-    return np.where(still, _whole(mixed), image)
+    return np.where(still, _to_bytes(mixed), image)
 
 
 def moved(image: np.ndarray, strength: float, scene: Scene) -> np.ndarray:
@@ -99,7 +99,7 @@ def simpler(image: np.ndarray, strength: float, scene: Scene) -> np.ndarray:
     if strength <= 1 / 3:
         return scene.usual.copy()
     if strength <= 2 / 3:
-        return np.broadcast_to(_whole(image.mean((0, 1))), image.shape).copy()
+        return np.broadcast_to(_to_bytes(image.mean((0, 1))), image.shape).copy()
     return np.zeros_like(image)
 
 
@@ -109,7 +109,7 @@ def _square(
     side = max(1, round(strength * image.shape[0]))
     top, left = (int(p * (n - side + 1)) for p, n in zip(place, image.shape, strict=False))
     out = image.copy()
-    out[top : top + side, left : left + side] = _whole(FULL * colour)
+    out[top : top + side, left : left + side] = _to_bytes(FULL * colour)
     return out
 
 
@@ -118,6 +118,6 @@ def _channels(colour: np.ndarray, count: int) -> np.ndarray:
     return np.full(count, colour.mean()) if count < 3 else np.resize(colour, count)
 
 
-def _whole(values: np.ndarray) -> np.ndarray:
+def _to_bytes(values: np.ndarray) -> np.ndarray:
     out: np.ndarray = np.clip(np.rint(values), 0, FULL).astype(np.uint8)
     return out

@@ -50,14 +50,14 @@ class RewardFunction:
         one finite number; the message names the episode and the step."""
         if self.vectorised:
             before, after = (_stacked(obs) for obs in (observation, next_observation))
-            return float(self.whole(before, np.asarray(action)[None], after, _stacked(info))[0])
+            return float(self.batch(before, np.asarray(action)[None], after, _stacked(info))[0])
         where, asked = (
             f"episode {info['episode']}, step {info['step']}",
             "it must return one number",
         )
         return float(self._called(where, (), asked, observation, action, next_observation, info))
 
-    def whole(
+    def batch(
         self,
         observation: Observations,
         action: np.ndarray,

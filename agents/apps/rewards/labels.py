@@ -106,7 +106,7 @@ def function_labels(function: RewardFunction, episodes: Episodes) -> Labels:
     for number in range(len(episodes)):
         before, action, after, info = transitions(episodes, number)
         try:
-            found = function.whole(before, action, after, info) if len(action) else np.zeros(0)
+            found = function.batch(before, action, after, info) if len(action) else np.zeros(0)
         except EnvError as error:
             raise ConfigError(str(error)) from error
         values.append(np.concatenate([[np.nan], found]))

@@ -4,7 +4,7 @@ episodes, Minari datasets.
 sources    where episodes come from, each with the names that its arrays bear
 align      which action led to which observation, and how episodes ended
 readers    images, vectors and actions as a model takes them
-dataset    all of it checked, told in a few lines, and written to a replay
+dataset    all of it checked, described in a few lines, and written to a replay
 """
 
 from worldmodel.replay.datasets.align import ALIGNMENTS, ENDINGS, Convention, DatasetError

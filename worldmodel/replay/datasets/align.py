@@ -15,10 +15,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+
+from worldmodel.types import EnvSpec
 
 ALIGNMENTS = ("auto", "taken_at", "led_to")
 ENDINGS = ("auto", "terminated", "truncated")
@@ -83,6 +86,20 @@ class Episode:
 
     def __len__(self) -> int:
         return len(self.action)
+
+
+@dataclass
+class Source:
+    """A recording: what it is, and its episodes, each time from the start. spec, action_space,
+    observation_space: what it says of its world itself, or None. own: rows of our own."""
+
+    kind: str
+    episodes: Callable[[], Iterator[Raw]]
+    own: Callable[[], Iterator[Episode]] | None = None
+    spec: EnvSpec | None = None
+    observation_space: Any = None
+    action_space: Any = None
+    ignored: set[str] = field(default_factory=set)
 
 
 @dataclass
@@ -202,7 +219,7 @@ class Aligner:
             )
         return bool(flag[-1])
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """One line for people."""
         meaning = {
             "between": "action t leads from observation t to t + 1",

@@ -9,9 +9,9 @@ import numpy as np
 from gymnasium import spaces
 
 from worldmodel.replay.buffer import Replay
-from worldmodel.replay.datasets.align import Aligner, Convention, DatasetError, Episode
+from worldmodel.replay.datasets.align import Aligner, Convention, DatasetError, Episode, Source
 from worldmodel.replay.datasets.readers import ActionReader, guess, read_obs
-from worldmodel.replay.datasets.sources import Source, open_source
+from worldmodel.replay.datasets.sources import open_source
 from worldmodel.types import EnvSpec, ObsSpec
 
 Rows = dict[str, np.ndarray]  # one episode as replay rows, [T + 1, ...] each
@@ -65,7 +65,7 @@ class Dataset:
             )
         for episode in self._aligned():
             self._actions.study(episode.where, episode.action)
-        told = self._actions.settle()
+        notes = self._actions.settle()
         assert self._actions.spec is not None
         obs = self._observations()
         if self._wanted is not None and self._wanted.action != self._actions.spec:
@@ -73,7 +73,7 @@ class Dataset:
                 f"The dataset has {self._actions.spec}, but the environment "
                 f"{self._wanted.action}. Name the environment of the recording."
             )
-        self.findings += told
+        self.findings += notes
         return EnvSpec(obs, self._actions.spec)
 
     def _observations(self) -> dict[str, ObsSpec]:
@@ -111,7 +111,11 @@ class Dataset:
         if not lengths:
             raise DatasetError(f"'{name}' holds no episode with a step in it.")
         self.steps, self.rows = sum(lengths), sum(lengths) + len(lengths)
-        way = "action t led to observation t (our own rows)" if self._own else self._aligner.told()
+        way = (
+            "action t led to observation t (our own rows)"
+            if self._own
+            else self._aligner.describe()
+        )
         note = f"; the last step of each is left out, {self._aligner.lost_ends} of them terminal"
         shown = note if self._aligner.way == "taken_at" and self._aligner.lost_ends else ""
         lines = [

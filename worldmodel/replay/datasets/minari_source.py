@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from worldmodel.replay.datasets.align import DatasetError, Raw
-from worldmodel.replay.datasets.sources import Source
+from worldmodel.replay.datasets.align import DatasetError, Raw, Source
 
 
 def minari_source(name: str) -> Source:

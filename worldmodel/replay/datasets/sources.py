@@ -7,17 +7,14 @@ done, is_first, is_last, is_terminal; in groups ("obs/image", "next/observations
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from worldmodel.replay.buffer import Replay
-from worldmodel.replay.datasets.align import DatasetError, Episode, Raw, split
+from worldmodel.replay.datasets.align import DatasetError, Episode, Raw, Source, split
 from worldmodel.replay.datasets.arrays import Unreadable, h5_episodes, read_npz
-from worldmodel.types import EnvSpec
 
 ROLES = {
     "action": ("action", "actions", "act"),
@@ -35,20 +32,6 @@ NEXT = ("next_", "next/")
 IGNORED = ("info", "infos", "metadata", "deter", "stoch", "logprob", "log_prob", "logits",
            "discount", "step", "steps", "id", "reset", "seed", "cost", "costs")  # fmt: skip
 SUFFIXES = {".npz": "NPZ", ".hdf5": "HDF5", ".h5": "HDF5"}
-
-
-@dataclass
-class Source:
-    """A recording: what it is, and its episodes, each time from the start. spec, action_space,
-    observation_space: what it says of its world itself, or None. own: rows of our own."""
-
-    kind: str
-    episodes: Callable[[], Iterator[Raw]]
-    own: Callable[[], Iterator[Episode]] | None = None
-    spec: EnvSpec | None = None
-    observation_space: Any = None
-    action_space: Any = None
-    ignored: set[str] = field(default_factory=set)
 
 
 def open_source(name: str) -> Source:
