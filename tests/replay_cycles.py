@@ -17,21 +17,24 @@ from tests.replay_rows import COLUMNS, SPEC, add, columns_of
 from worldmodel.replay import Replay, ReplayConfig, clear
 
 CHECKPOINT = "checkpoint.json"
+EXPONENT = 0.6  # of the priorities
 
 
 def build(folder: Path, storage: str, capacity: float = 60) -> Replay:
     config = ReplayConfig(capacity=capacity, storage=storage)
-    return Replay(SPEC, config, 2, COLUMNS, seed=5, directory=folder / "replay")
+    return Replay(SPEC, config, 2, COLUMNS, 5, folder / "replay", EXPONENT)
 
 
 def work(replay: Replay, cycle: int) -> None:
-    """New rows, uneven and with cut-off episodes, and columns of rows drawn at random."""
+    """New rows, uneven and with cut-off episodes; columns and priorities of rows drawn by them."""
     add(replay, 3 + 5 * cycle % 11, episode=4 + cycle % 3)
     add(replay, 2 + cycle % 4, ids=[cycle % 2])
     batch = replay.sample(3, 2)
     row = batch.index.start[:, None] + np.arange(2)
     stream = batch.index.stream[:, None].repeat(2, 1)
     replay.rewrite(batch.index, columns_of(stream, row + 100 * cycle))
+    drawn = replay.transitions(4, n=2)
+    replay.reweigh(drawn.index, 0.1 + (drawn.index.start * 7 + cycle) % 13)
 
 
 def write_checkpoint(folder: Path, cycle: int, state: dict[str, Any]) -> None:
@@ -58,8 +61,8 @@ def contents(replay: Replay) -> dict[str, bytes]:
     parts: dict[str, Any] = {
         "count": ring.count,
         "floor": ring.floor,
-        "cursor": replay._cursor,
-        "rng": repr(replay._rng.bit_generator.state),
+        "cursor": replay._draws.cursor,
+        "rng": repr(replay._draws.rng.bit_generator.state),
     }
     for stream in range(ring.streams):
         slots = np.arange(ring.oldest[stream], ring.count[stream]) % ring.rows
@@ -70,7 +73,7 @@ def contents(replay: Replay) -> dict[str, bytes]:
 
 def twin(cycles: int) -> list[dict[str, bytes]]:
     """The contents after every cycle of a run that nothing interrupts."""
-    replay = Replay(SPEC, ReplayConfig(capacity=60), 2, COLUMNS, seed=5)
+    replay = Replay(SPEC, ReplayConfig(capacity=60), 2, COLUMNS, 5, priority_exponent=EXPONENT)
     found = []
     for cycle in range(cycles):
         work(replay, cycle)

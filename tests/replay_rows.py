@@ -17,11 +17,16 @@ COLUMNS = {"deter": Column((3,), "float16"), "stoch": Column((2,), "uint8", belo
 
 
 def make(
-    capacity: float = 60, num_envs: int = 2, seed: int = 0, stored: bool = True, **config: Any
+    capacity: float = 60,
+    num_envs: int = 2,
+    seed: int = 0,
+    stored: bool = True,
+    exponent: float = 0.0,
+    **config: Any,
 ) -> Replay:
-    return Replay(
-        SPEC, ReplayConfig(capacity=capacity, **config), num_envs, COLUMNS if stored else {}, seed
-    )
+    columns = COLUMNS if stored else {}
+    settings = ReplayConfig(capacity=capacity, **config)
+    return Replay(SPEC, settings, num_envs, columns, seed, priority_exponent=exponent)
 
 
 def columns_of(stream: Any, row: Any) -> dict[str, torch.Tensor]:

@@ -299,6 +299,7 @@ class Batch:
     columns: stored values of these rows by name [B, T, ...], as far as they were asked for.
     context: those of the row before the first one, [B, ...]; where there are none they are zeros
     and is_first[:, 0] is True.
+    weight: of each sequence's loss [B], where some are drawn more often than others; else None.
     index: what `Replay.rewrite` needs to find these rows again.
     """
 
@@ -310,6 +311,7 @@ class Batch:
     is_terminal: Tensor
     columns: dict[str, Tensor] = field(default_factory=dict)
     context: dict[str, Tensor] = field(default_factory=dict)
+    weight: Tensor | None = None
     index: Any = None
 
     @property
@@ -320,7 +322,8 @@ class Batch:
     def tensors(self) -> dict[str, Tensor]:
         """All of them by name ("obs.KEY", "action", "context.NAME", ...), without the index."""
         out = {f"{of}.{key}": x for of in _GROUPS for key, x in getattr(self, of).items()}
-        return out | {name: getattr(self, name) for name in _PARTS}
+        out |= {name: getattr(self, name) for name in _PARTS}
+        return out if self.weight is None else out | {"weight": self.weight}
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Batch:

@@ -16,7 +16,7 @@ from worldmodel.envs import env_spec, make_env
 from worldmodel.envs.actions import native_space
 from worldmodel.replay import Replay, clear, holds_committed
 from worldmodel.replay.datasets import Convention, Dataset
-from worldmodel.types import Column, EnvSpec
+from worldmodel.types import EnvSpec
 
 
 def recording(settings: TrainConfig, say: Callable[[str], None]) -> Dataset:
@@ -52,7 +52,7 @@ def recorded_spec(settings: TrainConfig) -> EnvSpec:
 def make_replay(
     settings: TrainConfig,
     spec: EnvSpec,
-    columns: Mapping[str, Column],
+    agent: Agent,
     fresh: bool,
     place: Path | None = None,
 ) -> Replay:
@@ -74,9 +74,10 @@ def make_replay(
         spec,
         settings.replay,
         1 if settings.offline else settings.env.num_envs,
-        columns,
+        agent.columns,
         seeding.spawn(settings.seed, "replay"),
         place,
+        agent.priority_exponent,
     )
 
 

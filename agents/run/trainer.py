@@ -109,7 +109,7 @@ class Trainer:
         if not ranks.first:
             seeding.seed_everything(share.seed)  # all begin alike, and then draw their own
         place = shares.shard(settings.replay_folder, ranks.rank)
-        replay = setup.make_replay(share, spec, agent.columns, not begun, place)
+        replay = setup.make_replay(share, spec, agent, not begun, place)
         if ranks.first and not begun:
             shares.clear_others(place, ranks.size)
         self.say(replay.footprint())

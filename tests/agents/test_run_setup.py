@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -12,9 +14,11 @@ from agents.run import setup
 from agents.run.config import TrainConfig
 from tests.agents.counting_agent import CountingConfig
 from tests.fuzz import runs
-from tests.replay_rows import LATENT, SPEC, add, make
+from tests.replay_rows import COLUMNS, SPEC, add, make
 from worldmodel.config import ConfigError
 from worldmodel.replay import ReplayConfig
+
+AGENT: Any = SimpleNamespace(columns=COLUMNS, priority_exponent=0.0)
 
 
 def settings(folder: Path, place: Path) -> TrainConfig:
@@ -29,7 +33,7 @@ def test_a_new_run_takes_no_replay_of_others_away(tmp_path: Path) -> None:
     other.commit()
     before = {path.name: path.read_bytes() for path in place.iterdir()}
     with pytest.raises(ConfigError, match=r"replay.directory=.*holds a replay already.*empty"):
-        setup.make_replay(settings(tmp_path / "run", place), SPEC, LATENT, fresh=True)
+        setup.make_replay(settings(tmp_path / "run", place), SPEC, AGENT, fresh=True)
     assert {path.name: path.read_bytes() for path in place.iterdir()} == before
 
 
@@ -39,11 +43,11 @@ def test_what_is_not_ours_stays_where_a_new_run_begins(tmp_path: Path) -> None:
     killed.save(place)  # and then no checkpoint: nothing rests on it
     (place / "weights.0001.bin").write_bytes(b"mine")
     (place / "action.0000.bin").mkdir()
-    setup.make_replay(settings(tmp_path / "run", place), SPEC, LATENT, fresh=True)
+    setup.make_replay(settings(tmp_path / "run", place), SPEC, AGENT, fresh=True)
     assert {path.name for path in place.iterdir()} == {"weights.0001.bin", "action.0000.bin"}
     (place / "delta.bin").mkdir()
     with pytest.raises(ValueError, match=r"delta.bin' is a folder, where a replay has a file"):
-        setup.make_replay(settings(tmp_path / "run", place), SPEC, LATENT, fresh=True)
+        setup.make_replay(settings(tmp_path / "run", place), SPEC, AGENT, fresh=True)
 
 
 def test_what_a_replay_lost_is_said(tmp_path: Path) -> None:

@@ -8,24 +8,31 @@ import shutil
 import warnings
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tests import replay_rows
 from tests.fuzz.common import JSON, ODD_INTS, WORDS, altered, cases, damaged, ours
 from tests.replay_cycles import contents
-from tests.replay_rows import COLUMNS, SPEC, add, check, make
+from tests.replay_rows import COLUMNS, SPEC, add, check
 from worldmodel.replay import Replay, clear, disk
 from worldmodel.replay.delta import DELTA, FOLDING, MAGIC, TRAILER
 from worldmodel.replay.index import BLOCK, INDEX, _crc
 from worldmodel.replay.schema import Schema
 
 ROWS = 40  # per stream; the ring holds 30, so that it has come round
-BYTES = {name: field.nbytes for name, field in Schema(SPEC, COLUMNS).fields.items()}
+FIELDS = Schema(SPEC, COLUMNS, priorities=True).fields
+BYTES = {name: field.nbytes for name, field in FIELDS.items()}
 Files = dict[str, bytes]
+
+
+make = partial(replay_rows.make, exponent=0.6)
 
 
 class Saved(NamedTuple):
@@ -59,6 +66,9 @@ def folders(place: Path, storage: str) -> Iterator[Saved]:
     place.mkdir()
     replay = make(storage=storage, directory=str(place))
     add(replay, ROWS)
+    for _ in range(20):
+        drawn = replay.transitions(8)
+        replay.reweigh(drawn.index, drawn.reward + 0.5)
     state = replay.save(place)
     whole = contents(replay)
     yield Saved("a first save", files_of(place), state, [whole], storage)
@@ -100,6 +110,8 @@ def look(replay: Replay, honest: bool) -> None:
         batch = replay.sample(6, 3)
         if honest:
             check(batch)
+        if replay._draws.priorities is not None:  # not where it was opened for reading
+            replay.reweigh(batch.index, np.arange(1, 7))
     for stream, start, stop in replay.episodes():
         replay.rows(stream, start, stop)
 

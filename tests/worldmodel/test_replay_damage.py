@@ -203,8 +203,8 @@ def test_an_older_checkpoint_keeps_what_it_can(tmp_path: Path, storage: str) -> 
     assert "dropped the oldest 12 rows of 30" in words
     assert again.counts.tolist() == [40, 40]
     assert len(again) == 2 * 18  # rows 22 ... 39
-    assert again._cursor.tolist() == older["cursor"]
-    assert again._rng.bit_generator.state == older["rng"]
+    assert again._draws.cursor.tolist() == older["cursor"]
+    assert again._draws.rng.bit_generator.state == older["rng"]
     check(again.sample(50, 4))
     add(again, 20)
     state = again.save(tmp_path)

@@ -119,7 +119,7 @@ def test_the_state_of_a_save_is_plain_and_fits_a_checkpoint(tmp_path: Path) -> N
     replay = make()
     add(replay, 45)
     replay.sample(4, 5)
-    replay._rng.integers(3, size=3, dtype=np.uint32)  # leaves half a draw in the generator
+    replay._draws.rng.integers(3, size=3, dtype=np.uint32)  # leaves half a draw in the generator
     state = replay.save(tmp_path / "replay")
     torch.save(state, tmp_path / "checkpoint.pt")
     for saved in (

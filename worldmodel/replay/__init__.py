@@ -4,10 +4,12 @@ from worldmodel.replay.buffer import Replay
 from worldmodel.replay.config import ReplayConfig
 from worldmodel.replay.folder import clear, holds_committed
 from worldmodel.replay.index import ReplayDamaged
+from worldmodel.replay.pool import Pool
 from worldmodel.replay.rows import RowIndex
 from worldmodel.types import Transitions
 
 __all__ = [
+    "Pool",
     "Replay",
     "ReplayConfig",
     "ReplayDamaged",

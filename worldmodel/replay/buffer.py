@@ -12,26 +12,25 @@ import torch
 
 from worldmodel.replay import rows as held
 from worldmodel.replay.config import ReplayConfig, place_of, rows_per_env
+from worldmodel.replay.draws import Draws
 from worldmodel.replay.files import Saver, open_ring
 from worldmodel.replay.index import Index
 from worldmodel.replay.ring import Ring
 from worldmodel.replay.rows import RowIndex
-from worldmodel.replay.schema import COLUMN, FIRST, FLAGS, LAST, STORED, Schema
+from worldmodel.replay.schema import COLUMN, FIRST, FLAGS, LAST, PRIORITY, STORED, Schema
 from worldmodel.types import Batch, Column, EnvSpec, Transitions
 
-# Sequences per environment that may wait in the online queue; older ones are left to chance.
-BACKLOG = 16
-REDRAWS = 1000  # of transitions that would begin where an episode ends
 NOTHING: Mapping[str, Column] = MappingProxyType({})
 
 
 class Replay:
     """One ring of consecutive rows per environment (a stream); draws are uniform over every
-    possible start of a sequence. Not safe to use from several threads at once.
+    possible start, or follow priorities. Not safe to use from several threads at once.
 
     spec: what rows hold. num_envs: N, how many streams. columns: what is stored beside each row,
     by name. seed: of its own random generator. directory: for storage=disk, before the one in the
-    config.
+    config. priority_exponent: sequences and transitions begin at a row with a probability that is
+    proportional to its priority to this power (see `reweigh`); 0 makes all draws uniform.
 
     What is promised, whichever the storage: a process killed at any moment (between `save`, the
     checkpoint that holds its state, and `commit`, or within one of them) finds with that
@@ -51,11 +50,14 @@ class Replay:
         columns: Mapping[str, Column] = NOTHING,
         seed: int = 0,
         directory: str | Path | None = None,
+        priority_exponent: float = 0.0,
     ) -> None:
-        schema = Schema(spec, columns)
+        if not 0 <= priority_exponent < np.inf:
+            raise ValueError(f"priority_exponent={priority_exponent} must be 0 or more.")
+        schema = Schema(spec, columns, priority_exponent > 0)
         rows = rows_per_env(config, schema.row_bytes, num_envs)
         ring = Ring(schema.fields, num_envs, rows, place_of(config, directory))
-        self._assemble(schema, config, ring, seed)
+        self._assemble(schema, config, ring, seed, priority_exponent)
 
     @classmethod
     def open(cls, directory: str | Path) -> Replay:
@@ -63,8 +65,9 @@ class Replay:
 
         Works beside the process that records there. A replay of storage=disk is mapped here too:
         rows that the run overwrites are then gone here as well (asking for them by number is a
-        ValueError), and columns may be newer. Raises FileNotFoundError where nothing is saved,
-        ReplayDamaged where it cannot be read, ValueError where memory is too small.
+        ValueError), and columns may be newer. Draws are uniform. Raises FileNotFoundError where
+        nothing is saved, ReplayDamaged where it cannot be read, ValueError where memory is too
+        small.
         """
         index, ring = open_ring(Path(directory))
         assert index.spec is not None
@@ -75,17 +78,19 @@ class Replay:
             directory=str(directory),
         )
         replay = cls.__new__(cls)
-        replay._assemble(Schema(index.spec, index.columns), config, ring, 0)
+        schema = Schema(index.spec, index.columns, index.prioritized)
+        replay._assemble(schema, config, ring, 0, 0.0)
         replay._restore(index)
         return replay
 
-    def _assemble(self, schema: Schema, config: ReplayConfig, ring: Ring, seed: int) -> None:
+    def _assemble(
+        self, schema: Schema, config: ReplayConfig, ring: Ring, seed: int, exponent: float
+    ) -> None:
         self.spec, self.config, self.num_envs = schema.spec, config, ring.streams
         self.columns = schema.columns
         self._row_fields = [*(f"obs.{key}" for key in schema.spec.obs), "action", "reward", "flags"]
-        self._rng = np.random.default_rng(seed)
         self._schema, self._ring = schema, ring
-        self._cursor = np.zeros(ring.streams, np.int64)  # first row not yet handed out online
+        self._draws = Draws(ring, seed, exponent)
         self._saver = Saver(ring, schema, config.storage)
 
     def __len__(self) -> int:
@@ -130,12 +135,13 @@ class Replay:
         ids = list(every) if env_ids is None else np.asarray(env_ids, np.int64).tolist()
         if len(set(ids)) != len(ids) or not set(ids) <= set(every):
             raise ValueError(f"env_ids {ids} are not distinct and in [0, {self.num_envs})")
-        values = self._schema.pack(rows, len(ids))
+        values = self._packed(rows, len(ids))
         for i, stream in enumerate(ids):
             count = int(self._ring.count[stream])
             if values["flags"][i] & FIRST and count > self._ring.oldest[stream]:
-                self._ring.add_flag(stream, count - 1, LAST)
+                self._end(stream, count - 1)
             self._ring.append(stream, {name: value[i] for name, value in values.items()})
+            self._weigh(stream, count, 1)
 
     def add_many(self, stream: int, rows: Mapping[str, Any]) -> None:
         """Append many rows to one stream, [T, ...] per key: what T calls of `add` would do."""
@@ -143,16 +149,17 @@ class Replay:
         if not 0 <= stream < self.num_envs:
             raise ValueError(f"stream {stream} is not in [0, {self.num_envs})")
         length = len(rows["reward"])
-        values, count = self._schema.pack(rows, length), int(self._ring.count[stream])
+        values, count = self._packed(rows, length), int(self._ring.count[stream])
         flags = values["flags"]
         flags[:-1] |= np.where(flags[1:] & FIRST, LAST, 0).astype(np.uint8)
         if length and flags[0] & FIRST and count > self._ring.oldest[stream]:
-            self._ring.add_flag(stream, count - 1, LAST)
+            self._end(stream, count - 1)
         self._ring.extend(stream, values, length)
+        self._weigh(stream, count, length)
 
     def num_sequences(self, length: int) -> int:
         """How many different sequences of `length` rows can be drawn."""
-        return int(self._starts(length).sum())
+        return int(self._draws.starts(length).sum())
 
     def can_sample(self, length: int) -> bool:
         """Whether any stream holds `length` consecutive rows."""
@@ -165,27 +172,25 @@ class Replay:
         online: bool = True,
         columns: Iterable[str] = (),
         context: Iterable[str] = (),
+        beta: float = 1.0,
     ) -> Batch:
-        """Draw [B, T] rows on the CPU: waiting online sequences first, the rest uniform.
+        """Draw [B, T] rows on the CPU: waiting online sequences first, the rest at random.
 
         A sequence is T consecutive rows of one stream and may cross episodes, always marked by
         is_first. columns: names of those wanted of every row [B, T, ...]. context: names of those
         wanted of the row before the first one, [B, ...]; where there is none, or none was asked
         for, they are zeros and is_first[:, 0] is True (in the batch only). online=False leaves
         the queue alone, for reports. The queue is a cursor per stream, so T may differ from call
-        to call: every row is handed out once, in pieces of the T then asked for.
+        to call: every row is handed out once, in pieces of the T then asked for. beta: of the
+        importance weights, where draws follow priorities.
 
         Raises ValueError while no stream holds T rows, and where rows lack the columns wanted.
         """
-        starts = self._starts(length)
-        if batch_size < 1:
-            raise ValueError(f"Cannot draw {batch_size} sequences.")
-        self._check_enough(starts, length)
-        index = np.empty((2, batch_size), np.int64)
-        fresh = self._pop_online(batch_size, length) if online and self.config.online else []
-        index[:, : len(fresh)] = np.asarray(fresh, np.int64).reshape(-1, 2).T
-        index[:, len(fresh) :] = self._uniform(starts, batch_size - len(fresh))
-        return self.gather(RowIndex(index[0], index[1], length), columns, context)
+        index = self._draws.sequences(batch_size, length, online and self.config.online)
+        batch = self.gather(index, columns, context)
+        if self._draws.priorities is not None:
+            batch.weight = torch.from_numpy(self._draws.weights(index, beta))
+        return batch
 
     def gather(
         self, index: RowIndex, columns: Iterable[str] = (), context: Iterable[str] = ()
@@ -212,29 +217,36 @@ class Replay:
             is_first,
             is_last,
             is_terminal,
-            {name.removeprefix(COLUMN): tensors[name] for name in wanted},
-            before,
-            index,
+            columns={name.removeprefix(COLUMN): tensors[name] for name in wanted},
+            context=before,
+            index=index,
         )
 
-    def transitions(self, batch_size: int, n: int = 1, discount: float = 0.99) -> Transitions:
-        """Draw B transitions of up to n steps on the CPU, uniformly over all recorded steps.
+    def transitions(
+        self, batch_size: int, n: int = 1, discount: float = 0.99, beta: float = 1.0
+    ) -> Transitions:
+        """Draw B transitions of up to n steps on the CPU, out of all recorded steps.
 
-        discount: of one step. Raises ValueError while no stream holds a step.
+        discount: of one step. beta: of the importance weights (N P)^-beta over the batch's
+        greatest, where draws follow priorities. Raises ValueError while no stream holds a step.
         """
-        if batch_size < 1 or n < 1:
-            raise ValueError(f"Cannot draw {batch_size} transitions of {n} steps.")
-        starts = self._starts(2)
-        self._check_enough(starts, 2)
-        stream, row = self._uniform(starts, batch_size)
-        for _ in range(REDRAWS):
-            wrong = np.flatnonzero(~held.beginnings(self._ring, stream, row))
-            if not len(wrong):
-                break
-            stream[wrong], row[wrong] = self._uniform(starts, len(wrong))
-        else:
-            raise ValueError("Nearly all recorded episodes are one row long: no step to draw.")
-        return held.transitions(self._ring, RowIndex(stream, row, 1), n, discount)
+        if n < 1:
+            raise ValueError(f"A transition has at least one step, not {n}.")
+        index = self._draws.steps(batch_size)
+        weight = self._draws.weights(index, beta)
+        return held.transitions(self._ring, index, n, discount, weight)
+
+    def reweigh(self, index: RowIndex, priorities: Any) -> None:
+        """New priorities [B], positive, of the first rows of an index, on any device; rows
+        overwritten since are skipped. The magnitude of a learning error, say; a new row has the
+        greatest that is held, and a row that ends an episode is never drawn as a beginning.
+
+        Raises ValueError where draws are uniform, and for priorities that are not positive.
+        """
+        self._saver.check_writable()
+        if self._draws.priorities is None:
+            raise ValueError("This replay draws uniformly: make it with a priority_exponent.")
+        self._draws.priorities.write(index, priorities)
 
     def rewrite(self, index: RowIndex, values: Mapping[str, Any]) -> None:
         """Store new values [B, T, ...] of rewritable columns, on any device, with the rows of an
@@ -249,18 +261,7 @@ class Replay:
             raise ValueError(f"Columns {fixed} were not declared rewritable.")
         lead = (len(index.start), index.length)
         arrays = self._schema.pack_columns(values, lead)
-        ring, skips = self._ring, np.maximum(0, self._ring.oldest[index.stream] - index.start)
-        places = zip(index.stream.tolist(), index.start.tolist(), skips.tolist(), strict=True)
-        pieces = [place for place in enumerate(places) if place[1][2] < index.length]
-        if len(values) < len(self.columns) and not all(
-            ring.all_stored(stream, start + skip, index.length - skip)
-            for _, (stream, start, skip) in pieces
-        ):
-            raise ValueError("Some of these rows have no columns yet: give all columns.")
-        for b, (stream, start, skip) in pieces:
-            for name, array in arrays.items():
-                ring.write(name, stream, start + skip, array[b, skip:])
-            ring.mark_stored(stream, start + skip, index.length - skip)
+        held.write(self._ring, index, arrays, len(values) == len(self.columns))
 
     def episodes(self, complete: bool = False) -> list[tuple[int, int, int]]:
         """Recorded episodes as (stream, start, stop), stop excluded, oldest first per stream.
@@ -275,15 +276,7 @@ class Replay:
 
         Raises ValueError where rows are not, or no longer, held.
         """
-        held.check(self._ring, RowIndex(np.array([stream]), np.array([start]), stop - start))
-        out = {}
-        for name in self._row_fields:
-            field = self._ring.fields[name]
-            values = np.empty((stop - start, *field.shape), field.dtype)
-            self._ring.read(name, stream, start, values)
-            out[name.removeprefix("obs.")] = values
-        flags = out.pop("flags")
-        return out | {name: (flags & bit) != 0 for name, bit in FLAGS.items()}
+        return held.rows(self._ring, self._row_fields, stream, start, stop)
 
     def save(self, directory: str | Path) -> dict[str, Any]:
         """Write what changed since the last commit to a folder, beside what is there.
@@ -293,8 +286,8 @@ class Replay:
         without a commit holds the changes of both and takes its place; until the newer one is
         whole, the room of both is needed. Raises OSError as the disk does, with nothing lost.
         """
-        rng = self._rng.bit_generator.state
-        return self._saver.save(Path(directory), self._cursor.tolist(), rng)
+        rng = self._draws.rng.bit_generator.state
+        return self._saver.save(Path(directory), self._draws.cursor.tolist(), rng)
 
     def commit(self) -> None:
         """A checkpoint holds the state of the last `save`: bring that into the base files.
@@ -325,8 +318,27 @@ class Replay:
         return self._saver.disk_bytes(steps)
 
     def _restore(self, index: Index) -> None:
-        self._cursor = np.minimum(np.asarray(index.cursor, np.int64), self._ring.count)
-        self._rng.bit_generator.state = index.rng
+        self._draws.cursor = np.minimum(np.asarray(index.cursor, np.int64), self._ring.count)
+        self._draws.rng.bit_generator.state = index.rng
+        if self._draws.priorities is not None:
+            self._draws.priorities.rebuild()
+
+    def _packed(self, rows: Mapping[str, Any], count: int) -> dict[str, np.ndarray]:
+        values = self._schema.pack(rows, count)
+        if (priorities := self._draws.priorities) is not None:
+            values[PRIORITY] = np.full(count, priorities.newest, np.float32)
+        return values
+
+    def _end(self, stream: int, row: int) -> None:
+        """Mark the end of an episode that is only cut off."""
+        self._ring.add_flag(stream, row, LAST)
+        self._weigh(stream, row, 1)
+
+    def _weigh(self, stream: int, start: int, length: int) -> None:
+        """Let draws know of rows that are new or changed."""
+        if self._draws.priorities is not None:
+            first = max(start, int(self._ring.oldest[stream]))
+            self._draws.priorities.refresh(stream, np.arange(first, start + length))
 
     def _column(self, name: str) -> Column:
         if name not in self.columns:
@@ -336,35 +348,3 @@ class Replay:
 
     def _column_fields(self, names: Iterable[str]) -> list[str]:
         return [COLUMN + name for name in names if self._column(name)]
-
-    def _starts(self, length: int) -> np.ndarray:
-        if length < 1:
-            raise ValueError(f"A sequence has at least one row, not {length}.")
-        self._ring.forget_overwritten()
-        return np.maximum(0, self._ring.filled - length + 1)
-
-    def _check_enough(self, starts: np.ndarray, length: int) -> None:
-        if not starts.any():
-            raise ValueError(
-                f"Cannot draw sequences of {length} rows: the fullest stream holds "
-                f"{int(self._ring.filled.max())}. Add more rows first (see can_sample)."
-            )
-
-    def _uniform(self, starts: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Streams and first rows [count], each of every stream's starts [N] equally likely."""
-        edges = np.cumsum(starts)
-        draw = self._rng.integers(int(edges[-1]), size=count)
-        stream = np.searchsorted(edges, draw, side="right")
-        return stream, self._ring.oldest[stream] + draw - (edges - starts)[stream]
-
-    def _pop_online(self, limit: int, length: int) -> list[tuple[int, int]]:
-        floor = np.maximum(self._ring.oldest, self._ring.count - BACKLOG * length)
-        self._cursor = np.maximum(self._cursor, floor)
-        waiting = (self._ring.count - self._cursor) // length
-        found: list[tuple[int, int]] = []
-        while len(found) < limit and waiting.any():
-            stream = int(waiting.argmax())  # the longest queue first, so that none starves
-            found.append((stream, int(self._cursor[stream])))
-            self._cursor[stream] += length
-            waiting[stream] -= 1
-        return found

@@ -1,7 +1,7 @@
 """Checksums over blocks of rows, and what becomes of rows that do not pass them.
 
 A sequence must never join unrelated rows, so that a bad row takes everything older in its stream
-with it; a bad value of a column costs the columns of its row only.
+with it; a bad value of a column costs the columns of its row only, a bad priority nothing else.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from worldmodel.replay.delta import Changes
 from worldmodel.replay.index import BLOCK, Index, blocks, file_name
 from worldmodel.replay.ring import DATA_DIRTY, FLAGS_DIRTY, Ring
-from worldmodel.replay.schema import COLUMN, FIRST, LAST, ROW, STORED, TERMINAL, finite
+from worldmodel.replay.schema import COLUMN, FIRST, LAST, PRIORITY, ROW, STORED, TERMINAL, finite
 from worldmodel.types import Column
 
 
@@ -77,9 +77,13 @@ def drop_impossible(ring: Ring, columns: Mapping[str, Column], folder: Path) -> 
         flags = arrays["flags"]
         bad = (flags & (LAST | TERMINAL) == TERMINAL) | (flags > FIRST | LAST | TERMINAL | STORED)
         for name, field in ring.fields.items():
-            if field.dtype == np.float32 and not name.startswith(COLUMN):
+            if field.dtype == np.float32 and not name.startswith((COLUMN, PRIORITY)):
                 bad |= ~_each(arrays[name], np.isfinite)
         _drop(ring, stream, held[bad[slots]], folder, "no run can have recorded them")
+        if PRIORITY in ring.fields:
+            with np.errstate(invalid="ignore"):
+                lost = ~((arrays[PRIORITY] > 0) & np.isfinite(arrays[PRIORITY]))
+            _lose_priorities(ring, stream, slots[lost[slots]], folder, "no run can have given them")
         whole = np.ones(used, bool)
         for name, column in columns.items():
             values = arrays[COLUMN + name]
@@ -105,6 +109,10 @@ def _drop_blocks(ring: Ring, stream: int, field: str, wrong: np.ndarray, folder:
     if not ring.frozen:  # the next save writes these blocks anew, and their checksums
         slots = np.arange(_used(ring)[stream])
         ring.dirty[stream, slots[np.isin(slots // BLOCK, wrong)]] |= DATA_DIRTY
+    if field == PRIORITY:
+        reason = f"{file_name(field, stream)} is damaged"
+        _lose_priorities(ring, stream, bad % ring.rows, folder, reason)
+        return
     if not field.startswith(COLUMN):
         _drop(ring, stream, bad, folder, f"{file_name(field, stream)} is damaged")
         return
@@ -121,6 +129,19 @@ def _lose_columns(ring: Ring, stream: int, slots: np.ndarray, folder: Path, reas
         warnings.warn(
             f"Replay at {folder}, stream {stream}: {len(slots):,} rows lost their columns; "
             f"{reason}.",
+            stacklevel=7,
+        )
+
+
+def _lose_priorities(ring: Ring, stream: int, slots: np.ndarray, folder: Path, reason: str) -> None:
+    """Give the rows in these slots a priority of 1."""
+    if len(slots):
+        ring.arrays[PRIORITY][stream][slots] = 1.0
+        if not ring.frozen:
+            ring.dirty[stream, slots] |= FLAGS_DIRTY
+        warnings.warn(
+            f"Replay at {folder}, stream {stream}: {len(slots):,} rows lost their priorities and "
+            f"have that of 1 now; {reason}.",
             stacklevel=7,
         )
 

@@ -14,7 +14,7 @@ from worldmodel.replay.index import INDEX, Index, ReplayDamaged, file_name, read
 from worldmodel.replay.ring import Ring
 
 # Names that `file_name` gives; somebody's own "weights.0001.bin" is none of them.
-BASE_FILE = re.compile(r"(obs\..+|column\..+|action|reward|flags|row)\.\d{4,}\.bin")
+BASE_FILE = re.compile(r"(obs\..+|column\..+|action|reward|flags|priority|row)\.\d{4,}\.bin")
 LEFT_OVER = (FRESH, DELTA, FOLDING, "index.new")
 
 

@@ -18,7 +18,7 @@ from urllib.parse import quote
 import numpy as np
 
 from worldmodel.replay import disk
-from worldmodel.replay.schema import COLUMN, Field, Schema
+from worldmodel.replay.schema import COLUMN, PRIORITY, Field, Schema
 from worldmodel.types import ActionSpec, Column, EnvSpec, ObsSpec
 
 INDEX = "index.json"
@@ -88,7 +88,12 @@ class Index:
     def fields(self) -> dict[str, Field]:
         """What a row holds."""
         assert self.spec is not None
-        return Schema(self.spec, self.columns).fields
+        return Schema(self.spec, self.columns, self.prioritized).fields
+
+    @property
+    def prioritized(self) -> bool:
+        """Whether rows have priorities."""
+        return PRIORITY in self.signature["fields"]
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: numbers, strings, lists and dicts only."""
@@ -121,7 +126,7 @@ class Index:
             raise ValueError("its checksum is wrong")
         state = cls.from_state(value)
         spec = _spec(_get(value, "spec"))
-        schema = Schema(spec, state.columns)
+        schema = Schema(spec, state.columns, state.prioritized)
         if schema.signature() != {k: state.signature[k] for k in SIGNATURE[:3]}:
             raise ValueError("its fields are not those of its spec")
         if _get(value, "block") != BLOCK or _get(value, "storage") not in ("memory", "disk"):
@@ -203,6 +208,8 @@ def _counters(signature: Any, value: dict[str, Any]) -> dict[str, Any]:
     streams = _whole(signature["environments"], "environments", 1, 1 << 16)
     _whole(signature["rows per environment"], "rows per environment", 2, 1 << 48)
     _check_columns(signature["columns"])
+    if not isinstance(signature["fields"], dict):
+        raise ValueError("its fields are not a table")
     count = _wholes(_get(value, "count"), "count", 0, [1 << 60] * streams)
     floor = _wholes(_get(value, "floor"), "floor", 0, count)
     cursor = _wholes(_get(value, "cursor"), "cursor", 0, count)

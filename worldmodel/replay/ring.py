@@ -22,7 +22,7 @@ from torch import Tensor
 from worldmodel.replay import disk
 from worldmodel.replay.index import file_name
 from worldmodel.replay.memory import available_memory
-from worldmodel.replay.schema import ROW, STORED, Field
+from worldmodel.replay.schema import PRIORITY, ROW, STORED, Field
 
 # What no save has seen yet, and (shifted by SAVED) what is saved but not committed.
 DATA_DIRTY, FLAGS_DIRTY = 1, 2  # a whole row; its flags or its columns only
@@ -172,6 +172,11 @@ class Ring:
         if not self.flag(stream, row) & bit:
             self.arrays["flags"][stream][row % self.rows] |= bit
             self.dirty[stream, row % self.rows] |= FLAGS_DIRTY
+
+    def write_priorities(self, stream: int, rows: np.ndarray, values: np.ndarray) -> None:
+        """Set the priorities [B] of rows [B] of one stream."""
+        self.arrays[PRIORITY][stream][rows % self.rows] = values
+        self.dirty[stream, rows % self.rows] |= FLAGS_DIRTY
 
     def all_stored(self, stream: int, start: int, length: int) -> bool:
         """Whether rows start ... start + length - 1 have their columns."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from worldmodel.replay.ring import Ring
-from worldmodel.replay.schema import COLUMN, FIRST, LAST, OBS, STORED, TERMINAL
+from worldmodel.replay.schema import COLUMN, FIRST, FLAGS, LAST, OBS, STORED, TERMINAL
 from worldmodel.types import Transitions
 
 
@@ -52,7 +52,42 @@ def context(ring: Ring, fields: list[str], index: RowIndex) -> tuple[dict[str, T
     return found, known
 
 
-def transitions(ring: Ring, index: RowIndex, steps: int, discount: float) -> Transitions:
+def write(ring: Ring, index: RowIndex, values: dict[str, np.ndarray], every: bool) -> None:
+    """Overwrite fields of columns, [B, T, ...], in the rows of an index that are still held.
+
+    Raises ValueError, nothing written, where rows have no columns, unless this is `every` column.
+    """
+    skips = np.maximum(0, ring.oldest[index.stream] - index.start)
+    places = zip(index.stream.tolist(), index.start.tolist(), skips.tolist(), strict=True)
+    pieces = [place for place in enumerate(places) if place[1][2] < index.length]
+    if not every and not all(
+        ring.all_stored(stream, start + skip, index.length - skip)
+        for _, (stream, start, skip) in pieces
+    ):
+        raise ValueError("Some of these rows have no columns yet: give all columns.")
+    for b, (stream, start, skip) in pieces:
+        for name, array in values.items():
+            ring.write(name, stream, start + skip, array[b, skip:])
+        ring.mark_stored(stream, start + skip, index.length - skip)
+
+
+def rows(
+    ring: Ring, fields: list[str], stream: int, start: int, stop: int
+) -> dict[str, np.ndarray]:
+    """Copies [T, ...] of some rows of one stream by key; see `Replay.rows`."""
+    check(ring, RowIndex(np.array([stream]), np.array([start]), stop - start))
+    out = {}
+    for name in fields:
+        values = np.empty((stop - start, *ring.fields[name].shape), ring.fields[name].dtype)
+        ring.read(name, stream, start, values)
+        out[name.removeprefix(OBS)] = values
+    flags = out.pop("flags")
+    return out | {name: (flags & bit) != 0 for name, bit in FLAGS.items()}
+
+
+def transitions(
+    ring: Ring, index: RowIndex, steps: int, discount: float, weight: np.ndarray
+) -> Transitions:
     """The transitions of up to so many steps that begin at the rows of an index, none of which
     ends an episode or is the newest of its stream."""
     stream, start = index.stream, index.start
@@ -79,7 +114,7 @@ def transitions(ring: Ring, index: RowIndex, steps: int, discount: float) -> Tra
         torch.from_numpy(reward),
         torch.from_numpy(factor),
         {name.removeprefix(OBS): value[:, 0] for name, value in then.items()},
-        torch.ones(len(start)),
+        torch.from_numpy(weight),
         index,
     )
 

@@ -16,6 +16,7 @@ from worldmodel.types import Column, EnvSpec
 FIRST, LAST, TERMINAL, STORED = 1, 2, 4, 8  # bits of a row's "flags"; STORED: it has its columns
 FLAGS = {"is_first": FIRST, "is_last": LAST, "is_terminal": TERMINAL}
 ROW = "row"  # the absolute number of the row in a slot, or -1 while it is being written
+PRIORITY = "priority"  # how often the row is drawn; a field only where draws have priorities
 OBS, COLUMN = "obs.", "column."  # how the fields of observations and columns begin
 
 
@@ -39,7 +40,9 @@ class Schema:
     Raises ValueError for names that are taken or not clear, and for impossible columns.
     """
 
-    def __init__(self, spec: EnvSpec, columns: Mapping[str, Column]) -> None:
+    def __init__(
+        self, spec: EnvSpec, columns: Mapping[str, Column], priorities: bool = False
+    ) -> None:
         self.spec, self.columns = spec, dict(columns)
         reserved = {"action", "reward", *FLAGS}
         for what, names in (("Observation", reserved), ("Column", {*reserved, *spec.obs})):
@@ -62,6 +65,8 @@ class Schema:
                     "numbers: float16, float32, uint8, int32, bool and so on."
                 )
             self.fields[COLUMN + name] = Field(tuple(column.shape), dtype, column.rewritable)
+        if priorities:
+            self.fields[PRIORITY] = Field((), float32, changes=True)
         self.fields[ROW] = Field((), np.dtype(np.int64))
 
     @property
