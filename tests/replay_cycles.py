@@ -20,9 +20,9 @@ CHECKPOINT = "checkpoint.json"
 EXPONENT = 0.6  # of the priorities
 
 
-def build(folder: Path, storage: str, capacity: float = 60) -> Replay:
+def build(folder: Path, storage: str, capacity: float = 60, exponent: float = EXPONENT) -> Replay:
     config = ReplayConfig(capacity=capacity, storage=storage)
-    return Replay(SPEC, config, 2, COLUMNS, 5, folder / "replay", EXPONENT)
+    return Replay(SPEC, config, 2, COLUMNS, 5, folder / "replay", exponent)
 
 
 def work(replay: Replay, cycle: int) -> None:

@@ -298,7 +298,7 @@ def test_transitions_that_cannot_be_drawn() -> None:
     add(replay, 1, episode=1000)
     with pytest.raises(ValueError, match="Cannot draw"):
         replay.transitions(0)
-    with pytest.raises(ValueError, match="Cannot draw"):
+    with pytest.raises(ValueError, match="at least one step, not 0"):
         replay.transitions(1, 0)
 
 
