@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -40,12 +41,15 @@ class Part:
 
     tensors: by name, those in use: who writes into them changes the agent. frozen: it learns
     nothing with these settings, so that it must come from another run. optional: a run that it
-    is loaded from may lack it; it then starts anew.
+    is loaded from may lack it; it then starts anew. same_actions, same_observations: it fits no
+    run with others, whatever the shapes of its tensors.
     """
 
     tensors: Mapping[str, Tensor]
     frozen: bool = False
     optional: bool = False
+    same_actions: bool = True
+    same_observations: bool = True
 
 
 class Agent(ABC):
@@ -150,6 +154,14 @@ class Agent(ABC):
     @property
     def parts(self) -> dict[str, Part]:
         """Its weights by named groups."""
+        return {}
+
+    def fitted_tensors(self, names: Collection[str], old: Agent, run: Path) -> dict[str, Tensor]:
+        """Tensors of its parts, among these names, that were fitted on a run after its training
+        and lie in that run's folder. old: the run's own agent, of the same class.
+
+        Raises ConfigError where one is not there, and RunError where it cannot be used.
+        """
         return {}
 
     @abstractmethod

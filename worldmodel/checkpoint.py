@@ -255,7 +255,7 @@ def understood(part: str, where: Any) -> Iterator[None]:
     CheckpointError that names the part."""
     try:
         yield
-    except (CheckpointError, ConfigError, RunError):
+    except (ConfigError, RunError):
         raise
     except NONSENSE as error:
         raise CheckpointError(

@@ -15,7 +15,8 @@ Hafner et al., "Mastering diverse control tasks through world models" (Nature 20
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +37,7 @@ from worldmodel.optim import LaProp, Step, check_memory
 from worldmodel.replay import Replay
 from worldmodel.replay.ring import available_memory
 from worldmodel.rssm import Head, HeadConfig, ModelOutput, WorldModel, filter_replay
+from worldmodel.rssm.fitted import read_head
 from worldmodel.rssm.state import LatentState
 from worldmodel.types import MASK_KEY, Batch, EnvSpec
 
@@ -354,11 +356,27 @@ class Dreamer(Agent):
             first, second = name.split(".")[:2]
             part = second if first == "model" else "actor" if first == "actor" else "critic"
             found[part][name] = tensor
-        frozen = self.config.freeze_model
         return {
-            name: Part(tensors, frozen and name in ours, name in ("heads", "ensemble"))
+            name: Part(
+                tensors,
+                frozen=self.config.freeze_model and name in ours,
+                optional=name in ("heads", "ensemble"),
+                same_actions=name in ("core", "ensemble", "actor"),
+                same_observations=name in ("encoder", "decoder"),
+            )
             for name, tensors in found.items()
         }
+
+    def fitted_tensors(self, names: Collection[str], old: Agent, run: Path) -> dict[str, Tensor]:
+        """Of heads that no batch teaches, those that were fitted on the run's world model."""
+        found: dict[str, Tensor] = {}
+        for name, head in self.config.model.heads.items():
+            prefix = f"model.heads.{name}."
+            if not head.target and any(n.startswith(prefix) for n in names):
+                fitted = read_head(run, name)
+                fitted.check_model(old.model, run)
+                found |= {f"{prefix}{key}": value for key, value in fitted.weights().items()}
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, slow critic and return range under "module"; optimizer under "optim"."""

@@ -15,7 +15,7 @@ from agents.run import report
 from agents.run.config import TrainConfig
 from agents.run.evaluate import evaluate, frames_of
 from agents.run.train import train
-from worldmodel import checkpoint, config
+from worldmodel import config
 from worldmodel.accel.ranks import launched_first
 from worldmodel.envs.config import MOST_ENVS
 from worldmodel.log import write_video
@@ -111,25 +111,14 @@ def _evaluate(words: Sequence[str], say: Callable[[str], None]) -> int:
     settings = config.from_cli(EvaluateConfig, words)
     try:
         policy = agents.load(settings.run, settings.device)
-        result = evaluate(
-            policy.agent,
-            policy.spec,
-            policy.env,
-            settings.episodes,
-            settings.seed,
-            settings.num_envs,
-            settings.mode,
-            record=True,
-        )
-    except checkpoint.CheckpointError as error:
-        raise config.RunError(str(error)) from error
-    except config.ConfigError:
-        raise
+        about = (policy.agent, policy.spec, policy.env)
+        many = (settings.episodes, settings.seed, settings.num_envs)
+        result = evaluate(*about, *many, settings.mode, record=True)
     except ValueError as error:
         raise config.ConfigError(str(error)) from error
     folder = Path(settings.run) / "evaluation"
-    about = {"task": policy.env.id, "mode": settings.mode, "seed": settings.seed}
-    report.write_returns(folder, result, about)
+    asked = {"task": policy.env.id, "mode": settings.mode, "seed": settings.seed}
+    report.write_returns(folder, result, asked)
     frames = frames_of(result, policy.agent, policy.spec, policy.env, settings.seed)
     if frames:
         write_video(folder / "episode.mp4", frames)

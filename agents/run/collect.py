@@ -71,7 +71,7 @@ class Collector:
         self.lengths = np.zeros(self.num_envs, np.int64)
         if saved is None:
             obs, infos = guarded(self.envs.reset)
-            self._tell(infos)
+            self._note_failures(infos)
             nothing = np.zeros(self.num_envs, bool)
             self.rows = self._rows(obs, np.zeros(self.num_envs), nothing, nothing, ~nothing, None)
         else:
@@ -86,13 +86,12 @@ class Collector:
         """
         self.steps = saved["steps"]
         self.rng.bit_generator.state = saved["rng"]
-        sums: dict[str, Any] = {"returns": self.returns, "lengths": self.lengths}
-        sums = tree.from_plain(sums, {key: saved[key] for key in sums}, "collector")
-        self.returns, self.lengths = sums["returns"], sums["lengths"]
         if saved["agent"] is not None:
             initial = self.agent.initial(self.num_envs)
             self.state = tree.from_plain(initial, saved["agent"], "agent")
-        rows = tree.from_plain(self._blank(), saved["rows"], "rows")
+        like: list[Any] = [self.returns, self.lengths, self._blank()]
+        parts = [saved[name] for name in ("returns", "lengths", "rows")]
+        self.returns, self.lengths, rows = tree.from_plain(like, parts, "collector")
         then = {key: rows[key] for key in self.spec.obs}
         obs, *_, infos = guarded(lambda: self.envs.restore(tree.to_arrays(saved["envs"]), then))
         restarted = infos["restarted"]
@@ -108,15 +107,12 @@ class Collector:
 
     def state_dict(self) -> dict[str, Any]:
         """Where episodes, agent and generators stand, as lists, dicts, numbers and tensors."""
-        return {
-            "envs": tree.to_plain(self.envs.snapshot()),
-            "rows": tree.to_plain(self.rows),
-            "agent": tree.to_plain(self.state),
-            "rng": self.rng.bit_generator.state,
-            "returns": tree.to_plain(self.returns),
-            "lengths": tree.to_plain(self.lengths),
+        state: dict[str, Any] = tree.to_plain({
+            "envs": self.envs.snapshot(), "rows": self.rows, "agent": self.state,
+            "rng": self.rng.bit_generator.state, "returns": self.returns, "lengths": self.lengths,
             "steps": self.steps,
-        }
+        })  # fmt: skip
+        return state
 
     def step(self, replay: Replay | None = None, explore: bool = False) -> list[Episode]:
         """Act on the rows at hand, record them, and fetch the next ones.
@@ -152,14 +148,14 @@ class Collector:
         if replay is not None:
             columns = {name: extras[name] for name in replay.columns}
             guarded(lambda: replay.add(rows | columns))
-        self._tell(infos)
+        self._note_failures(infos)
         # With autoreset at the next step, the row after a last one begins a new episode; so does
         # that of an environment which failed, and replay closes its old episode as truncated.
         is_first = rows["is_last"] | infos["restarted"]
         self.rows = self._rows(obs, reward, terminated, truncated, is_first, action)
         return self._count()
 
-    def _tell(self, infos: Mapping[str, Any]) -> None:
+    def _note_failures(self, infos: Mapping[str, Any]) -> None:
         """Note, and say, which environments were restarted."""
         self.failures = infos["failures"]
         for index, reason in self.failures:

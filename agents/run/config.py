@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from worldmodel.config import ConfigError, free
+from worldmodel.config import ConfigError, check_ranges, free
 from worldmodel.envs import EnvConfig
 from worldmodel.replay import ReplayConfig
 
@@ -65,18 +65,14 @@ class TrainConfig:
     agent: Any = None  # the `Config` of a registered agent
 
     def __post_init__(self) -> None:
-        at_least = {
-            "steps": 1, "threads": 0, "prefill": 0, "log_every": 1, "eval_every": 0,
-            "eval_episodes": 1, "final_episodes": 1, "eval_envs": 1, "video_every": 0, "seed": 0,
-            "checkpoints_kept": 1, "nonfinite_limit": 1, "max_rollbacks": 0, "updates": 0,
-        }  # fmt: skip
-        for name, least in at_least.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
-        for name in ("train_ratio", "checkpoint_minutes", "max_minutes"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:  # a NaN fails too
-                raise ConfigError(f"{name} is {value}; it must be more than 0, and finite.")
+        some, many, positive = (0, math.inf), (1, math.inf), (1e-9, 1e12)
+        check_ranges(self, {
+            "steps": many, "threads": some, "prefill": some, "log_every": many, "eval_every": some,
+            "eval_episodes": many, "final_episodes": many, "eval_envs": many, "video_every": some,
+            "seed": some, "checkpoints_kept": many, "nonfinite_limit": many, "max_rollbacks": some,
+            "updates": some, "train_ratio": positive, "checkpoint_minutes": positive,
+            "max_minutes": positive,
+        })  # fmt: skip
         if not self.offline and not self.has_env:
             raise ConfigError(
                 "env=none is for learning from a recording: name one with offline=..., or name an "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -98,16 +99,14 @@ def frames_of(
         envs = make_vector(shown, 1, seed)
     except EnvError:
         return []
-    try:
+    with closing(envs):
         collector = Collector(envs, spec, agent, seed, "mode")
         picture = next(k for k, v in collector.seen.items() if v.dtype == np.uint8)
         frames = [collector.seen[picture][0]]
         while not collector.rows["is_last"][0]:
             collector.step()
             frames.append(collector.seen[picture][0])
-        return frames
-    finally:
-        envs.close()
+    return frames
 
 
 def _play(

@@ -173,16 +173,9 @@ def versions() -> dict[str, str]:
 
 def code_version() -> str:
     """`git describe` of this source tree, or "unknown" outside of one."""
-    here = Path(__file__).resolve().parent
+    here, command = Path(__file__).resolve().parent, ["git", "describe", "--always", "--dirty"]
     try:
-        answer = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        done = subprocess.run(command, cwd=here, capture_output=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return answer.stdout.strip()
+    return done.stdout.decode().strip()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,17 +24,11 @@ def recording(settings: TrainConfig, say: Callable[[str], None]) -> Dataset:
     """The dataset that `offline` names, checked from beginning to end, and against the environment
     where one is named; says what was found. Raises ValueError where anything does not fit."""
     bounds = settings.offline_action_range
-    convention = Convention(
-        settings.offline_alignment,
-        settings.offline_done,
-        None if bounds is None else tuple(bounds),  # type: ignore[arg-type]
-    )
+    limits: Any = None if bounds is None else tuple(bounds)
+    convention = Convention(settings.offline_alignment, settings.offline_done, limits)
     if settings.has_env:
-        env = make_env(replace(settings.env, num_envs=1))
-        try:
+        with closing(make_env(replace(settings.env, num_envs=1))) as env:
             world = env_spec(env), native_space(env)
-        finally:
-            env.close()
         dataset = Dataset(settings.offline, convention, *world)
     else:
         height, width = settings.env.image_size
@@ -70,15 +65,10 @@ def make_replay(
                 "folder as offline=...; to be rid of it, remove it yourself."
             )
         clear(place)
-    return Replay(
-        spec,
-        settings.replay,
-        1 if settings.offline else settings.env.num_envs,
-        agent.columns,
-        seeding.spawn(settings.seed, "replay"),
-        place,
-        agent.priority_exponent,
-    )
+    streams = 1 if settings.offline else settings.env.num_envs
+    seed = seeding.spawn(settings.seed, "replay")
+    columns, exponent = agent.columns, agent.priority_exponent
+    return Replay(spec, settings.replay, streams, columns, seed, place, exponent)
 
 
 def load_replay(

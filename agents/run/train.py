@@ -11,7 +11,6 @@ from agents.run.config import TrainConfig
 from agents.run.folder import HOLDER, RunLock, check_folder, make_folder
 from agents.run.learn import Diverged
 from agents.run.trainer import Trainer
-from worldmodel import checkpoint
 from worldmodel.accel.devices import out_of_memory
 from worldmodel.accel.ranks import FailedElsewhere, RankLost, Ranks
 from worldmodel.config import ConfigError, RunError
@@ -128,9 +127,7 @@ def build(settings: TrainConfig, say: Callable[[str], None], ranks: Ranks | None
     """A Trainer; whatever it finds impossible becomes a ConfigError."""
     try:
         return Trainer(settings, say, ranks)
-    except (checkpoint.CheckpointError, FileNotFoundError) as error:
+    except FileNotFoundError as error:
         raise RunError(str(error)) from error
-    except ConfigError:
-        raise
     except ValueError as error:
         raise ConfigError(str(error)) from error

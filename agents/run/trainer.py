@@ -16,6 +16,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -24,10 +25,9 @@ from agents.run import checkpoints, media, report, setup, shares
 from agents.run.collect import Collector, Episode
 from agents.run.config import CONFIG, TrainConfig, crossed
 from agents.run.evaluate import EvalResult, evaluate
-from agents.run.folder import check_unused, make_folder
+from agents.run.folder import check_disk, check_memory, check_unused, make_folder
 from agents.run.learn import Learner
 from agents.run.progress import Progress, Stopper
-from agents.run.resources import check_disk, check_memory
 from agents.run.state import Counters, RunState
 from agents.run.warm import warm_start
 from worldmodel import checkpoint, config, seeding
@@ -67,24 +67,16 @@ class Trainer:
         begun = ranks.gather_objects(checkpoint.exists(self.folder))[0]
         if not begun:
             ranks.all_or_none(lambda: check_unused(self.folder))
+        self._open = ExitStack()  # what `close` closes
         self.envs, dataset, spec = ranks.all_or_none(lambda: self._open_world(share, begun))
         try:
             self.state = ranks.all_or_none(lambda: self._new_state(share, spec, dataset, begun))
-            saved = self._begin(share, dataset, begun)
+            place, limit = shares.shard(self.folder, ranks.rank), settings.nonfinite_limit
+            self.learner = Learner(self.state, place, limit, self.say)
+            self._begin(share, dataset, begun)
         except BaseException:
-            self._close_envs()
+            self.close()
             raise
-        self.learner = Learner(
-            self.state,
-            shares.shard(self.folder, ranks.rank),
-            settings.nonfinite_limit,
-            self.say,
-        )
-        if saved:
-            with checkpoint.understood("rng", self.folder):
-                seeding.set_rng_state(saved["rng"])  # last: making things may have drawn numbers
-        else:
-            self.save()  # so that a folder with a config can always be continued
 
     def _open_world(
         self, share: TrainConfig, begun: bool
@@ -93,6 +85,7 @@ class Trainer:
         what the agent will see."""
         if not share.offline:
             envs = make_vector(share.env, seed=seeding.spawn(share.seed, "environments"))
+            self._open.callback(envs.close)
             return envs, None, env_spec(envs)
         if begun:
             return None, None, setup.recorded_spec(share)
@@ -118,11 +111,8 @@ class Trainer:
         setup.check_can_learn(share, agent, replay)
         return RunState(spec, agent, replay, place)
 
-    def _begin(
-        self, share: TrainConfig, dataset: Dataset | None, begun: bool
-    ) -> dict[str, Any] | None:
-        """Bring agent, replay, episodes and log to where the run begins, or goes on; this rank's
-        part of the checkpoint that it goes on from."""
+    def _begin(self, share: TrainConfig, dataset: Dataset | None, begun: bool) -> None:
+        """Bring agent, replay, episodes, log and generators to where the run begins or goes on."""
         ranks, state, saved = self.ranks, self.state, None
         if begun:
             saved = checkpoints.restore(state, self.folder, ranks, self.say, self.say_here)
@@ -131,19 +121,23 @@ class Trainer:
         shares.join(state.agent, ranks)
         if dataset is not None:
             ranks.all_or_none(lambda: setup.fill(state.replay, dataset, state.agent))
-        if self.envs is not None:
+        if (envs := self.envs) is not None:
+            seed = seeding.spawn(share.seed, "exploration")
             episodes = saved and saved["collector"]
-            state.collector = ranks.all_or_none(lambda: self._make_collector(share, episodes))
+            state.collector = ranks.all_or_none(
+                lambda: Collector(
+                    envs, state.spec, state.agent, seed, saved=episodes, say=self.say_here
+                )
+            )
         if ranks.first:
             config.write(self.folder / CONFIG, self.config)
             self.log = RunLog(self.folder, saved and saved["log"])
-        return saved
-
-    def _make_collector(self, share: TrainConfig, saved: dict[str, Any] | None) -> Collector:
-        assert self.envs is not None
-        seed = seeding.spawn(share.seed, "exploration")
-        state = self.state
-        return Collector(self.envs, state.spec, state.agent, seed, saved=saved, say=self.say_here)
+            self._open.callback(self.log.close)
+        if saved:
+            with checkpoint.understood("rng", self.folder):
+                seeding.set_rng_state(saved["rng"])  # last: making things may have drawn numbers
+        else:
+            self.save()  # so that a folder with a config can always be continued
 
     @property
     def finished(self) -> bool:
@@ -250,9 +244,8 @@ class Trainer:
         if ended:
             for episode in (one for part in ranks.gather_objects(episodes) for one in part):
                 counters.episodes += 1
-                state.scores.add(
-                    {"episode/return": episode.score, "episode/length": episode.length}
-                )
+                score = {"episode/return": episode.score, "episode/length": episode.length}
+                state.scores.add(score)
                 bar.score = episode.score
         if not waiting and counters.agent_steps >= self.config.prefill:
             rows = ranks.size * agent.batch_size * agent.batch_length
@@ -292,15 +285,9 @@ class Trainer:
     def evaluate(self, episodes: int, record: bool = False) -> EvalResult:
         """Episodes on separate environments with the policy's mode, always the same ones."""
         began, settings = time.monotonic(), self.config
-        result = evaluate(
-            self.state.agent,
-            self.state.spec,
-            settings.env,
-            episodes,
-            seeding.spawn(settings.seed, "evaluation"),
-            settings.eval_envs,
-            record=record,
-        )
+        agent, spec, envs = self.state.agent, self.state.spec, settings.eval_envs
+        seed = seeding.spawn(settings.seed, "evaluation")
+        result = evaluate(agent, spec, settings.env, episodes, seed, envs, record=record)
         self.state.counters.eval_seconds += time.monotonic() - began
         return result
 
@@ -331,10 +318,4 @@ class Trainer:
 
     def close(self) -> None:
         """Let go of environments and log files."""
-        self._close_envs()
-        if self.ranks.first:
-            self.log.close()
-
-    def _close_envs(self) -> None:
-        if self.envs is not None:
-            self.envs.close()
+        self._open.close()

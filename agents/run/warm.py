@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import agents
-from agents.base import Agent, Part
+from agents.base import Agent, Part, Policy
 from agents.run.config import CONFIG, TrainConfig
-from worldmodel import checkpoint, config
-from worldmodel.config import ConfigError, RunError
-from worldmodel.rssm.fitted import read_head
+from worldmodel import checkpoint, config, seeding
+from worldmodel.config import ConfigError
 from worldmodel.types import EnvSpec
-
-# Parts that the actions, or the observations, of the old run are built into.
-ACTS, SEES = {"core", "ensemble", "actor"}, {"encoder", "decoder"}
 
 
 def warm_start(
@@ -26,11 +21,12 @@ def warm_start(
 ) -> None:
     """Load the parts that `load_parts` names from the newest checkpoint of `from_run`.
 
-    Heads fitted on that run (scripts/fit_reward.py) count as its heads. The optimizer starts anew.
+    What was fitted on that run after its training counts as its own. The optimizer starts anew.
     Raises ConfigError for unknown parts, for what does not fit, and for parts that are to stay as
     they are although nothing was loaded into them; RunError where the checkpoint cannot be read.
     """
-    frozen = {name for name, part in agent.parts.items() if part.frozen}
+    parts = agent.parts
+    frozen = {name for name, part in parts.items() if part.frozen}
     if not settings.from_run:
         if frozen:
             raise ConfigError(
@@ -38,15 +34,18 @@ def warm_start(
                 "from somewhere: from_run=RUN."
             )
         return
-    parts = _known_parts(settings, agent)
-    settings = replace(settings, load_parts=settings.load_parts or [*parts])
-    ours = {name: tensor for part in parts.values() for name, tensor in part.tensors.items()}
-    theirs, old = _source(settings, ours)
-    chosen = {name: part for part, group in parts.items() for name in group.tensors}
-    wanted = {name for name, part in chosen.items() if part in settings.load_parts}
-    missing = {n for n in wanted if n not in theirs and parts[chosen[n]].optional}
-    _check_fits(settings, spec, old, {n: ours[n] for n in wanted - missing}, theirs, chosen)
-    unlearned = {chosen[n] for n in chosen if n not in wanted - missing} & frozen
+    asked = _asked_parts(settings, parts)
+    old = _load_old(settings)
+    part_of = {tensor: name for name, part in parts.items() for tensor in part.tensors}
+    theirs = _all_tensors(old.agent)
+    wanted = {tensor for tensor, name in part_of.items() if name in asked}
+    missing = wanted - theirs.keys()
+    theirs |= agent.fitted_tensors(missing, old.agent, Path(settings.from_run))
+    loaded = {t for t in wanted if t in theirs or not parts[part_of[t]].optional}
+    ours = {name: tensor for name, tensor in _all_tensors(agent).items() if name in loaded}
+    wrong = checkpoint.shape_differences(ours, theirs)
+    _check_fits(settings, {name: parts[name] for name in asked}, (old.spec, spec), wrong)
+    unlearned = {part_of[tensor] for tensor in part_of.keys() - loaded} & frozen
     if unlearned:
         raise ConfigError(
             f"With these settings {', '.join(sorted(unlearned))} learn nothing, but not all of "
@@ -54,13 +53,14 @@ def warm_start(
             "exist there."
         )
     with torch.no_grad():
-        for name in wanted - missing:
-            ours[name].copy_(theirs[name])
-    say(_told(settings, chosen, wanted - missing))
+        for name, tensor in ours.items():
+            tensor.copy_(theirs[name])
+    begun = _describe_parts(parts, part_of.keys() - loaded)
+    new = f"; new: {begun}" if begun else ""
+    say(f"from '{settings.from_run}': {_describe_parts(parts, loaded)}{new}")
 
 
-def _known_parts(settings: TrainConfig, agent: Agent) -> Mapping[str, Part]:
-    parts = agent.parts
+def _asked_parts(settings: TrainConfig, parts: Mapping[str, Part]) -> list[str]:
     if not parts:
         raise ConfigError(
             f"The agent '{settings.agent.name}' has no parts that could be loaded. Leave out "
@@ -69,77 +69,69 @@ def _known_parts(settings: TrainConfig, agent: Agent) -> Mapping[str, Part]:
     for name in settings.load_parts:
         if name not in parts:
             raise ConfigError(config.unknown("part in load_parts:", name, parts))
-    return parts
+    return settings.load_parts or [*parts]
 
 
-def _source(settings: TrainConfig, ours: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], EnvSpec]:
-    """The old run's weights, those of heads that were fitted on it included, and its spec."""
+def _load_old(settings: TrainConfig) -> Policy:
+    """The old run's agent, on the CPU; it draws no random numbers of the new run."""
     folder = Path(settings.from_run)
-    saved = config.read(folder / CONFIG)
-    if saved.agent.name != settings.agent.name:
+    name = config.section(config.read(folder / CONFIG), "agent", folder / CONFIG).get("name")
+    if name != settings.agent.name:
         raise ConfigError(
-            f"'{folder}' trained the agent '{saved.agent.name}', not '{settings.agent.name}'; its "
-            "weights have no place here."
+            f"'{folder}' trained the agent '{name}', not '{settings.agent.name}'; its weights have "
+            "no place here."
         )
+    before = seeding.rng_state()
     try:
-        state = checkpoint.load(folder)
-    except checkpoint.CheckpointError as error:
-        raise RunError(str(error)) from error
-    weights = dict(state["agent"]["module"])
-    model = getattr(settings.agent, "model", None)
-    fitted = [n for n, head in getattr(model, "heads", {}).items() if not head.target]
-    held = {n for n in fitted if any(k.startswith(f"model.heads.{n}.") for k in weights)}
-    new = [name for name in fitted if name not in held]
-    if new and "heads" in settings.load_parts:
-        old = agents.load(folder, "cpu").model
-        for name in new:
-            head = read_head(folder, name)
-            head.check_model(old, folder)
-            weights |= {f"model.heads.{name}.{k}": v for k, v in head.weights().items()}
-    return weights, checkpoint.spec_from_dict(state["spec"])
+        return agents.load(folder, "cpu")
+    finally:
+        seeding.set_rng_state(before)
+
+
+def _all_tensors(agent: Agent) -> dict[str, Tensor]:
+    return {name: x for part in agent.parts.values() for name, x in part.tensors.items()}
 
 
 def _check_fits(
-    settings: TrainConfig,
-    spec: EnvSpec,
-    old: EnvSpec,
-    wanted: Mapping[str, Tensor],
-    theirs: Mapping[str, Tensor],
-    chosen: Mapping[str, str],
-) -> None:
-    """ConfigError with every reason why a wanted part cannot be loaded, all at once."""
-    parts, bad, lines = set(settings.load_parts), set(), []
-    if spec.action != old.action and parts & ACTS:
-        bad |= parts & ACTS
-        lines.append(f"actions: there {old.action}, here {spec.action}")
-    if spec.seen != old.seen and parts & SEES:
-        bad |= parts & SEES
+    settings: TrainConfig, asked: Mapping[str, Part], specs: tuple[EnvSpec, EnvSpec],
+    wrong: list[str],
+) -> None:  # fmt: skip
+    """ConfigError with every reason why an asked part cannot be loaded, all at once. specs: there
+    and here. wrong: a line for each tensor of another shape."""
+    (there, here), bad, lines = specs, set(), []
+    if here.action != there.action:
+        bad |= {name for name, part in asked.items() if part.same_actions}
+        lines.append(f"actions: there {there.action}, here {here.action}")
+    if here.seen != there.seen:
+        bad |= {name for name, part in asked.items() if part.same_observations}
+        pairs = {k: (there.seen.get(k), here.seen.get(k)) for k in {*there.seen, *here.seen}}
         lines += [
-            f"observation '{key}': there {old.seen.get(key, 'none')}, here "
-            f"{spec.seen.get(key, 'none')}"
-            for key in sorted({*spec.seen, *old.seen})
-            if spec.seen.get(key) != old.seen.get(key)
+            f"observation '{key}': there {old or 'none'}, here {new or 'none'}"
+            for key, (old, new) in sorted(pairs.items())
+            if old != new
         ]
-    wrong = checkpoint.shape_differences(wanted, theirs)
-    bad |= {chosen[line.partition(":")[0]] for line in wrong}
+    tensors = {line.partition(":")[0] for line in wrong}
+    bad |= {name for name, part in asked.items() if tensors & part.tensors.keys()}
     if not bad:
         return
     shown = [*lines, *wrong[:8], *([f"and {len(wrong) - 8} more"] if len(wrong) > 8 else [])]
-    left = [part for part in settings.load_parts if part not in bad]
+    left = ",".join(name for name in asked if name not in bad)
     raise ConfigError(
         f"Not all of '{settings.from_run}' fits this run:\n  "
         + "\n  ".join(shown)
-        + f"\nIt concerns {', '.join(sorted(bad))}. Without them: load_parts=[{','.join(left)}]."
+        + f"\nIt concerns {', '.join(sorted(bad))}. Without them: "
+        + (f"load_parts=[{left}]." if left else "no from_run.")
     )
 
 
-def _told(settings: TrainConfig, chosen: Mapping[str, str], loaded: set[str]) -> str:
-    """Which parts were loaded and which start anew, heads by name."""
-    old: dict[str, None] = {}
-    new: dict[str, None] = {}
-    for name, part in chosen.items():
-        words = name.split(".")
-        label = f"head {words[2]}" if part == "heads" else part
-        (old if name in loaded else new)[label] = None
-    fresh = f"; new: {', '.join(n for n in new if n not in old)}" if set(new) - set(old) else ""
-    return f"from '{settings.from_run}': {', '.join(old)}{fresh}"
+def _describe_parts(parts: Mapping[str, Part], tensors: Collection[str]) -> str:
+    """The parts that these tensors are of; of one with other tensors too, what below its name."""
+    words = []
+    for name, part in parts.items():
+        mine = [tensor.split(".") for tensor in part.tensors if tensor in tensors]
+        levels = enumerate(zip(*(tensor.split(".") for tensor in part.tensors), strict=False))
+        depth = next((depth for depth, level in levels if len({*level}) > 1), 0)
+        below = ", ".join(dict.fromkeys(tensor[depth] for tensor in mine))
+        if mine:
+            words.append(name if len(mine) == len(part.tensors) else f"{name} ({below})")
+    return ", ".join(words)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from agents.run import resources
+from agents.run import folder
 from agents.run.train import train
 from tests.agents.counting_agent import CountingAgent
 from tests.agents.test_run_train import SILENT, lines_of, settings, summary_of
@@ -33,7 +33,7 @@ def test_stops_with_a_checkpoint_before_memory_ends(
 ) -> None:
     config = settings(tmp_path, checkpoint_minutes=1e-9)  # looks after every step
     answers = iter([10**12] * 30 + [10**6] * 10)
-    monkeypatch.setattr(resources, "available_memory", lambda: next(answers))
+    monkeypatch.setattr(folder, "available_memory", lambda: next(answers))
     with pytest.raises(RunError, match=r"Memory is ending: 1 MB are free, 268 .*") as caught:
         train(config, SILENT)
     step = checkpoint.load(tmp_path)["counters"]["agent_steps"]

@@ -89,7 +89,7 @@ WHOLE = {
 def test_all_parts_load_by_default(tmp_path: Path, old: Path) -> None:
     parts, line = same(tmp_path, old)
     assert parts == WHOLE
-    assert line.endswith("encoder, core, decoder, head reward, head cont, actor, critic")
+    assert line.endswith("encoder, core, decoder, heads, actor, critic")
 
 
 def test_chosen_parts_load_and_the_others_start_anew(tmp_path: Path, old: Path) -> None:
@@ -104,7 +104,7 @@ def test_what_the_old_run_never_had_starts_anew(tmp_path: Path, old: Path) -> No
     agent = replace(settings(tmp_path).agent, model=model)
     parts, line = same(tmp_path, old, agent=agent)
     assert parts == WHOLE
-    assert line.endswith("; new: head second, ensemble")
+    assert line.endswith("heads (reward, cont), actor, critic; new: heads (second), ensemble")
 
 
 def test_other_actions_are_refused_with_what_to_leave_out(tmp_path: Path, old: Path) -> None:
