@@ -1,1 +1,1 @@
-"""The learned worlds other than the RSSM; each in its own file, imported only when it is used."""
+"""The worlds other than the RSSM, learned or known; each in its own file, imported only when used."""
