@@ -130,10 +130,10 @@ def _deploy(asked: DeployCommand, say: Callable[[str], None]) -> int:
     for line in _report(asked, world, trial, others, summary, table):
         say(line)
     trials = {"guarded": trial, **others}
-    told = {name: asdict(one) | {"mean": one.mean} for name, one in trials.items()}
+    results = {name: asdict(one) | {"mean": one.mean} for name, one in trials.items()}
     folder.mkdir(parents=True, exist_ok=True)
     about = {"world": asdict(world), "deploy": config.keys_of(settings)}
-    write_json(folder / "summary.json", {**summary, **about, "trials": told})
+    write_json(folder / "summary.json", {**summary, **about, "trials": results})
     say(f"log, summary and requests to train: {folder}")
     return 0
 
@@ -187,8 +187,8 @@ def export_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
     return config.guarded(lambda: _export(list(arguments), say), say)
 
 
-def _export(words: list[str], say: Callable[[str], None]) -> int:
-    asked = config.from_cli(ExportCommand, words)
+def _export(arguments: list[str], say: Callable[[str], None]) -> int:
+    asked = config.from_cli(ExportCommand, arguments)
     if asked.detector not in ("auto", "no"):
         raise ConfigError(config.unknown("detector", asked.detector, ("auto", "no")))
     devices.set_threads(1)

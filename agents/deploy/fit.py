@@ -10,12 +10,11 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-import torch
 from omegaconf import MISSING
 
 import agents
 from agents.base import Policy, check_mode, random_actions
-from worldmodel import config, seeding
+from worldmodel import config, seeding, tree
 from worldmodel.accel import devices
 from worldmodel.config import ConfigError, RunError
 from worldmodel.envs import make_env
@@ -25,12 +24,9 @@ from worldmodel.ood import store
 from worldmodel.ood.api import Track
 from worldmodel.ood.config import DetectorConfig
 from worldmodel.ood.conformal import episodes_needed, rank
-from worldmodel.ood.detector import CombinedDetector
+from worldmodel.ood.detector import Detector
 from worldmodel.ood.heat import draw_heat_maps
-from worldmodel.ood.patches import WorstPatch
-from worldmodel.replay import RowIndex
-from worldmodel.rssm.model import WorldModel
-from worldmodel.rssm.state import LatentState
+from worldmodel.ood.parts import WorstPatch
 
 TUNING = 1 / 3  # the share of the fresh episodes that sets the units; the rest sets the thresholds
 LEAST_TUNING = 10  # episodes
@@ -81,7 +77,7 @@ class FitConfig:
         return tuning, self.episodes - tuning
 
 
-def fit_run(settings: FitConfig, say: Said) -> CombinedDetector:
+def fit_run(settings: FitConfig, say: Said) -> Detector:
     """A detector fitted on a run and calibrated on fresh episodes of its policy; not yet stored.
 
     Raises ConfigError where the run has no replay, or an empty one, or where episodes are too few
@@ -89,9 +85,8 @@ def fit_run(settings: FitConfig, say: Said) -> CombinedDetector:
     """
     tuning, calibrating = settings.shares
     policy = agents.load(settings.run, settings.device)
-    model = world_model(policy)
-    detector = CombinedDetector(policy.spec, settings.detector, model, policy.device, say)
-    known = recorded_tracks(settings.run, policy, settings.recorded)
+    detector = Detector(policy.spec, settings.detector, policy.model, policy.device, say)
+    known = recorded_tracks(settings.run, settings.recorded)
     say(f"{len(known)} recorded episodes to learn from; playing {tuning + calibrating} fresh ones")
     start = time.monotonic()
     seed = seeding.spawn(settings.seed, "detector")
@@ -102,13 +97,11 @@ def fit_run(settings: FitConfig, say: Said) -> CombinedDetector:
     return detector
 
 
-def world_model(policy: Policy) -> WorldModel | None:
-    """The learned world of a policy, where it is one whose surprise can be measured."""
-    return policy.model if isinstance(policy.model, WorldModel) else None
+def recorded_tracks(run: str | Path, newest: int = 0) -> list[Track]:
+    """Episodes of a run's replay, the newest or (0) all, without the states of its agent.
 
-
-def recorded_tracks(run: str | Path, policy: Policy, newest: int = 0) -> list[Track]:
-    """Episodes of a run's replay, with the states that its agent's model passes through now."""
+    Raises ConfigError where there is none.
+    """
     replay = agents.load_replay(run)
     places = [place for place in replay.episodes() if place[2] - place[1] > 1]
     if not places:
@@ -116,19 +109,10 @@ def recorded_tracks(run: str | Path, policy: Policy, newest: int = 0) -> list[Tr
             f"The replay of '{run}' is empty, so there is nothing known to learn. Train the run "
             "first, or name one whose replay was kept."
         )
-    model = world_model(policy)
     tracks = []
-    for number, (stream, start, stop) in enumerate(places[-newest:]):
-        index = RowIndex(np.array([stream]), np.array([start]), stop - start)
-        batch = replay.gather(index).to(policy.device)
-        state = None
-        if model is not None:
-            with torch.no_grad(), seeding.Stream(number, policy.device):
-                first = model.initial(1)
-                states = model.observe(first, batch.obs, batch.action, batch.is_first)
-            state = states.map(lambda x: x[0].cpu())
-        obs = {key: value[0].cpu().numpy() for key, value in batch.obs.items()}
-        tracks.append(Track(obs, batch.action[0].cpu().numpy(), state))
+    for stream, start, stop in places[-newest:]:
+        rows = replay.rows(stream, start, stop)
+        tracks.append(Track({key: rows[key] for key in replay.spec.obs}, rows["action"]))
     return tracks
 
 
@@ -140,7 +124,7 @@ def play(
     wrap: Callable[[Env, int], Env] = lambda env, seed: env,
     jolts: int = 0,
 ) -> list[Track]:
-    """Whole episodes of a policy in its own environment, with the states of its agent.
+    """Complete episodes of a policy in its own environment, with the states of its world.
 
     wrap: what to put around each environment, given a seed for it. jolts: so many ticks at the
     start of each episode take random actions. Draws no global random numbers. Raises RunError where
@@ -181,25 +165,23 @@ class _Player:
         self._state: Any = None
 
     def tick(self) -> None:
-        """Act on all observations at hand, keep them, and take the actions."""
+        """Act on all observations at hand, record them, and take the actions."""
         spec = self.policy.spec
         obs = {key: np.stack([one[key] for one in self._obs]) for key in spec.seen}
-        action, self._state, extras = self.policy.agent.act(
-            {**obs, "is_first": self._first}, self._state, self.mode
-        )
+        agent = self.policy.agent
+        inputs = {**obs, "is_first": self._first}
+        action, self._state, _ = agent.act(inputs, self._state, self.mode)
         early = np.array([len(rows) < self.jolts for rows in self._rows])
         if early.any():
             chosen = random_actions(spec, obs, len(self.envs), self._rng)
             action = np.where(early[:, None], chosen, action)
-            self._state = self.policy.agent.replace_action(self._state, action)
-        if spec.action.kind == "continuous":
-            action = np.clip(action, -1.0, 1.0)
-        latent = extras.get("latent")
+            self._state = agent.replace_action(self._state, action)
+        action = spec.action.clip(action)
+        states = tree.to(agent.world_state(self._state), "cpu")
         native = spec.action.decode(action)
         for i, env in enumerate(self.envs):
-            state = None if latent is None else latent.map(lambda x, i=i: x[i].cpu())
-            row = ({key: value[i] for key, value in obs.items()}, self._action[i].copy(), state)
-            self._rows[i].append(row)
+            seen = {key: value[i] for key, value in obs.items()}
+            self._rows[i].append((seen, self._action[i].copy(), tree.index(states, i)))
             if self._over[i]:
                 self.done[i].append(_track(self._rows[i]))
                 self._rows[i] = []
@@ -212,20 +194,12 @@ class _Player:
 
 
 def _track(rows: list[tuple[Any, ...]]) -> Track:
-    obs = {key: np.stack([row[0][key] for row in rows]) for key in rows[0][0]}
-    state = None
-    if rows[0][2] is not None:
-        deter, stoch = zip(*(row[2] for row in rows), strict=True)
-        state = LatentState(torch.stack(deter), torch.stack(stoch))
-    return Track(obs, np.stack([row[1] for row in rows]), state)
+    obs, action, state = zip(*rows, strict=True)
+    stacked = None if state[0] is None else tree.stack(state)
+    return Track(tree.stack(obs), np.stack(action), stacked)
 
 
-def load_detector(run: str | Path, policy: Policy) -> CombinedDetector:
-    """The detector of a run, for its policy as loaded; errors as `worldmodel.ood.store.load`."""
-    return store.load(run, policy.spec, world_model(policy), policy.device)
-
-
-def table(detector: CombinedDetector) -> str:
+def table(detector: Detector) -> str:
     """The columns of a calibrated detector, a line each."""
     scorer = detector.scorer
     rows = [
@@ -257,19 +231,18 @@ def fit_detector(settings: FitConfig, say: Said) -> Path:
     return folder
 
 
-def pictures(detector: CombinedDetector, settings: FitConfig) -> Callable[[Path], None]:
+def pictures(detector: Detector, settings: FitConfig) -> Callable[[Path], None]:
     """Draws, into a folder, where a known picture is strange, and the same one with an object."""
 
     def draw(folder: Path) -> None:
         scorer = detector.scorer
-        if not any(isinstance(part, WorstPatch) for part in scorer.parts):
+        if WorstPatch.name not in scorer.names:
             return
-        policy = agents.load(settings.run, settings.device)
-        last = recorded_tracks(settings.run, policy, newest=1)[0]
+        last = recorded_tracks(settings.run, newest=1)[0]
         rng = np.random.default_rng(settings.seed)
         known = {key: value[len(last) // 2] for key, value in last.obs.items()}
         changed = dict(known)
-        for key in scorer.looker.keys:
+        for key in scorer.looker.images:
             scene = Scene((0.2, 0.8), np.array([0.9, 0.1, 0.9]), known[key], rng)
             changed[key] = with_object(known[key], SHIFTS["object"].strength("middle"), scene)
         draw_heat_maps(folder / "heat.png", detector, [("known", known), ("object", changed)])

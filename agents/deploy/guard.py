@@ -1,13 +1,36 @@
-"""When the policy may act: hysteresis, repeats and caution of one robot; no clock, no threads."""
+"""Who acts: the policy, the previous action, the fallback or the last resort; no clock, no threads.
+
+A `Guard` is one robot's trust in its policy: hysteresis, repeats, caution. A `Judge` asks the
+guards of all robots, and the fallbacks that they call.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from agents.deploy import decision as words
+import numpy as np
+
 from agents.deploy.config import CautionConfig, DeployConfig
+from agents.deploy.decision import (
+    ERROR,
+    FALLBACK,
+    INPUT,
+    LAST_RESORT,
+    LATE,
+    NONFINITE,
+    OK,
+    POLICY,
+    PREVIOUS,
+    UNKNOWN,
+    WAITING,
+)
+from agents.deploy.fallback import Fallbacks
+from agents.deploy.inference import Proposal
+from agents.deploy.inputs import Checked
+from worldmodel.ood.api import Score
+from worldmodel.types import ActionSpec
 
 
 class Verdict(NamedTuple):
@@ -46,32 +69,32 @@ class Guard:
             return self._faulty(fault)
         self.repeats = 0
         if unknown and (self.away or self.strange >= self.config.enter_ticks):
-            return self._leave(words.UNKNOWN, self.config.leave_ticks)
+            return self._leave(UNKNOWN, self.config.leave_ticks)
         if self.away:
             calm = level is None or level <= self.config.leave_level
             self.good = self.good + 1 if calm else 0
             if self.good < self.need or hold:
-                return Verdict(words.FALLBACK, words.WAITING)
+                return Verdict(FALLBACK, WAITING)
             self.away = False
-        return Verdict(words.POLICY, words.OK, caution(self.config.caution, level))
+        return Verdict(POLICY, OK, caution(self.config.caution, level))
 
     def _faulty(self, fault: str) -> Verdict:
         """The policy's answer is late, broken, or was never asked for."""
-        allowed = {words.LATE: self.config.on_late, words.NONFINITE: self.config.on_nonfinite}
+        allowed = {LATE: self.config.on_late, NONFINITE: self.config.on_nonfinite}
         if (
-            allowed.get(fault) == words.PREVIOUS
+            allowed.get(fault) == PREVIOUS
             and not self.away
             and self.repeats < self.config.max_repeats
         ):
             self.repeats += 1
-            return Verdict(words.PREVIOUS, fault)
+            return Verdict(PREVIOUS, fault)
         return self._leave(fault, self.config.recover_ticks)
 
     def _leave(self, reason: str, need: int) -> Verdict:
         # A fault on top of an unknown scene must not shorten the way back.
         self.need = max(need, self.need) if self.away else need
         self.away, self.good = True, 0
-        return Verdict(words.FALLBACK, reason)
+        return Verdict(FALLBACK, reason)
 
 
 def caution(config: CautionConfig, level: float | None) -> float:
@@ -80,3 +103,88 @@ def caution(config: CautionConfig, level: float | None) -> float:
         return 1.0
     share = (level - config.start) / (1.0 - config.start)
     return 1.0 - (1.0 - config.least) * min(1.0, max(0.0, share))
+
+
+class Judged(NamedTuple):
+    """Encoded actions [B, A], and for each robot who chose it, why, and more about it."""
+
+    actions: np.ndarray
+    verdicts: list[Verdict]
+    details: list[str]
+
+
+class Judge:
+    """The guards of B robots, and the fallbacks that they call."""
+
+    def __init__(
+        self, config: DeployConfig, action: ActionSpec, fallbacks: Fallbacks, robots: int
+    ) -> None:
+        self._fallbacks, self._action = fallbacks, action
+        self._guards = [Guard(config) for _ in range(robots)]
+
+    def __call__(
+        self,
+        tick: int,
+        checked: Checked,
+        proposal: Proposal | None,
+        fault: str,
+        detail: str,
+        sent: np.ndarray,
+    ) -> Judged:
+        """fault, detail: why there is no proposal. sent: [B, A], the actions of the tick before."""
+        judged = Judged(sent.copy(), [], [])
+        score = None if proposal is None else proposal.score
+        needy: dict[int, dict[str, Any]] = {}
+        for i, guard in enumerate(self._guards):
+            why, more = (INPUT, checked.faults[i]) if checked.faults[i] else (fault, detail)
+            if proposal is not None and not why and not np.isfinite(proposal.action[i]).all():
+                why, more = NONFINITE, "the policy's action is not finite"
+            was_away = guard.away
+            verdict = self._verdict(guard, i, why, score)
+            if verdict.reason == UNKNOWN and score is not None:
+                more = ", ".join(score.strange(i))
+            if guard.away and not was_away:
+                self._fallbacks.start(i, sent[i].copy())
+            if verdict.source == POLICY:
+                assert proposal is not None
+                judged.actions[i] = self._scaled(proposal.action[i], verdict.scale)
+            elif verdict.source == FALLBACK:
+                needy[i] = {"robot": i, "tick": tick, "reason": verdict.reason, "detail": more}
+            judged.verdicts.append(verdict)
+            judged.details.append(more)
+        self._fall_back(needy, checked, judged)
+        return judged
+
+    def _verdict(self, guard: Guard, robot: int, fault: str, score: Score | None) -> Verdict:
+        holds = self._fallbacks.holds(robot)
+        if score is None:
+            return guard.decide(fault, None, False, None, holds)
+        value = float(score.value[robot])
+        level = value / score.threshold if score.threshold > 0 else None
+        return guard.decide(fault, value, bool(score.unknown[robot]), level, holds)
+
+    def _fall_back(
+        self, needy: dict[int, dict[str, Any]], checked: Checked, judged: Judged
+    ) -> None:
+        """The fallbacks' actions, under one budget; where one fails, the last resort's."""
+        if not needy:
+            return
+        for i, (action, failure) in self._fallbacks(needy, checked.obs).items():
+            judged.actions[i] = action
+            if failure:
+                judged.verdicts[i] = Verdict(LAST_RESORT, judged.verdicts[i].reason)
+                judged.details[i] = f"{judged.details[i]}; {failure}".strip("; ")
+
+    def _scaled(self, action: np.ndarray, scale: float) -> np.ndarray:
+        if self._action.kind != "continuous":
+            return action
+        return np.asarray(self._action.clip(action) * np.float32(scale))
+
+    def surrender(self, detail: str) -> Judged:
+        """Rest for all, without asking anybody."""
+        for guard in self._guards:
+            guard.decide(ERROR, None, False, None, False)
+        robots = len(self._guards)
+        rest = np.tile(self._fallbacks.rest, (robots, 1))
+        verdict = Verdict(LAST_RESORT, ERROR)
+        return Judged(rest, [verdict] * robots, [detail] * robots)

@@ -60,7 +60,7 @@ class Journal:
 
 
 def plain(value: Any) -> Any:
-    """Arrays and NumPy numbers as JSON knows them; NaN has no word there."""
+    """Arrays and NumPy numbers as JSON knows them; there is no NaN."""
     if isinstance(value, np.ndarray):
         return value.tolist()
     if isinstance(value, np.generic):
@@ -68,10 +68,10 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-class Scribe:
+class LogThread:
     """Runs callbacks in a thread of its own, in order; `put` never waits.
 
-    What a callback raises is counted in `errors`, with the last one's words in `error`.
+    What a callback raises is counted in `errors`, with the last one's text in `error`.
     threaded=False runs them at once, for tests.
     """
 

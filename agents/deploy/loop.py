@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 from agents.deploy.decision import Decision
-from agents.deploy.realtime import Rest, calm, no_garbage_pauses
 from agents.deploy.runtime import Runtime
+from agents.deploy.timing import Rest, calm, no_garbage_pauses
 from worldmodel.config import RunError
 
 MOST_FAILURES = 100  # failures to send in a row that end the loop
@@ -85,12 +85,7 @@ def run_loop(
 def _tick(runtime: Runtime, robot: Robot) -> Decision:
     """One decision; a sensor that raises is an observation that is missing."""
     try:
-        sensed = robot.sense()
-        told = {
-            "stamp": sensed.stamp, "reward": sensed.reward, "is_first": sensed.is_first,
-            "is_last": sensed.is_last, "is_terminal": sensed.is_terminal,
-        }  # fmt: skip
-        obs: Any = sensed.obs
+        sensed = robot.sense()._asdict()
     except Exception as error:
-        obs, told = error, {}
-    return runtime.tick([obs], **told)[0]
+        return runtime.tick([error])[0]
+    return runtime.tick([sensed.pop("obs")], **sensed)[0]

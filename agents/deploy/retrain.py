@@ -1,4 +1,4 @@
-"""When the model no longer foretells what happens: a request to train, with the data for it.
+"""When the model no longer predicts what happens: a request to train, with the data for it.
 
 Nothing is trained here, and nothing in the control thread: a request is a folder that somebody may
 train on, or not.
@@ -66,7 +66,7 @@ class RetrainMonitor:
         if config.reward_range:
             self.thresholds["reward"] = config.reward
         self._recent: dict[tuple[str, int], deque[float]] = {}
-        self._quiet_until = -1
+        self._silent_until = -1
         self.requests: list[RetrainRequest] = []
 
     def see(self, rows: Sequence[Row]) -> None:
@@ -96,13 +96,13 @@ class RetrainMonitor:
         return self._recent.setdefault((kind, robot), deque(maxlen=self.config.window))
 
     def _judge(self, tick: int) -> RetrainRequest | None:
-        if tick < self._quiet_until:
+        if tick < self._silent_until:
             return None
         for (kind, robot), recent in self._recent.items():
             limit = self.thresholds[kind]
             assert limit is not None
             if len(recent) == self.config.window and float(np.mean(recent)) > limit:
-                self._quiet_until = tick + self.config.cooldown
+                self._silent_until = tick + self.config.cooldown
                 return self._emit(tick, robot, kind, float(np.mean(recent)), limit)
         return None
 
@@ -127,7 +127,7 @@ class RetrainMonitor:
 
 
 def save(folder: Path, rows: Sequence[Row], spec: EnvSpec, about: Mapping[str, Any]) -> None:
-    """Write rows as a replay, whole or not at all; a refused row cuts its episode in two."""
+    """Write rows as a replay, complete or not at all; a refused row cuts its episode in two."""
     replay = Replay(spec, ReplayConfig(capacity=max(2, len(rows))), 1)
     begins = True
     for row in rows:

@@ -13,18 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from agents.deploy import decision as words
-from agents.deploy.brain import Request, Thought
-from agents.deploy.check import Checked, InputCheck
-from agents.deploy.clock import Clock, SystemClock
 from agents.deploy.config import DeployConfig
-from agents.deploy.decision import Decision
-from agents.deploy.fallbacks import Fallbacks
-from agents.deploy.formatting import flags, floats, line, needed
-from agents.deploy.journal import Journal, Scribe
-from agents.deploy.judge import Judge, Judged
+from agents.deploy.decision import ERROR, INPUT, LATE, Decision, Tally
+from agents.deploy.fallback import Fallbacks
+from agents.deploy.guard import Judge, Judged
+from agents.deploy.inference import Proposal, Request
+from agents.deploy.inputs import Checked, InputCheck, blank, flags, floats, needed
+from agents.deploy.journal import Journal, LogThread
 from agents.deploy.retrain import RetrainMonitor, RetrainRequest, Row
-from agents.deploy.tally import Tally
+from agents.deploy.timing import Clock, SystemClock
 from agents.deploy.worker import Answer, Worker
 from worldmodel.config import ConfigError, RunError
 from worldmodel.ood.api import Score
@@ -36,9 +33,9 @@ FIRST_ANSWER_S = 120.0  # while warming up: libraries load, kernels are chosen
 class Runtime:
     """A deployed agent for B robots.
 
-    spec: of one robot. worker: called with `seen`, makes the worker in which the policy thinks.
-    robots: B. on_retrain: told of every request to train, in the log's thread. run: where the agent
-    came from, for the log. threaded: False writes the log in the control thread, for tests.
+    spec: of one robot. worker: called with `seen`, makes the worker in which the policy runs.
+    robots: B. on_retrain: called with every request to train, in the log's thread. run: where the
+    agent came from, for the log. threaded: False writes the log in the control thread, for tests.
 
     `start` once, then `tick` at every cycle; `tick` raises nothing. Raises ConfigError here and in
     `start` for whatever can be wrong before the loop.
@@ -70,11 +67,11 @@ class Runtime:
         self.tally = Tally(c.period_ms / 1e3, c.soft_ms / 1e3)
         self.monitor = RetrainMonitor(c.retrain, spec, robots, run)
         self.journal = Journal(c.log, c.log_mb * 1e6, c.log_files, wall)
-        self._scribe = Scribe(threaded)
+        self._log_thread = LogThread(threaded)
         self._on_retrain = on_retrain
         self._tick = 0
         self._started = False
-        # Whose new episode the policy does not know of yet, and since which tick it was told.
+        # Whose new episode the policy does not know of yet, and since which tick it is announced.
         self._first = np.zeros(robots, bool)
         self._first_since = np.full(robots, -1, np.int64)
         self._fresh_since = -1
@@ -89,15 +86,14 @@ class Runtime:
         Raises ConfigError where observation or fallback do not fit, RunError where the policy
         fails or its action is not finite.
         """
-        blank = example is None
-        obs = self._blank() if blank else example
+        obs = blank(self.spec, self.robots) if example is None else example
         checked = InputCheck(self.spec, self.robots)(obs)
         if any(checked.faults):
             raise ConfigError(
                 f"The observation does not fit this agent: {next(filter(None, checked.faults))}. "
                 f"It needs {needed(self.spec)}."
             )
-        if self._check.max_age is not None and not blank and stamp is None:
+        if self._check.max_age is not None and example is not None and stamp is None:
             raise ConfigError("max_age_ms is set, so every observation needs a time stamp.")
         self._fallbacks.try_out(checked.obs)
         for count in range(self.config.warmup):
@@ -123,12 +119,6 @@ class Runtime:
                 "with scripts/evaluate.py."
             )
 
-    def _blank(self) -> dict[str, np.ndarray]:
-        return {
-            key: np.zeros((self.robots, *spec.shape), np.uint8 if spec.kind == "image" else "f4")
-            for key, spec in self.spec.seen.items()
-        }
-
     # The loop.
 
     def tick(
@@ -153,43 +143,41 @@ class Runtime:
         if not self._started:
             raise RunError("tick was called before start. Call start first: it warms up.")
         start = self.clock.now()
-        told = (reward, is_first, is_last, is_terminal, sent)
+        given = (is_first, is_last, is_terminal)
         try:
-            decisions, rows, thought = self._decide(obs, stamp, told, start)
+            decisions, rows, proposal = self._decide(obs, stamp, reward, given, sent, start)
         except Exception as error:  # a mistake of ours must not stop a robot's loop
             decisions = self._broken(error, start)
-            rows, thought = [], None
+            rows, proposal = [], None
         self.tally.add(decisions)
-        self._scribe.put(lambda: self._write(decisions, rows, thought))
+        self._log_thread.put(lambda: self._write(decisions, rows, proposal))
         self._tick += 1
         return decisions
 
-    def act(self, obs: Any, **told: Any) -> Decision:
+    def act(self, obs: Any, **about: Any) -> Decision:
         """`tick` for a single robot, whose observation has no batch axis."""
-        return self.tick([obs], **told)[0]
+        return self.tick([obs], **about)[0]
 
     def _decide(
-        self, obs: Any, stamp: Any, told: Sequence[Any], start: float
-    ) -> tuple[list[Decision], list[Row], Thought | None]:
-        reward, is_first, is_last, is_terminal, sent = told
+        self, obs: Any, stamp: Any, reward: Any, given: Sequence[Any], sent: Any, start: float
+    ) -> tuple[list[Decision], list[Row], Proposal | None]:
         checked = self._check(obs, stamp, start)
         if sent is not None:
             self._sent = floats(sent, self._sent.copy(), np.isfinite)
-        begins = flags(is_first, self.robots)
+        begins, last, terminal = (flags(value, self.robots) for value in given)
         self._first |= begins
         self._first_since[begins] = -1
         rewards = floats(reward, self._nothing.copy())
-        thought, fault = None, words.INPUT
+        proposal, fault = None, INPUT
         detail = ""
         if checked.valid.any():
-            # A refused row is told again: its memory stands still meanwhile.
+            # A refused row is announced again: its memory stands still meanwhile.
             self._first_since[~checked.valid] = -1
             self._first_since[self._first & checked.valid & (self._first_since < 0)] = self._tick
             request = self._request(self._tick, checked, self._first, rewards, start)
             self._worker.submit(self._tick, request)
             answer = self._worker.wait(self._tick, start + self.config.hard_ms / 1e3)
-            thought, fault, detail = self._read(answer)
-        last, terminal = flags(is_last, self.robots), flags(is_terminal, self.robots)
+            proposal, fault, detail = self._read(answer)
         rows = [
             Row(
                 {k: v[i] for k, v in checked.obs.items()} if not checked.faults[i] else None,
@@ -198,9 +186,9 @@ class Runtime:
             )
             for i in range(self.robots)
         ]  # fmt: skip
-        verdict = self._judge(self._tick, checked, thought, fault, detail, self._sent)
-        score = None if thought is None else thought.score
-        return self._decisions(verdict, score, start), rows, thought
+        verdict = self._judge(self._tick, checked, proposal, fault, detail, self._sent)
+        score = None if proposal is None else proposal.score
+        return self._decisions(verdict, score, start), rows, proposal
 
     def _request(
         self,
@@ -217,22 +205,22 @@ class Runtime:
             until, fresh,
         )  # fmt: skip
 
-    def _read(self, answer: Answer | None) -> tuple[Thought | None, str, str]:
-        """The thought in an answer, or why there is none."""
+    def _read(self, answer: Answer | None) -> tuple[Proposal | None, str, str]:
+        """The proposal in an answer, or why there is none."""
         if answer is None:
-            return None, words.LATE, f"no answer within {self.config.hard_ms:g} ms"
+            return None, LATE, f"no answer within {self.config.hard_ms:g} ms"
         if answer.error:
-            return None, words.ERROR, answer.error
+            return None, ERROR, answer.error
         self._acknowledge(answer.ticket)
         fault = self._misshapen(answer.result)
-        return (None, words.ERROR, fault) if fault else (answer.result, "", "")
+        return (None, ERROR, fault) if fault else (answer.result, "", "")
 
-    def _misshapen(self, thought: Any) -> str:
-        """What is wrong with the form of a thought, or ""."""
-        shape = getattr(getattr(thought, "action", None), "shape", None)
+    def _misshapen(self, proposal: Any) -> str:
+        """What is wrong with the form of a proposal, or ""."""
+        shape = getattr(getattr(proposal, "action", None), "shape", None)
         if shape != self._sent.shape:
             return f"the policy's action has shape {shape}; {list(self._sent.shape)} is needed"
-        score = thought.score
+        score = proposal.score
         if score is not None and np.shape(score.value) != (self.robots,):
             return f"the score has shape {np.shape(score.value)}; [{self.robots}] is needed"
         return ""
@@ -243,7 +231,7 @@ class Runtime:
             self._acknowledge(answer.ticket)
 
     def _acknowledge(self, ticket: int) -> None:
-        """The policy knows what it was told up to this tick."""
+        """The policy knows what was announced up to this tick."""
         known = (self._first_since >= 0) & (self._first_since <= ticket)
         self._first[known], self._first_since[known] = False, -1
         if 0 <= self._fresh_since <= ticket:
@@ -276,30 +264,30 @@ class Runtime:
     # Beside the loop.
 
     def _write(
-        self, decisions: Sequence[Decision], rows: Sequence[Row], thought: Thought | None
+        self, decisions: Sequence[Decision], rows: Sequence[Row], proposal: Proposal | None
     ) -> None:
         """In the log's thread: lines for what the policy did not do, rows, prediction errors."""
         for one in decisions:
             if not one.trusted:
-                self.journal.write(line(one))
+                self.journal.write(one.as_line())
         if rows:
             self.monitor.see(rows)
-        if thought is not None and thought.errors:
-            request = self.monitor.errors(thought.tick, thought.errors)
+        if proposal is not None and proposal.errors:
+            request = self.monitor.errors(proposal.tick, proposal.errors)
             if request is not None:
                 self.journal.write({"event": "retrain", **asdict(request)})
                 self._on_retrain(request)
 
     def _note(self, event: Mapping[str, Any]) -> None:
-        self._scribe.put(lambda: self.journal.write(event))
+        self._log_thread.put(lambda: self.journal.write(event))
 
     def summary(self) -> dict[str, Any]:
         """Counts and latencies (milliseconds) since the start, and what the log could not keep."""
         return {
             **self.tally.summary(),
             "retrain_requests": len(self.monitor.requests),
-            "log_lost": self.journal.lost + self._scribe.dropped + self._scribe.errors,
-            "policy_restarts": getattr(self._worker, "restarts", 0),
+            "log_lost": self.journal.lost + self._log_thread.dropped + self._log_thread.errors,
+            "policy_restarts": self._worker.restarts,
         }
 
     def close(self) -> None:
@@ -307,7 +295,7 @@ class Runtime:
         self._note({"event": "end", **self.tally.summary()})
         self._worker.close()
         self._fallbacks.close()
-        self._scribe.close()
+        self._log_thread.close()
 
     def __enter__(self) -> Runtime:
         return self

@@ -5,27 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from omegaconf import OmegaConf
 
 import agents
-from agents.deploy.brain import Brain, Engine
-from agents.deploy.clock import Clock, SystemClock
 from agents.deploy.config import DeployConfig
-from agents.deploy.engine import AgentEngine
 from agents.deploy.export.engine import ExportEngine
 from agents.deploy.export.manifest import MANIFEST
-from agents.deploy.process import ProcessWorker
+from agents.deploy.inference import AgentEngine, Engine, PolicyJob
+from agents.deploy.inputs import blank
 from agents.deploy.retrain import RetrainRequest
 from agents.deploy.runtime import Runtime
-from agents.deploy.worker import Answer, ThreadWorker, Worker
+from agents.deploy.timing import Clock, SystemClock
+from agents.deploy.worker import Answer, ProcessWorker, ThreadWorker, Worker
 from worldmodel import config
 from worldmodel.checkpoint import CheckpointError
 from worldmodel.config import RunError
 from worldmodel.envs import EnvConfig
 from worldmodel.ood import store
+from worldmodel.ood.detector import Detector
 from worldmodel.types import EnvSpec
 
 
@@ -42,9 +41,12 @@ def load_policy(run: str | Path) -> agents.Policy:
         raise RunError(str(error)) from error
 
 
-def load_detector(run: str | Path, policy: agents.Policy) -> Any:
-    """The detector of a run, or None where none was fitted. Raises RunError for a changed one."""
-    return store.load(run, policy.spec, policy.model) if store.exists(run) else None
+def load_detector(run: str | Path, policy: agents.Policy) -> Detector | None:
+    """The detector of a run, for its policy as loaded, or None where none was fitted. Raises
+    RunError for a changed one."""
+    if not store.exists(run):
+        return None
+    return store.load(run, policy.spec, policy.model, policy.device)
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Source:
     """Where an agent comes from; small enough to be sent to another process, which then loads it.
 
     path: a run or an export. robots: B. guard: with the detector, where there is one. graph,
-    expected: of an export, as `ExportEngine` takes them. max_gap, errors: as `Brain` takes them.
+    expected: of an export, as `ExportEngine` takes them. max_gap, errors: as of `PolicyJob`.
     """
 
     path: str
@@ -74,14 +76,14 @@ class Source:
         detector = load_detector(self.path, policy) if self.guard else None
         return AgentEngine(policy.agent, detector), policy.spec
 
-    def __call__(self) -> Brain:
+    def __call__(self) -> PolicyJob:
         """The job of a worker."""
-        return self.brain(*self.engine(), SystemClock())
+        return self.job(*self.engine(), SystemClock())
 
-    def brain(self, engine: Engine, spec: EnvSpec, clock: Clock) -> Brain:
+    def job(self, engine: Engine, spec: EnvSpec, clock: Clock) -> PolicyJob:
         """The job of a worker, with an engine that is loaded already."""
         kinds = {key: one.kind for key, one in spec.obs.items()}
-        return Brain(engine, self.robots, self.max_gap, kinds, self.errors, clock.now)
+        return PolicyJob(engine, self.robots, self.max_gap, kinds, self.errors, clock.now)
 
 
 def open_runtime(
@@ -109,15 +111,12 @@ def open_runtime(
     source = Source(str(path), robots, guard, graph, settings.max_gap, wanted, expected)
     if settings.isolation == "process":
         spec = spec_of(path)
-        blank = {
-            key: np.zeros((robots, *one.shape), np.uint8 if one.kind == "image" else "f4")
-            for key, one in spec.seen.items()
-        }
+        empty = blank(spec, robots)
 
         def worker(seen: Callable[[Answer], None]) -> Worker:
             patience = settings.restart_ms / 1e3
             try:
-                return ProcessWorker(source, blank, time, patience, seen)
+                return ProcessWorker(source, empty, time, patience, seen)
             except RuntimeError as error:
                 raise RunError(str(error)) from error
 
@@ -125,7 +124,7 @@ def open_runtime(
         engine, spec = source.engine()
 
         def worker(seen: Callable[[Answer], None]) -> Worker:
-            return ThreadWorker(source.brain(engine, spec, time), time, seen)
+            return ThreadWorker(source.job(engine, spec, time), time, seen)
 
     return Runtime(spec, worker, settings, robots, time, on_retrain, str(path))
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from agents.deploy import decision as words
-from agents.deploy.brain import Engine
 from agents.deploy.config import FallbackConfig
+from agents.deploy.decision import UNKNOWN
 from agents.deploy.fallback import make, rest_action
-from agents.deploy.realtime import Rest, calm, no_garbage_pauses
+from agents.deploy.inference import Engine
 from agents.deploy.runtime import Runtime
+from agents.deploy.timing import Rest, calm, no_garbage_pauses
 from worldmodel.envs import EnvConfig, make_env
 from worldmodel.envs.shifts import Shifted
 from worldmodel.types import EnvSpec
@@ -67,7 +67,7 @@ def guarded(
     pace: bool,
     say: Callable[[str], None] = lambda text: None,
 ) -> Trial:
-    """Whole episodes under a runtime that was started; pace: at its period, else back to back.
+    """Complete episodes under a runtime that was started; pace: at its period, else back to back.
     say: takes a line after each of them."""
     trial, rest = Trial(), Rest()
     clock, period = runtime.clock, runtime.config.period_ms / 1e3
@@ -83,7 +83,7 @@ def guarded(
                     one = runtime.act(
                         obs, reward=reward, is_first=first, is_last=last, is_terminal=terminal
                     )
-                    if one.reason == words.UNKNOWN:
+                    if one.reason == UNKNOWN:
                         if world.name and tick >= world.onset:
                             noticed = tick - world.onset if noticed is None else noticed
                         else:
@@ -117,8 +117,7 @@ def alone(engine: Engine, spec: EnvSpec, world: World, episodes: int, seed: int)
         state = engine.initial(1) if first else state
         batch = {key: np.asarray(obs[key])[None] for key in spec.seen}
         sent, state, _ = engine.step(batch, state, np.array([first]), sent)
-        if spec.action.kind == "continuous":
-            sent = np.clip(sent, -1, 1)
+        sent = spec.action.clip(sent)
         return np.asarray(spec.action.decode(sent)[0])
 
     return _played(act, world, episodes, seed)
@@ -136,7 +135,7 @@ def fallback_alone(
         if first:
             tick = 0
             safe.start(rest)
-        info = {"robot": 0, "tick": tick, "reason": words.UNKNOWN, "detail": ""}
+        info = {"robot": 0, "tick": tick, "reason": UNKNOWN, "detail": ""}
         tick += 1
         return np.asarray(spec.action.decode(safe(obs, info)))
 

@@ -17,13 +17,11 @@ import numpy as np
 from omegaconf import MISSING
 
 from agents.deploy import sources
-from agents.deploy.brain import Brain, Thought
-from agents.deploy.clock import SystemClock
 from agents.deploy.config import DeployConfig
-from agents.deploy.decision import LATE
-from agents.deploy.realtime import Rest, calm, no_garbage_pauses
+from agents.deploy.decision import LATE, percentiles
+from agents.deploy.inference import PolicyJob, Proposal
 from agents.deploy.runtime import Runtime
-from agents.deploy.tally import percentiles
+from agents.deploy.timing import Rest, SystemClock, calm, no_garbage_pauses
 from agents.deploy.worker import Answer, ThreadWorker, Worker
 from scripts.studies.bench_subject import observations
 from worldmodel.config import check_ranges
@@ -59,21 +57,21 @@ class Settings:
 
 
 class Stalling:
-    """A brain that sleeps before some of its answers; satisfies `agents.deploy.worker.Job`."""
+    """A policy that sleeps before some of its answers; satisfies `agents.deploy.worker.Job`."""
 
-    def __init__(self, brain: Brain, seconds: float, every: int) -> None:
-        self._brain, self._seconds, self._every = brain, seconds, every
+    def __init__(self, job: PolicyJob, seconds: float, every: int) -> None:
+        self._job, self._seconds, self._every = job, seconds, every
         self.stalls = 0
 
-    def __call__(self, request: Any) -> Thought:
+    def __call__(self, request: Any) -> Proposal:
         if request.tick > 0 and request.tick % self._every == 0:
             self.stalls += 1
             time.sleep(self._seconds)
-        return self._brain(request)
+        return self._job(request)
 
     def afterwards(self) -> None:
-        """The brain's."""
-        self._brain.afterwards()
+        """The policy's."""
+        self._job.afterwards()
 
 
 def measure(settings: Settings) -> Iterator[dict[str, Any]]:
@@ -141,8 +139,8 @@ def _stalling(settings: Settings, deploy: DeployConfig, spec: EnvSpec) -> tuple[
     """A second runtime, whose policy hangs now and then."""
     clock = SystemClock()
     source = sources.Source(settings.run, 1, settings.guard, settings.graph, deploy.max_gap)
-    brain = source.brain(*source.engine(), clock)
-    job = Stalling(brain, settings.stall_ms / 1e3, settings.stall_every)
+    policy = source.job(*source.engine(), clock)
+    job = Stalling(policy, settings.stall_ms / 1e3, settings.stall_every)
 
     def worker(seen: Callable[[Answer], None]) -> Worker:
         return ThreadWorker(job, clock, seen)

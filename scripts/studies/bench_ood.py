@@ -31,10 +31,10 @@ import torch
 from omegaconf import MISSING
 
 import agents
-from agents.deploy.fit import Env, FitConfig, play, recorded_tracks, world_model
+from agents.deploy.fit import Env, FitConfig, play, recorded_tracks
 from scripts.studies import bench_ood_plots as plots
 from scripts.studies.bench import check_known
-from scripts.studies.tracks import kept
+from scripts.studies.tracks import cached
 from worldmodel import seeding
 from worldmodel.accel import devices
 from worldmodel.config import check_ranges
@@ -42,8 +42,8 @@ from worldmodel.envs.shifts import LEVELS, SHIFTS, Shifted
 from worldmodel.ood import store
 from worldmodel.ood.api import Track
 from worldmodel.ood.config import KNOWN, DetectorConfig
-from worldmodel.ood.detector import CombinedDetector
-from worldmodel.ood.trace import trace
+from worldmodel.ood.detector import Detector
+from worldmodel.ood.fitting import trace
 
 COMBINED = "combined"
 FIGURES = ("auroc_episode", "auroc_tick", "caught", "detected", "delay")
@@ -101,7 +101,9 @@ class Study:
         """Episodes by the name of their file."""
         seed = seeding.spawn(self.settings.seed, f"ood {name}")
         path = self.folder / "episodes" / f"{name}-{count}-{self.settings.seed}.npz"
-        return kept(path, lambda: play(self.policy, count, seed, **how))
+        agent = self.policy.agent
+        like = agent.world_state(agent.initial(1))
+        return cached(path, lambda: play(self.policy, count, seed, **how), like)
 
     @cached_property
     def asked(self) -> FitConfig:
@@ -140,7 +142,7 @@ class Study:
     @cached_property
     def known(self) -> list[Track]:
         """What the run recorded."""
-        return recorded_tracks(self.settings.run, self.policy)
+        return recorded_tracks(self.settings.run)
 
     def shifted(self, name: str, level: str) -> list[Track]:
         """Episodes in which the world changes at the onset."""
@@ -152,13 +154,13 @@ class Study:
         return self.episodes(f"{name}-{level}", self.settings.episodes, wrap=wrap)
 
     @cached_property
-    def detector(self) -> CombinedDetector:
+    def detector(self) -> Detector:
         """One with every part, of which the settings' own decide."""
-        spec, model = self.policy.spec, world_model(self.policy)
+        spec, model = self.policy.spec, self.policy.model
         wide = wide_config(self.settings.detector)
         if store.exists(self.folder):
             return store.load(self.folder, spec, model)
-        detector = CombinedDetector(spec, wide, model, say=self.say)
+        detector = Detector(spec, wide, model, say=self.say)
         tuning, _ = self.asked.shares
         fresh = self.fresh()
         detector.fit(self.known, fresh[:tuning])

@@ -5,21 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from worldmodel import tree
 from worldmodel.ood.api import Track
-from worldmodel.rssm.state import LatentState
-
-STATES = ("deter", "stoch")
 
 
-def kept(path: Path, play: Callable[[], Sequence[Track]]) -> list[Track]:
-    """The episodes in a file, played and written where it is not there yet."""
+def cached(path: Path, play: Callable[[], Sequence[Track]], like: Any) -> list[Track]:
+    """The episodes in a file, played and written where it is not there yet. like: a state of the
+    agent's world, or None."""
     if not path.exists():
         write(path, play())
-    return read(path)
+    return read(path, like)
 
 
 def write(path: Path, tracks: Sequence[Track]) -> None:
@@ -32,10 +32,7 @@ def write(path: Path, tracks: Sequence[Track]) -> None:
         arrays[f"obs.{key}"] = np.concatenate([track.obs[key] for track in tracks])
     states = [track.state for track in tracks if track.state is not None]
     if states:
-        arrays |= {
-            name: np.concatenate([getattr(state, name).numpy() for state in states])
-            for name in STATES
-        }
+        arrays |= {f"state.{name}": leaf.numpy() for name, leaf in tree.leaves(tree.cat(states))}
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(".new")
     with fresh.open("wb") as file:
@@ -43,7 +40,7 @@ def write(path: Path, tracks: Sequence[Track]) -> None:
     os.replace(fresh, path)
 
 
-def read(path: Path) -> list[Track]:
+def read(path: Path, like: Any) -> list[Track]:
     """The episodes of a file that `write` made."""
     with np.load(path, allow_pickle=False) as held:
         arrays = {name: held[name] for name in held.files}
@@ -53,8 +50,9 @@ def read(path: Path) -> list[Track]:
     tracks = []
     for i, action in enumerate(pieces["action"]):
         state = None
-        if "deter" in pieces:
-            state = LatentState(*(torch.from_numpy(pieces[name][i]) for name in STATES))
+        if like is not None:
+            leaves = iter([pieces[f"state.{name}"][i] for name, _ in tree.leaves(like)])
+            state = tree.map(lambda _, leaves=leaves: torch.from_numpy(next(leaves)), like)
         obs = {name.removeprefix("obs."): pieces[name][i] for name in keys}
         tracks.append(Track(obs, action, state))
     return tracks

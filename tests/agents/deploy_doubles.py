@@ -1,4 +1,4 @@
-"""A clock that moves when told, a worker that takes as long as told, and an agent that counts."""
+"""A clock that moves when asked, a worker that takes as long as asked, and an agent that counts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from agents.deploy import DeployConfig, Runtime
-from agents.deploy.brain import Brain, Request
+from agents.deploy.inference import PolicyJob, Request
 from agents.deploy.worker import Answer, answered
 from worldmodel.ood.api import Score
 from worldmodel.types import ActionSpec, EnvSpec, ObsSpec
@@ -38,6 +38,8 @@ class FakeClock:
 
 class FakeWorker:
     """Answers after `delays[tick]` seconds of a FakeClock (0 where there is none)."""
+
+    restarts = 0
 
     def __init__(self, job: Any, clock: FakeClock, seen: Callable[[Answer], None]) -> None:
         self.job, self.clock, self.seen = job, clock, seen
@@ -78,7 +80,7 @@ class FakeWorker:
 
 class FakeEngine:
     """Its state counts the observations it saw since the episode began; its action is that count
-    divided by 100, in every entry. `scores` and `bad` are told by tick."""
+    divided by 100, in every entry. `scores` and `bad` are given by tick."""
 
     def __init__(self, spec: EnvSpec = SPEC) -> None:
         self.spec = spec
@@ -88,7 +90,7 @@ class FakeEngine:
         self.detects = True
         self.calls = -1  # counts from the first tick after the warm-up
         self.sent: list[np.ndarray] = []
-        self.foretold: Any = None
+        self.predicted: Any = None
 
     def initial(self, batch_size: int) -> Any:
         return np.zeros(batch_size)
@@ -111,11 +113,8 @@ class FakeEngine:
         parts = {"patch": value, "kl": np.zeros_like(value)}
         return action, state, Score(value, 1.0, value > 1, parts)
 
-    def blend(self, old: Any, new: Any, keep: np.ndarray) -> Any:
-        return np.where(keep, old, new)
-
     def predict(self, state: Any, sent: np.ndarray) -> dict[str, np.ndarray] | None:
-        return self.foretold
+        return self.predicted
 
 
 def observation(robots: int = 1, value: int = 0, spec: EnvSpec = SPEC) -> dict[str, np.ndarray]:
@@ -138,10 +137,10 @@ class Bench:
 
         def worker(seen: Callable[[Answer], None]) -> FakeWorker:
             kinds = {key: o.kind for key, o in spec.obs.items()}
-            brain = Brain(
+            job = PolicyJob(
                 self.engine, robots, self.config.max_gap, kinds, bool(retrain), self.clock.now
             )
-            self.worker = FakeWorker(brain, self.clock, seen)
+            self.worker = FakeWorker(job, self.clock, seen)
             return self.worker
 
         self.requests: list[Any] = []
@@ -153,11 +152,11 @@ class Bench:
             self.runtime.start()
             self.engine.calls = -1
 
-    def tick(self, obs: Any = None, **told: Any) -> list[Any]:
+    def tick(self, obs: Any = None, **about: Any) -> list[Any]:
         begun = self.clock.now()
-        out = self.runtime.tick(observation(self.robots) if obs is None else obs, **told)
+        out = self.runtime.tick(observation(self.robots) if obs is None else obs, **about)
         self.clock.until(begun + self.config.period_ms / 1e3)
         return out
 
-    def one(self, obs: Any = None, **told: Any) -> Any:
-        return self.tick(obs, **told)[0]
+    def one(self, obs: Any = None, **about: Any) -> Any:
+        return self.tick(obs, **about)[0]

@@ -11,7 +11,7 @@ import pytest
 from scripts.studies import bench_ood
 from scripts.studies.bench_ood import Settings, alarm, auroc, judge, measure, summaries
 from scripts.studies.bench_ood_plots import roc
-from scripts.studies.tracks import kept, read, write
+from scripts.studies.tracks import cached, read, write
 from tests.agents.rewards_run import make_run
 from tests.worldmodel.ood_tracks import tiny_config, tiny_model, tracks
 from worldmodel.config import ConfigError
@@ -60,10 +60,12 @@ def test_means_are_over_the_shifts_of_a_kind() -> None:
 
 
 def test_episodes_come_back_from_disk(tmp_path: Path) -> None:
-    played = tracks(3, 0, tiny_model())
+    model = tiny_model()
+    like = model.initial(1)
+    played = tracks(3, 0, model)
     path = tmp_path / "some.npz"
     write(path, played)
-    for one, two in zip(played, read(path), strict=True):
+    for one, two in zip(played, read(path, like), strict=True):
         np.testing.assert_array_equal(one.obs["image"], two.obs["image"])
         assert one.state is not None
         assert two.state is not None
@@ -72,7 +74,7 @@ def test_episodes_come_back_from_disk(tmp_path: Path) -> None:
     def never() -> list[object]:
         raise AssertionError("played again")
 
-    assert len(kept(path, never)) == 3  # type: ignore[arg-type]
+    assert len(cached(path, never, like)) == 3  # type: ignore[arg-type]
 
 
 def test_unknown_names_are_errors() -> None:

@@ -12,11 +12,11 @@ import agents
 from agents.deploy.fit import (
     FitConfig,
     fit_detector_command,
-    load_detector,
     play,
     recorded_tracks,
     table,
 )
+from agents.deploy.sources import load_detector
 from tests.agents.rewards_run import LENGTH, make_run
 from worldmodel.config import ConfigError
 from worldmodel.envs.shifts import Shifted
@@ -79,12 +79,11 @@ def test_a_wrapped_environment_is_the_one_that_is_played(run: Path) -> None:
     assert not dark.obs["image"][2:].any()
 
 
-def test_recorded_episodes_have_states(run: Path) -> None:
-    policy = agents.load(run, "cpu")
-    tracks = recorded_tracks(run, policy)
+def test_recorded_episodes(run: Path) -> None:
+    tracks = recorded_tracks(run)
     assert len(tracks) >= 5
-    assert all(track.state is not None and len(track) > 1 for track in tracks)
-    assert len(recorded_tracks(run, policy, newest=2)) == 2
+    assert all(len(track) > 1 for track in tracks)
+    assert len(recorded_tracks(run, newest=2)) == 2
 
 
 def test_the_script_fits_stores_and_tells(run: Path) -> None:
@@ -94,9 +93,11 @@ def test_the_script_fits_stores_and_tells(run: Path) -> None:
     assert "7 held-out episodes, at most 0.25 false alarms per episode" in said
     policy = agents.load(run, "cpu")
     detector = load_detector(run, policy)
+    assert detector is not None
     assert table(detector) in said
     track = play(policy, 1, 9)[0]
     assert track.state is not None
+    assert detector is not None
     score = detector.score(
         {"image": track.obs["image"][:1]}, track.state.map(lambda x: x[:1]), track.action[:1]
     )
@@ -131,8 +132,7 @@ def test_mistakes_cost_one_line(run: Path, tmp_path: Path) -> None:
 
 
 def test_an_empty_replay_is_said(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = agents.load(run, "cpu")
     replay = agents.load_replay(run)
     monkeypatch.setattr(type(replay), "episodes", lambda self, complete=False: [])
     with pytest.raises(ConfigError, match="is empty"):
-        recorded_tracks(run, policy)
+        recorded_tracks(run)

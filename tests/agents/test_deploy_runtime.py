@@ -359,11 +359,11 @@ def test_wrong_predictions_ask_for_training_once_with_the_rows_that_led_there(
 ) -> None:
     retrain = RetrainConfig(window=10, keep=50, cooldown=1000, folder=str(tmp_path), reward=None)
     bench = Bench(retrain=retrain)
-    bench.engine.foretold = {"image": np.full((1, 4, 4, 3), 0.04), "speed": np.zeros((1, 2))}
+    bench.engine.predicted = {"image": np.full((1, 4, 4, 3), 0.04), "speed": np.zeros((1, 2))}
     for count in range(30):
         bench.one(reward=1.0, is_first=count == 0)
     assert not bench.requests
-    bench.engine.foretold["image"] += 0.03
+    bench.engine.predicted["image"] += 0.03
     for _ in range(30):
         bench.one(reward=1.0)
     (request,) = bench.requests
@@ -382,7 +382,7 @@ def test_wrong_predictions_ask_for_training_once_with_the_rows_that_led_there(
 
 def test_prediction_errors_are_left_out_where_the_time_is_short() -> None:
     bench = Bench()
-    bench.engine.foretold = {"image": np.ones((1, 4, 4, 3)), "reward": np.ones(1)}
+    bench.engine.predicted = {"image": np.ones((1, 4, 4, 3)), "reward": np.ones(1)}
     brain = bench.worker.job
     brain._cost = 0.006
     bench.worker.delays = dict.fromkeys(range(100), 0.004)

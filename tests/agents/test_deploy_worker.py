@@ -12,13 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from agents.deploy.clock import SystemClock
 from agents.deploy.config import FallbackConfig
-from agents.deploy.fallbacks import Fallbacks
-from agents.deploy.journal import Journal, Scribe
-from agents.deploy.process import ProcessWorker
-from agents.deploy.realtime import Rest, no_garbage_pauses
-from agents.deploy.worker import Answer, ThreadWorker
+from agents.deploy.fallback import Fallbacks
+from agents.deploy.journal import Journal, LogThread
+from agents.deploy.timing import Rest, SystemClock, no_garbage_pauses
+from agents.deploy.worker import Answer, ProcessWorker, ThreadWorker
 from worldmodel.types import ActionSpec
 
 CLOCK = SystemClock()
@@ -143,7 +141,7 @@ def test_a_fallback_that_hangs_is_replaced_by_rest() -> None:
 
 
 def test_a_scribe_counts_what_fails_and_finishes_what_waits() -> None:
-    scribe, done = Scribe(), []
+    scribe, done = LogThread(), []
     scribe.put(lambda: [][1])
     scribe.put(functools.partial(done.append, 1))
     scribe.close()

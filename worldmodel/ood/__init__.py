@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from worldmodel.ood.api import Detector, Memory, Score, Scorer, Track
+from worldmodel.ood.api import Memory, Score, Track
+from worldmodel.ood.detector import Detector
 
-__all__ = ["Detector", "Memory", "Score", "Scorer", "Track"]
+__all__ = ["Detector", "Memory", "Score", "Track"]

@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from worldmodel.config import ConfigError, check_ranges, unknown
 from worldmodel.models.vae import VAE, VAEConfig
-from worldmodel.ood.density import Flow, Mixture
-from worldmodel.ood.disagreement import Disagreement
-from worldmodel.ood.divergence import Divergence
-from worldmodel.ood.drift import Drift
-from worldmodel.ood.frozen import Frozen
-from worldmodel.ood.neighbours import Neighbours
-from worldmodel.ood.part import Part
-from worldmodel.ood.patches import WorstForetold, WorstPatch
-from worldmodel.ood.reconstruction import Reconstruction, Typicality
-from worldmodel.ood.scorer import SLOW
-from worldmodel.ood.surprise import Surprise
-from worldmodel.rssm.model import WorldModel
+from worldmodel.ood import parts
+from worldmodel.ood.density import Flow, Mixture, Neighbours
+from worldmodel.ood.scorer import SLOW, Part
+from worldmodel.types import Decodes, EnvSpec, Expects, Surprises, Uncertain
 
 BASELINE = "reconstruction"
-OF_IMAGES = (BASELINE, "typicality", "patch", "kl", "density", "flow", "neighbours", "frozen")
-OF_MODELS = ("forecast", "surprise", "drift", "disagreement")
-KNOWN = (*OF_IMAGES, *OF_MODELS)
+OF_IMAGES = (BASELINE, "typicality", "patch", "kl")
+OF_FEATURES = ("density", "flow", "neighbours", "frozen")  # of images or vectors
+OF_WORLDS = ("forecast", "surprise", "drift", "disagreement")
+KNOWN = (*OF_IMAGES, *OF_FEATURES, *OF_WORLDS)
 
 
 @dataclass
 class DetectorConfig:
     """parts: what is computed at each tick; those that this run has nothing for (no images, no
-    world model, no ensemble) are left out. combined: columns whose maximum decides; empty: all of
-    them. slow: parts that have a running mean too (its column ends in "_slow"), and its rate.
-    drift_steps: ticks that the model imagines ahead. confidence: with which the false alarm rate
-    holds for this one calibration; 0: on average over calibrations. updates, batch, lr: of the
-    autoencoder's training. rows: on which parts are fitted, at most."""
+    world that can answer, no ensemble) are left out. combined: columns whose maximum decides;
+    empty: all of them. slow: parts that have a running mean too (its column ends in "_slow"), and
+    its rate. drift_steps: ticks that the world looks ahead. confidence: with which the false alarm
+    rate holds for this one calibration; 0: on average over calibrations. updates, batch, lr: of
+    the autoencoder's training. rows: on which parts are fitted, at most."""
 
     vae: VAEConfig = field(default_factory=VAEConfig)
     updates: int = 6000
@@ -73,38 +68,45 @@ class DetectorConfig:
             raise ConfigError(f"parts is {self.parts}; name each part once, and at least one.")
 
 
-def make_parts(config: DetectorConfig, vae: VAE | None, model: WorldModel | None) -> list[Part]:
-    """The parts that the settings ask for and this run has something for.
+def make_parts(config: DetectorConfig, spec: EnvSpec, vae: VAE | None, world: Any) -> list[Part]:
+    """The parts that the settings ask for, and spec and world (or None) have something for.
 
     Raises ConfigError where none is left.
     """
     makers: dict[str, Callable[[], Part]] = {}
+    keys = [*spec.keys("vector"), *spec.keys("discrete")]
+    size = sum(math.prod(spec.obs[key].shape) for key in keys)
+    if size:
+        makers |= {"frozen": lambda: parts.Frozen("vector", (size,))}
     if vae is not None:
         height, width, channels = vae.shape
-        size = vae.config.latent
+        size += vae.config.latent + 2
         makers |= {
-            BASELINE: Reconstruction,
-            "typicality": Typicality,
-            "patch": WorstPatch,
-            "kl": Divergence,
+            BASELINE: parts.Reconstruction,
+            "typicality": parts.Typicality,
+            "patch": parts.WorstPatch,
+            "kl": parts.Divergence,
+            "frozen": lambda: parts.Frozen("image", (channels, height, width)),
+        }
+    if size:
+        makers |= {
             "density": lambda: Mixture(size),
             "flow": lambda: Flow(size),
             "neighbours": lambda: Neighbours(size),
-            "frozen": lambda: Frozen((channels, height, width)),
         }
-    if model is not None:
-        core, ensemble = model.core, model.ensemble
-        makers |= {"surprise": lambda: Surprise(core)}
-        makers |= {"drift": lambda: Drift(core, config.drift_steps)}
-        if vae is not None:
-            makers |= {"forecast": WorstForetold}
-        if ensemble is not None:
-            makers |= {"disagreement": lambda: Disagreement(ensemble, model.feat_size)}
+    if isinstance(world, Surprises):
+        makers |= {"surprise": lambda: parts.Surprise(world)}
+    if isinstance(world, Expects) and isinstance(world, Surprises):
+        makers |= {"drift": lambda: parts.Drift(world, config.drift_steps)}
+    if isinstance(world, Expects) and isinstance(world, Decodes) and vae is not None:
+        makers |= {"forecast": lambda: parts.Forecast(world, spec.keys("image"))}
+    if isinstance(world, Uncertain):
+        makers |= {"disagreement": lambda: parts.Disagreement(world)}
     made = [makers[name]() for name in config.parts if name in makers]
     if not made:
         raise ConfigError(
             f"Nothing is left of the parts {', '.join(config.parts)}: this run has "
-            f"{'no' if vae is None else 'an'} image and {'no' if model is None else 'a'} world "
-            f"model. It could have: {', '.join(makers) or 'none'}."
+            f"{'no' if vae is None else 'an'} image and {'no' if world is None else 'a'} learned "
+            f"world. It could have: {', '.join(makers) or 'none'}."
         )
     return made

@@ -1,58 +1,89 @@
-"""How likely a code is: a mixture of normals, or a normalising flow, over ordinary codes.
+"""How far from everything ordinary: a mixture of normals, a normalising flow, nearest neighbours.
 
-Both are fitted by a library and asked here with nothing but tensors.
+All three look at the same features: the autoencoder's code and how well it did where there are
+images, and the vectors as they are, standardised. Mixture and flow are fitted by a library and
+asked here with nothing but tensors.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from worldmodel import seeding
 from worldmodel.ood.api import Memory
-from worldmodel.ood.features import Standard, features
-from worldmodel.ood.look import Look
-from worldmodel.ood.part import Part
+from worldmodel.ood.parts import TINY, code_length, mean_error
+from worldmodel.ood.scorer import Look, Part
 
 ROWS = 4096  # that a density is fitted on
 COMPONENTS = 8  # of the mixture
 RIDGE = 1e-3  # added to the variances, in units of the standardised features
 FLOW_UPDATES, FLOW_BATCH, FLOW_RATE = 600, 256, 2e-3
+BANK = 2048  # rows that the neighbours are looked for in
+NEAREST = 5
 
 
-class Mixture(Part):
+def features(look: Look) -> Tensor:
+    """[B, F]: the code [N], its log error and its log KL where there are images; then vectors."""
+    parts = []
+    if look.mean is not None:
+        error = (mean_error(look) + TINY).log()
+        length = code_length(look).clamp_min(TINY).log()
+        parts += [look.mean, error.unsqueeze(-1), length.unsqueeze(-1)]
+    return torch.cat([*parts, *([] if look.vector is None else [look.vector])], -1)
+
+
+class _OfFeatures(Part):
+    """size: F. centre, spread: mean and standard deviation of the held-out features."""
+
+    centre: Tensor
+    spread: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.register_buffer("centre", torch.zeros(size))
+        self.register_buffer("spread", torch.ones(size))
+
+    def standard(self, look: Look) -> Tensor:
+        """Features [B, F] with mean 0 and standard deviation 1 on the rows of fitting."""
+        return (features(look) - self.centre) / self.spread
+
+    def fit(self, held: Look) -> None:
+        values = features(held)  # errors of rows that were trained on would be smaller
+        self.centre.copy_(values.mean(0))
+        self.spread.copy_(values.std(0).clamp_min(1e-6))
+
+
+class Mixture(_OfFeatures):
     """Minus the log density of a Gaussian mixture with full covariances.
 
-    size: N, of the code. Evaluated as a sum of squares after one product with the Cholesky
-    factors of the precisions.
+    Evaluated as a sum of squares after one product with the Cholesky factors of the precisions.
     """
 
     name = "density"
-    needs: ClassVar = ("mean", "std", "error")
     log_weight: Tensor
     centres: Tensor
     factors: Tensor
 
     def __init__(self, size: int) -> None:
-        super().__init__()
-        self.size = size + 2
-        self.standard = Standard(self.size)
+        super().__init__(size)
         self.register_buffer("log_weight", torch.zeros(COMPONENTS))  # normalisation included
         self.register_buffer("centres", torch.zeros(COMPONENTS, self.size))  # times the factors
         self.register_buffer("factors", torch.zeros(COMPONENTS, self.size, self.size))
 
-    def fit(self, known: Look, held: Look) -> None:
+    def fit(self, held: Look) -> None:
         from sklearn.mixture import GaussianMixture
 
-        values = features(held)
-        self.standard.fit(values)
+        super().fit(held)
+        values = self.standard(held)
         count = max(1, min(COMPONENTS, len(values) // (2 * self.size)))
         mixture = GaussianMixture(
             count, covariance_type="full", reg_covar=RIDGE, random_state=0, max_iter=100
-        ).fit(self.standard(values)[:ROWS].double().numpy())
+        ).fit(values[:ROWS].double().numpy())
         factors = torch.as_tensor(mixture.precisions_cholesky_)  # [K, F, F]
         centres = torch.einsum("kf,kfg->kg", torch.as_tensor(mixture.means_), factors)
         logs = torch.as_tensor(mixture.weights_).log()
@@ -64,30 +95,26 @@ class Mixture(Part):
         self.factors.zero_()[:count] = factors.float()
 
     def forward(self, look: Look, memory: Memory) -> tuple[Tensor, Memory]:
-        values = self.standard(features(look))  # [B, F]
+        values = self.standard(look)  # [B, F]
         flat = self.factors.permute(1, 0, 2).flatten(1)  # [F, K * F]
         away = (values @ flat).view(-1, COMPONENTS, self.size) - self.centres
         return -torch.logsumexp(self.log_weight - 0.5 * away.square().sum(-1), -1), {}
 
 
-class Flow(Part):
+class Flow(_OfFeatures):
     """Minus the log density of a masked autoregressive flow (zuko)."""
 
     name = "flow"
-    needs: ClassVar = ("mean", "std", "error")
 
     def __init__(self, size: int) -> None:
-        super().__init__()
+        super().__init__(size)
         import zuko
 
-        self.size = size + 2
-        self.standard = Standard(self.size)
         self.flow: Any = zuko.flows.MAF(self.size, transforms=2, hidden_features=(64, 64))
 
-    def fit(self, known: Look, held: Look) -> None:
-        values = features(held)
-        self.standard.fit(values)
-        values = self.standard(values)
+    def fit(self, held: Look) -> None:
+        super().fit(held)
+        values = self.standard(held)
         self.flow.requires_grad_(True)
         optim = torch.optim.Adam(self.flow.parameters(), FLOW_RATE)
         with torch.enable_grad(), seeding.Stream(0):
@@ -100,5 +127,36 @@ class Flow(Part):
         self.flow.requires_grad_(False)
 
     def forward(self, look: Look, memory: Memory) -> tuple[Tensor, Memory]:
-        values = self.standard(features(look))
-        return -self.flow().log_prob(values), {}
+        return -self.flow().log_prob(self.standard(look)), {}
+
+
+class Neighbours(_OfFeatures):
+    """Distance to the fifth nearest of the remembered rows.
+
+    Sun et al., "Out-of-Distribution Detection with Deep Nearest Neighbors" (ICML 2022).
+    """
+
+    name = "neighbours"
+    bank: Tensor
+    squares: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.register_buffer("bank", torch.zeros(size, 0))  # [F, R]
+        self.register_buffer("squares", torch.zeros(0))
+
+    def fit(self, held: Look) -> None:
+        super().fit(held)
+        bank = self.standard(held)
+        if len(bank) > BANK:
+            bank = bank[
+                torch.randperm(len(bank), generator=torch.Generator().manual_seed(0))[:BANK]
+            ]
+        self.bank, self.squares = bank.T.contiguous(), bank.square().sum(-1)
+
+    def forward(self, look: Look, memory: Memory) -> tuple[Tensor, Memory]:
+        values = self.standard(look)
+        squared = values.square().sum(-1, keepdim=True) - 2 * values @ self.bank + self.squares
+        nearest = min(NEAREST, self.bank.shape[1])
+        far = squared.topk(nearest, dim=-1, largest=False).values.amax(-1)
+        return far.clamp_min(0).sqrt(), {}

@@ -9,67 +9,89 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldmodel import tree
 from worldmodel.config import ConfigError, RunError
 from worldmodel.models.vae import VAE
 from worldmodel.ood.api import FIRST_KEY, STAMP_KEY, Memory, Score, Track
-from worldmodel.ood.autoencoder import train_vae
-from worldmodel.ood.checks import checked, checked_tracks
 from worldmodel.ood.config import DetectorConfig, make_parts
 from worldmodel.ood.conformal import threshold
-from worldmodel.ood.look import Looker
-from worldmodel.ood.scorer import SLOW, Scorer
-from worldmodel.ood.stale import Stale
-from worldmodel.ood.trace import looks, trace
-from worldmodel.rssm.codec import image_shape
-from worldmodel.rssm.model import WorldModel
+from worldmodel.ood.fitting import as_floats, check_tracks, checked, looks, trace, train_vae
+from worldmodel.ood.scorer import SLOW, Looker, Scorer
 from worldmodel.types import EnvSpec
 
 HELD_OUT = 4  # of the known episodes, every fourth tunes where no others are given
 SELDOM = 0.99  # the share of ordinary ticks below the level of 1, before the symlog
 LEAST, LEAST_SLOW = 0.1, 0.02  # of a unit, in levels: 0.69 is that of one seldom tick
 NEAR = 2.0  # excesses: no threshold lies nearer to what an ordinary episode reaches
-MODEL = "looker.model."  # how the names of the agent's own weights begin
+STALE = 2.0  # thresholds: there is nothing to calibrate about a repeated time stamp
 
 
-class CombinedDetector:
-    """Autoencoder, world model and memory combined; satisfies `worldmodel.ood.Detector`.
+class Stamps:
+    """Whether time stamps are newer than those of the tick before: one that does not move on came
+    with the same observation again, or an older one."""
 
-    spec: what is observed. model: the agent's world model, or None; it is not changed, and not
-    saved with the detector. say: takes lines of progress.
+    def __init__(self) -> None:
+        self._newest: np.ndarray | None = None
 
-    Raises ConfigError where spec and model leave none of the parts that the settings ask for.
+    def reset(self, rows: np.ndarray | None = None) -> None:
+        """Forget the rows [B] where it is True; all of them for None."""
+        if rows is None or self._newest is None or len(self._newest) != len(rows):
+            self._newest = None
+        else:
+            self._newest[rows] = -np.inf
+
+    def __call__(self, stamp: Any, is_first: np.ndarray) -> np.ndarray | None:
+        """0 or 2 [B] float32, or None where there are no stamps. A stamp that is not finite is
+        stale."""
+        if stamp is None:
+            return None
+        stamps = np.broadcast_to(np.asarray(stamp, np.float64), is_first.shape)
+        if self._newest is None or len(self._newest) != len(stamps):
+            self._newest = np.full(stamps.shape, -np.inf)
+        before = np.where(is_first, -np.inf, self._newest)
+        stale = ~(stamps > before)
+        self._newest = np.where(stale, before, stamps)
+        return np.where(stale, STALE, 0.0).astype(np.float32)
+
+
+class Detector:
+    """Fitted on what is known, calibrated on held-out episodes, then asked at every tick.
+
+    spec: what is observed. world: the agent's, or None; it is not changed, and not saved with the
+    detector. say: takes lines of progress.
+
+    scorer: the arithmetic, for export. calibration: how it was calibrated; empty where it was not.
+
+    Raises ConfigError where spec and world leave none of the parts that the settings ask for, and
+    for too few held-out episodes (it says how many are needed); RunError for a score before `fit`
+    and `calibrate`; ValueError for observations of a wrong shape or type, and for values that are
+    not finite.
     """
 
     def __init__(
         self,
         spec: EnvSpec,
         config: DetectorConfig,
-        model: WorldModel | None = None,
+        world: Any = None,
         device: torch.device | str = "cpu",
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.spec, self.config, self.say = spec, config, say
+        self.spec, self.config, self.world, self.say = spec, config, world, say
         self.device = torch.device(device)
-        keys = spec.keys("image")
-        vae = VAE(image_shape(spec), config.vae) if keys else None
-        parts = make_parts(config, vae, model)
+        vae = VAE(_image_shape(spec), config.vae) if spec.keys("image") else None
+        parts = make_parts(config, spec, vae, world)
         names = [part.name for part in parts]
         slow = {name: rate for name, rate in config.slow.items() if name in names}
         every = [*names, *(name + SLOW for name in slow)]
-        foretells = any("foretold" in part.needs for part in parts)
-        looker = Looker(keys, vae, model, foretells)
-        self.scorer = Scorer(looker, parts, config.combined or every, slow)
-        self.scorer.eval().to(self.device)
-        for own in (vae, self.scorer.parts):  # the world model stays as it is
-            if own is not None:
-                own.requires_grad_(False)
+        self.scorer = Scorer(Looker(spec, vae), parts, world, config.combined or every, slow)
+        self.scorer.eval().requires_grad_(False).to(self.device)
         self.fitted = False
-        self.calibration: dict[str, Any] = {}  # rate, confidence, episodes, limits
-        self._stale = Stale()
+        self.calibration: dict[str, Any] = {}  # rate, confidence, episodes
+        self._stamps = Stamps()
         self._memory: Memory | None = None
 
     def fit(self, observations: Sequence[Track], tuning: Sequence[Track] | None = None) -> None:
-        """Learn what is known from whole episodes.
+        """Learn what is known from complete episodes, whose states are not needed.
 
         tuning: other episodes, as the deployed agent lives them, that set the units of all parts;
         where they are not given, every fourth of the known ones is held out for that. Raises
@@ -84,18 +106,15 @@ class CombinedDetector:
                 f"{len(observations)} episodes to learn from and {len(tuning)} to tune on are too "
                 "few: at least 2 of each are needed. Record or play more episodes."
             )
-        checked_tracks(self.spec, [*observations, *tuning], self.scorer.looker.model is not None)
+        check_tracks(self.spec, observations, states=False)
+        check_tracks(self.spec, tuning, self.scorer.with_states)
         c, scorer = self.config, self.scorer
-        if scorer.looker.vae is not None:
-            scorer.looker.vae.requires_grad_(True)
-            keys = scorer.looker.keys
-            train_vae(
-                scorer.looker.vae, observations, keys, c.updates, c.batch, c.lr, c.seed, self.say
-            )
-        known = looks(scorer, observations, c.rows, c.seed)
+        if (vae := scorer.looker.vae) is not None:
+            keys = scorer.looker.images
+            train_vae(vae, observations, keys, c.updates, c.batch, c.lr, c.seed, self.say)
         held = looks(scorer, tuning, c.rows, c.seed)
         for part in scorer.parts:
-            part.fit(known, held)  # type: ignore[operator]
+            part.fit(held)  # type: ignore[operator]
         self._set_units(tuning)
         self.fitted, self.calibration = True, {}
 
@@ -103,7 +122,7 @@ class CombinedDetector:
         """Make the parts comparable: what is usual, what is seldom, and how far the worst tick of
         an ordinary episode goes."""
         scorer = self.scorer
-        raws = np.concatenate(trace(scorer, tuning, self._raw))
+        raws = np.concatenate(trace(scorer, tuning, scorer.raw))
         usual, seldom = np.nanmedian(raws, 0), np.nanquantile(raws, SELDOM, axis=0)
         # A part that hardly ever moves (a camera that never froze) still needs a unit.
         grain = [part.grain for part in scorer.parts]
@@ -122,7 +141,8 @@ class CombinedDetector:
         scorer.rest.fill_(float(scorer.excess(levels.to(self.device)).median()))
 
     def calibrate(self, episodes: Sequence[Track], false_alarm_rate: float) -> None:
-        """Set all thresholds on episodes that `fit` did not see; see `Detector.calibrate`.
+        """Set the thresholds on episodes that `fit` did not see, so that a new normal episode
+        raises one alarm or more with at most this probability.
 
         Each part's own threshold, and that of all together, hold the rate for themselves.
         """
@@ -130,7 +150,7 @@ class CombinedDetector:
             raise RunError("The detector is not fitted. Call fit before calibrate.")
         confidence = self.config.confidence
         threshold(np.zeros(len(episodes)), false_alarm_rate, confidence)  # before any work
-        checked_tracks(self.spec, episodes, self.scorer.looker.model is not None)
+        check_tracks(self.spec, episodes, self.scorer.with_states)
         scorer, maxima = self.scorer, self.maxima(episodes)
         limits = [threshold(m, false_alarm_rate, confidence) for m in maxima.T]
         excess = scorer.excess(torch.from_numpy(maxima).to(self.device)).cpu().numpy()
@@ -151,19 +171,18 @@ class CombinedDetector:
     @torch.inference_mode()  # as the memory itself
     def reset(self, is_first: np.ndarray | None = None) -> None:
         """Forget the rows of the batch [B] where it is True; all of them for None."""
+        self._stamps.reset(None if is_first is None else np.asarray(is_first, bool))
         if is_first is None:
             self._memory = None
-            self._stale.reset()
-            return
-        self._stale.reset(np.asarray(is_first, bool))
-        if self._memory is not None:
-            rows = torch.as_tensor(np.asarray(is_first, bool), device=self.device)
-            for value in self._memory.values():
-                value[rows] = 0.0
+        elif self._memory is not None:
+            fresh = self.scorer.initial(len(is_first))
+            self._memory = tree.where(np.asarray(is_first, bool), fresh, self._memory)
 
     @torch.inference_mode()
     def score(self, obs: Mapping[str, Any], state: Any = None, action: Any = None) -> Score:
-        """How strange obs [B, ...] is; see `Detector.score`."""
+        """How strange obs [B, ...] is, given the world's state after it and the action [B, A] that
+        led to it. Parts that need what is not given are left out. obs may hold `is_first`, whose
+        rows are forgotten first, and `time_stamp`."""
         if not self.fitted or not self.calibration:
             missing = "calibrated" if self.fitted else "fitted"
             raise RunError(
@@ -171,54 +190,36 @@ class CombinedDetector:
                 "episodes, then calibrate with held-out ones (scripts/fit_detector.py does both)."
             )
         tensors = checked(self.spec, obs, self.device)
-        batch = len(next(iter(tensors.values())))
+        batch = tree.batch_size(tensors)
         first = np.zeros(batch, bool) if FIRST_KEY not in obs else np.asarray(obs[FIRST_KEY], bool)
-        if self._memory is None or len(next(iter(self._memory.values()))) != batch:
+        if self._memory is None or len(self._memory["slow"]) != batch:
             self._memory = self.scorer.initial(batch)
-            self._stale.reset()
+            self._stamps.reset()
         if state is not None:
-            state = state.map(lambda x: x.to(self.device).float())
-        moved = None
+            state = as_floats(state, self.device)
         if action is not None:
-            moved = torch.as_tensor(action, dtype=torch.float32, device=self.device)
+            action = torch.as_tensor(action, dtype=torch.float32, device=self.device)
         is_first = torch.as_tensor(first, device=self.device)
-        value, parts, self._memory = self.scorer(tensors, state, moved, is_first, self._memory)
-        return self._told(value, parts, self._stale(obs.get(STAMP_KEY), first))
-
-    def _told(self, value: Tensor, parts: Tensor, stale: np.ndarray | None) -> Score:
-        values, columns = value.cpu().numpy(), parts.cpu().numpy()
-        named = {
-            name: columns[:, i]
-            for i, name in enumerate(self.scorer.names)
-            if not np.isnan(columns[0, i])
-        }
-        if stale is not None:
-            named["stale"] = stale
-            values = np.maximum(values, stale)
-        # A score that is not finite is no proof that all is well.
-        unknown = ~(values <= self.scorer.threshold)
-        return Score(values, self.scorer.threshold, unknown, named)
-
-    def _raw(
-        self, obs: Any, state: Any, action: Any, is_first: Tensor, memory: Memory
-    ) -> tuple[Tensor, Memory]:
-        """As `Scorer.levels` within one episode, but the raw scores of the parts."""
-        return self.scorer.raw(self.scorer.looker(obs, state, action), memory)
+        value, parts, self._memory = self.scorer(tensors, state, action, is_first, self._memory)
+        scorer = self.scorer
+        found = Score.of(value.cpu().numpy(), parts.cpu().numpy(), scorer.names, scorer.threshold)
+        stale = self._stamps(obs.get(STAMP_KEY), first)
+        if stale is None:
+            return found
+        values, unknown = np.maximum(found.value, stale), found.unknown | (stale > 0)
+        return Score(values, found.threshold, unknown, {**found.parts, "stale": stale})
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, units, thresholds and how they were calibrated; without the world model."""
+        """Weights, units, thresholds and how they were calibrated; without the world."""
         tensors = {
-            key: value.detach().cpu().clone()
-            for key, value in self.scorer.state_dict().items()
-            if not key.startswith(MODEL)
+            key: value.detach().cpu().clone() for key, value in self.scorer.state_dict().items()
         }
         return {"tensors": tensors, "fitted": self.fitted, "calibration": dict(self.calibration)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put `state_dict()` back; ValueError where it belongs to other settings."""
         given = dict(state["tensors"])
-        ours = self.scorer.state_dict()
-        needed = {key for key in ours if not key.startswith(MODEL)}
+        needed = self.scorer.state_dict().keys()
         if needed != given.keys():
             wrong = sorted(needed ^ given.keys())
             raise ValueError(
@@ -249,3 +250,12 @@ def _put(module: torch.nn.Module, name: str, value: Tensor) -> None:
     if before.dim() != value.dim():
         raise ValueError(f"{name} has {value.dim()} axes; these settings need {before.dim()}.")
     setattr(module, leaf, value.to(before.dtype))
+
+
+def _image_shape(spec: EnvSpec) -> tuple[int, int, int]:
+    """(H, W, all channels) of the image keys; ConfigError where they differ in size."""
+    shapes = {key: spec.obs[key].shape for key in spec.keys("image")}
+    height, width, _ = next(iter(shapes.values()))
+    if any(shape[:2] != (height, width) for shape in shapes.values()):
+        raise ConfigError(f"All images must have one size, got {shapes}. Resize them alike.")
+    return height, width, sum(shape[2] for shape in shapes.values())

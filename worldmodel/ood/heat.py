@@ -13,15 +13,15 @@ from torch.nn import functional as F
 from worldmodel import plots
 from worldmodel.config import ConfigError
 from worldmodel.distributions import symexp
-from worldmodel.ood.checks import checked
-from worldmodel.ood.detector import CombinedDetector
-from worldmodel.ood.patches import WorstPatch
+from worldmodel.ood.detector import Detector
+from worldmodel.ood.fitting import checked
+from worldmodel.ood.parts import Forecast, WorstPatch
 
 BRIGHTEST = 3.0  # thresholds at the end of the colour scale
 
 
 @torch.no_grad()
-def heat_map(detector: CombinedDetector, obs: Mapping[str, Any]) -> np.ndarray:
+def heat_map(detector: Detector, obs: Mapping[str, Any]) -> np.ndarray:
     """How strange each place of the picture is: float32 [B, H, W], where 1 is the threshold of the
     worst patch.
 
@@ -29,7 +29,7 @@ def heat_map(detector: CombinedDetector, obs: Mapping[str, Any]) -> np.ndarray:
     """
     part, index = _patches(detector)
     scorer = detector.scorer
-    look = scorer.looker(checked(detector.spec, obs, detector.device), None, None)
+    look = scorer.looker(checked(detector.spec, obs, detector.device), None, None, None)
     places = part.places(look).unsqueeze(1)
     level = scorer.limit[index]
     limit = scorer.usual[index] + (scorer.seldom[index] - scorer.usual[index]) * symexp(level)
@@ -41,7 +41,7 @@ def heat_map(detector: CombinedDetector, obs: Mapping[str, Any]) -> np.ndarray:
 
 
 @torch.no_grad()
-def drawn_again(detector: CombinedDetector, obs: Mapping[str, Any]) -> np.ndarray:
+def drawn_again(detector: Detector, obs: Mapping[str, Any]) -> np.ndarray:
     """What the autoencoder makes of the pictures: float [B, H, W, C] in [0, 1]."""
     looker = detector.scorer.looker
     assert looker.vae is not None
@@ -51,7 +51,7 @@ def drawn_again(detector: CombinedDetector, obs: Mapping[str, Any]) -> np.ndarra
 
 
 def draw_heat_maps(
-    path: Path, detector: CombinedDetector, frames: Sequence[tuple[str, Mapping[str, Any]]]
+    path: Path, detector: Detector, frames: Sequence[tuple[str, Mapping[str, Any]]]
 ) -> Path:
     """A column for each named observation (without batch axis): the picture, the autoencoder's
     drawing of it, and where it is strange."""
@@ -59,7 +59,7 @@ def draw_heat_maps(
     image: Any = None
     for column, (name, obs) in enumerate(frames):
         one = {key: np.asarray(obs[key])[None] for key in detector.spec.seen}
-        keys = detector.scorer.looker.keys
+        keys = detector.scorer.looker.images
         picture = np.concatenate([one[key][0] for key in keys], -1)[..., :3]
         for row, shown in enumerate((picture, drawn_again(detector, one)[0][..., :3])):
             axes[row][column].imshow(shown if shown.shape[-1] == 3 else shown[..., 0], cmap="gray")
@@ -76,9 +76,9 @@ def draw_heat_maps(
     return plots.save(made, path)
 
 
-def _patches(detector: CombinedDetector) -> tuple[WorstPatch, int]:
+def _patches(detector: Detector) -> tuple[WorstPatch, int]:
     for index, part in enumerate(detector.scorer.parts):
-        if isinstance(part, WorstPatch):
+        if isinstance(part, WorstPatch) and not isinstance(part, Forecast):
             return part, index
     raise ConfigError(
         "A heat map needs the part 'patch', and images. Fit the detector with it: "

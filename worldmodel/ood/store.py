@@ -1,10 +1,10 @@
 """A detector beside the run that it was fitted on.
 
-    <run>/detector/detector.json    settings, calibration, which model, and what the bytes must be
+    <run>/detector/detector.json    settings, calibration, which world, and what the bytes must be
                    weights.pt       tensors alone; nothing in it is executed
                    *.png, *.csv     what fitting drew
 
-It is written under another name and renamed when it is whole.
+It is written under another name and renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from torch import nn
 
 from worldmodel import checkpoint, config
 from worldmodel.atomic import replaced
 from worldmodel.config import ConfigError, RunError
 from worldmodel.ood.config import DetectorConfig
-from worldmodel.ood.detector import CombinedDetector
-from worldmodel.rssm.model import WorldModel
+from worldmodel.ood.detector import Detector
 from worldmodel.types import EnvSpec
 
 FOLDER, ABOUT, WEIGHTS = "detector", "detector.json", "weights.pt"
-FORMAT = 1
+FORMAT = 2
 
 
 def save(
     run: str | Path,
-    detector: CombinedDetector,
+    detector: Detector,
     files: Callable[[Path], None] = lambda folder: None,
     also: dict[str, Any] | None = None,
 ) -> Path:
@@ -53,7 +53,7 @@ def save(
             "fitted": state["fitted"],
             "calibration": state["calibration"],
             "columns": list(detector.scorer.names),
-            "model": fingerprint(detector.scorer.looker.model),
+            "world": fingerprint(detector.world),
             "spec": checkpoint.spec_to_dict(detector.spec),
             "config": asdict(detector.config),
             **(also or {}),
@@ -72,20 +72,20 @@ def exists(run: str | Path) -> bool:
 def load(
     run: str | Path,
     spec: EnvSpec,
-    model: WorldModel | None,
+    world: Any,
     device: torch.device | str = "cpu",
-) -> CombinedDetector:
-    """The detector of a run, for the model that it was fitted with.
+) -> Detector:
+    """The detector of a run, for the agent's world that it was fitted with, or None.
 
     Raises ConfigError where there is none, and RunError where a file was changed, or where the
-    model is not the one that it knows.
+    world is not the one that it knows.
     """
     about = read(run)
     folder = Path(run) / FOLDER
     again = f"Fit it again: scripts/fit_detector.py run={run}"
-    if about["model"] != fingerprint(model):
+    if about["world"] != fingerprint(world):
         raise RunError(
-            f"The detector in '{folder}' was fitted with other weights of the world model than "
+            f"The detector in '{folder}' was fitted with other weights of the world than "
             f"this run has now; its scores would mean nothing. {again}"
         )
     if about["spec"] != json.loads(json.dumps(checkpoint.spec_to_dict(spec))):
@@ -98,7 +98,7 @@ def load(
             )
         tensors = torch.load(path, map_location="cpu", weights_only=True)
         settings = config.build(OmegaConf.create(about["config"]), DetectorConfig)
-        detector = CombinedDetector(spec, settings, model, device)
+        detector = Detector(spec, settings, world, device)
         state = {key: about[key] for key in ("fitted", "calibration")}
         detector.load_state_dict({"tensors": tensors, **state})
     except (*checkpoint.NONSENSE, pickle.UnpicklingError) as error:
@@ -123,19 +123,20 @@ def read(run: str | Path) -> dict[str, Any]:
             raise ValueError(f"its format is {about['format']!r}, this version reads {FORMAT}")
         seal = about.pop("seal")
         if seal != _seal(about):
-            raise ValueError("its words are not those that were written")
+            raise ValueError("its text is not what was written")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"'{path}' was changed or is damaged ({error}). {again}") from error
     assert isinstance(about, dict)
     return about
 
 
-def fingerprint(model: WorldModel | None) -> str:
-    """What tells a world model from any other weights; "" for none."""
-    if model is None:
+def fingerprint(world: Any) -> str:
+    """What tells a learned world from any other weights; "" for none, and for one that is no
+    module."""
+    if not isinstance(world, nn.Module):
         return ""
     digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
+    for name, value in sorted(world.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

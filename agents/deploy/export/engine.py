@@ -1,4 +1,4 @@
-"""Runs an export folder: satisfies `agents.deploy.brain.Engine` without the agent's own code."""
+"""Runs an export folder without the agent's code; satisfies `agents.deploy.inference.Engine`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from agents.deploy.engine import scored
 from agents.deploy.export.graphs import only_weights, session
 from agents.deploy.export.manifest import Export
 from worldmodel.checkpoint import CheckpointError, spec_from_dict
@@ -24,17 +23,12 @@ class ExportEngine:
     """An exported agent, by ONNX Runtime or by torch, on one CPU thread.
 
     graph: one of the manifest's; None: its default. expected: the folder's digest, where known;
-    torch's own graphs are opened only with it. seed: of the noise, where latents are drawn. Raises
-    RunError for a folder that was changed and for graphs that do not work, and ConfigError for a
-    graph that is not there.
+    torch's own graphs are opened only with it. Raises RunError for a folder that was changed and
+    for graphs that do not work, and ConfigError for a graph that is not there.
     """
 
     def __init__(
-        self,
-        folder: str | Path,
-        graph: str | None = None,
-        expected: str | None = None,
-        seed: int = 0,
+        self, folder: str | Path, graph: str | None = None, expected: str | None = None
     ) -> None:
         self.export = Export(folder, expected)
         self.manifest = manifest = self.export.manifest
@@ -42,7 +36,6 @@ class ExportEngine:
             self.spec: EnvSpec = spec_from_dict(manifest.get("spec"))
         except CheckpointError as error:
             raise RunError(f"'{folder}': {error}") from error
-        self.continuous = self.spec.action.kind == "continuous"
         name = graph or manifest["default"]
         if name not in manifest["graphs"]:
             raise ConfigError(unknown("graph", name, manifest["graphs"]))
@@ -50,11 +43,10 @@ class ExportEngine:
         self._inputs: dict[str, Any] = manifest["inputs"]
         self._outputs = list(manifest["outputs"])
         self._detector = manifest["detector"]
-        self._rng = np.random.default_rng(0)
         try:
             self._call = self._opened(name, expected is not None)
-            foretell = manifest.get("foretell")
-            self._foretell = foretell and session(self.export.file(foretell["file"]))
+            predict = manifest["predict"]
+            self._predict = predict and session(self.export.file(predict["file"]))
             self._rehearse()
         except (ConfigError, RunError):
             raise
@@ -62,7 +54,6 @@ class ExportEngine:
             raise self.export.error(
                 f"graph '{name}' cannot be run ({type(error).__name__}: {first_line(error)})"
             ) from error
-        self._rng = np.random.default_rng(seed)
 
     def _rehearse(self) -> None:
         """One step on zeros: what does not fit together fails here, and not in a loop."""
@@ -95,7 +86,7 @@ class ExportEngine:
                 "scripts/export.py printed (expected=...), or take another graph."
             )
         data = self.export.file(self.manifest["graphs"][name]["file"])
-        return _TorchGraph(data) if kind == "pt2" else self._onnx(name, data)
+        return self._torch(data) if kind == "pt2" else self._onnx(name, data)
 
     def _onnx(self, name: str, data: bytes) -> Any:
         run = session(data)
@@ -107,15 +98,27 @@ class ExportEngine:
             )
         return lambda feed: run.run(self._outputs, feed)
 
+    def _torch(self, data: bytes) -> Any:
+        import torch
+
+        with only_weights():
+            module = torch.export.load(io.BytesIO(data)).module()
+
+        def run(feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+            args = [torch.from_numpy(np.ascontiguousarray(feed[name])) for name in self._inputs]
+            with torch.inference_mode():
+                return [tensor.numpy() for tensor in module(*args)]
+
+        return run
+
     def initial(self, batch_size: int) -> dict[str, np.ndarray]:
-        """The state before the first observation: by its inputs' names, as the manifest says."""
-        first = self.manifest["initial"]
-        out = {}
-        for name, tensor in self._inputs.items():
-            if name.startswith("state."):
-                shape = (batch_size, *tensor["shape"][1:])
-                out[name] = np.full(shape, first.get(name, 0), tensor["type"])
-        return out
+        """The state before the first observation, by its inputs' names. Zeros: with is_first the
+        graph begins anew, whatever it is given."""
+        return {
+            name: np.zeros((batch_size, *tensor["shape"][1:]), tensor["type"])
+            for name, tensor in self._inputs.items()
+            if name.startswith("state.")
+        }
 
     def step(
         self,
@@ -125,12 +128,10 @@ class ExportEngine:
         sent: np.ndarray,
     ) -> tuple[np.ndarray, Any, Score | None]:
         """One action, and the score of what led to it."""
-        feed = {**state, "state.action": sent.astype(np.float32, copy=False), "is_first": is_first}
+        feed = {**state, "sent": sent.astype(np.float32, copy=False), "is_first": is_first}
         for key, value in obs.items():
             if f"obs.{key}" in self._inputs:
                 feed[f"obs.{key}"] = value
-        if "noise" in self._inputs:
-            feed["noise"] = self._noise(len(is_first))
         answer = self._call(feed)
         found = dict(zip(self._outputs, answer, strict=True))
         after = {
@@ -143,54 +144,17 @@ class ExportEngine:
     def _score(self, found: Mapping[str, np.ndarray]) -> Score | None:
         if self._detector is None:
             return None
-        value, parts = found["score.value"], found["score.parts"]
-        return scored(value, parts, self._detector["names"], self._detector["threshold"])
-
-    def _noise(self, batch_size: int) -> np.ndarray:
-        shape = (batch_size, *self._inputs["noise"]["shape"][1:])
-        if self.manifest["noise"] == "exponential":
-            return self._rng.standard_exponential(shape, np.float32)
-        return self._rng.standard_normal(shape, np.float32)
-
-    def blend(
-        self, old: dict[str, np.ndarray], new: dict[str, np.ndarray], keep: np.ndarray
-    ) -> dict[str, np.ndarray]:
-        """The old state's rows where keep, else the new one's."""
-        return {
-            name: np.where(keep.reshape(-1, *[1] * (value.ndim - 1)), old[name], value)
-            for name, value in new.items()
-        }
+        detector = self._detector
+        return Score.of(
+            found["score.value"], found["score.parts"], detector["names"], detector["threshold"]
+        )
 
     def predict(self, state: dict[str, np.ndarray], sent: np.ndarray) -> dict[str, Any] | None:
         """What follows a state through an action, where that was exported."""
-        if self._foretell is None:
+        if self._predict is None:
             return None
-        feed = {name: state[name] for name in ("state.deter", "state.stoch")}
-        names = [output.name for output in self._foretell.get_outputs()]
-        found = self._foretell.run(names, feed | {"action": sent.astype(np.float32)})
+        feed = {one.name: state.get(one.name) for one in self._predict.get_inputs()}
+        feed["action"] = sent.astype(np.float32)
+        names = [output.name for output in self._predict.get_outputs()]
+        found = self._predict.run(names, feed)
         return {name.removeprefix("obs."): v for name, v in zip(names, found, strict=True)}
-
-
-class _TorchGraph:
-    """A torch.export graph behind named arrays."""
-
-    def __init__(self, data: bytes) -> None:
-        import torch
-
-        self._torch = torch
-        with only_weights():
-            self._module = torch.export.load(io.BytesIO(data)).module()
-
-    def __call__(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        torch = self._torch
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in feed.items()}
-
-        def part(prefix: str) -> dict[str, Any]:
-            names = sorted(name for name in tensors if name.startswith(prefix))
-            return {name.removeprefix(prefix): tensors[name] for name in names}
-
-        args = [part("obs."), part("state."), tensors["is_first"]]
-        with torch.inference_mode():
-            found = self._module(*args, *([tensors["noise"]] if "noise" in tensors else []))
-        action, after, score = found
-        return [x.numpy() for x in (action, *after.values(), *score.values())]

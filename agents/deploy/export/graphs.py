@@ -8,7 +8,7 @@ import os
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,36 +33,19 @@ def needs(package: str) -> Any:
         raise RunError(f"{package} is not installed ({error}). Do: {EXTRA}") from error
 
 
-def flat(tree: Any, name: str = "") -> dict[str, Any]:
-    """Nested dicts of tensors by dotted names, in order."""
-    if not isinstance(tree, Mapping):
-        return {name: tree}
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        out |= flat(value, f"{name}.{key}" if name else key)
-    return out
-
-
-def traced(module: nn.Module, args: tuple[Any, ...]) -> Any:
+def traced(module: nn.Module, args: tuple[Tensor, ...]) -> Any:
     """The graph of a module for any number of robots; args: an example with two."""
     batch = torch.export.Dim("batch", min=1, max=MOST_ROBOTS)
-
-    def axes(tree: Any) -> Any:
-        if isinstance(tree, Mapping):
-            return {key: axes(value) for key, value in tree.items()}
-        return {0: batch}
-
-    with torch.no_grad(), quiet():
-        return torch.export.export(
-            module.eval(), args, dynamic_shapes=tuple(axes(arg) for arg in args)
-        )
+    axes = (tuple({0: batch} for _ in args),)
+    with torch.no_grad(), no_warnings():
+        return torch.export.export(module.eval(), args, dynamic_shapes=axes)
 
 
 def to_onnx(program: Any, inputs: list[str], outputs: list[str]) -> bytes:
     """The graph as ONNX. RunError where the extra is missing."""
     needs("onnx")
     needs("onnxscript")
-    with torch.no_grad(), quiet():
+    with torch.no_grad(), no_warnings():
         made = torch.onnx.export(
             program, dynamo=True, input_names=inputs, output_names=outputs, verbose=False
         )
@@ -73,7 +56,7 @@ def to_onnx(program: Any, inputs: list[str], outputs: list[str]) -> bytes:
 
 def to_pt2(program: Any) -> bytes:
     """The graph as torch.export writes it."""
-    with quiet():
+    with no_warnings():
         file = io.BytesIO()
         torch.export.save(program, file)
     return file.getvalue()
@@ -89,7 +72,7 @@ def to_int8(graph: bytes, scratch: Path) -> bytes:
     del model.graph.value_info[:]
     _unshare(model.graph)
     before.write_bytes(model.SerializeToString())
-    with quiet():
+    with no_warnings():
         quantization.quantize_dynamic(before, after, weight_type=quantization.QuantType.QInt8)
     return after.read_bytes()
 
@@ -111,7 +94,7 @@ def to_half(graph: bytes) -> bytes:
     """ONNX with 16-bit floats inside; inputs and outputs stay as they are."""
     onnx = needs("onnx")
     float16 = needs("onnxruntime.transformers.float16")
-    with quiet():
+    with no_warnings():
         made = float16.convert_float_to_float16(
             onnx.load_from_string(graph), keep_io_types=True, disable_shape_infer=True
         )
@@ -127,7 +110,7 @@ def only_weights() -> Iterator[None]:
     before = {name: os.environ.pop(name, None) for name in names}
     os.environ[names[0]] = "1"
     try:
-        with quiet():
+        with no_warnings():
             yield
     finally:
         for name, value in before.items():
@@ -159,13 +142,8 @@ def milliseconds(call: Callable[[], Any], times: int = 200) -> float:
     return float(1e3 * np.median(taken))
 
 
-def arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """Tensors as arrays."""
-    return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
-
-
 @contextmanager
-def quiet() -> Iterator[None]:
+def no_warnings() -> Iterator[None]:
     """Without the exporters' warnings about packages that nobody asked for."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -12,7 +12,7 @@ from typing import Any
 
 from worldmodel.config import RunError
 
-MANIFEST, SUMS, FORMAT = "manifest.json", "SHA256SUMS", 1
+MANIFEST, SUMS, FORMAT = "manifest.json", "SHA256SUMS", 2
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 TYPES = ("float32", "float64", "uint8", "bool", "int64")
 MOST_NUMBERS = 1 << 24  # of one array of one robot
@@ -102,11 +102,11 @@ class Export:
 def wrong_in(manifest: Mapping[str, Any], files: Mapping[str, str]) -> str:
     """What is wrong with a manifest, or "": whatever is used later is looked at here."""
     try:
-        for name in ("about", "env", "graphs", "initial", "inputs", "outputs"):
+        for name in ("about", "env", "graphs", "inputs", "outputs"):
             if not isinstance(manifest[name], Mapping):
                 return f"'{name}' is {manifest[name]!r:.40}"
-        foretell = manifest["foretell"]
-        graphs = {**manifest["graphs"], **({} if foretell is None else {"foretell": foretell})}
+        predict = manifest["predict"]
+        graphs = {**manifest["graphs"], **({} if predict is None else {"predict": predict})}
         for name, graph in graphs.items():
             if graph["file"] not in files:
                 return f"the graph {name!r:.40} is in {graph['file']!r:.60}, which is no file here"
@@ -117,13 +117,6 @@ def wrong_in(manifest: Mapping[str, Any], files: Mapping[str, str]) -> str:
                 return f"{name!r:.40} has the shape {tensor['shape']!r:.60}"
             if tensor["type"] not in TYPES:
                 return f"{name!r:.40} has the type {tensor['type']!r:.40}"
-        for name, value in manifest["initial"].items():
-            if type(value) is not float or not math.isfinite(value):
-                return f"the first {name!r:.40} is {value!r:.40}"
-        if manifest["latent"] not in ("mode", "sample"):
-            return f"the latents are {manifest['latent']!r:.40}"
-        if manifest["noise"] not in (None, "normal", "exponential"):
-            return f"the noise is {manifest['noise']!r:.40}"
         return _wrong_names(manifest) or _wrong_detector(manifest)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         return f"{type(error).__name__} {error}"[:200]
@@ -139,10 +132,9 @@ def _is_shape(shape: Any) -> bool:
 def _wrong_names(manifest: Mapping[str, Any]) -> str:
     """Whether inputs and outputs are those of a step."""
     inputs, outputs = manifest["inputs"], manifest["outputs"]
-    state = {n.removeprefix("state.") for n in inputs if n.startswith("state.")}
-    after = {n.removeprefix("next.") for n in outputs if n.startswith("next.")}
-    needed = {"is_first", "state.action", "state.deter", "state.stoch"} - inputs.keys()
-    if needed or "action" not in outputs or state != after:
+    state = {n[6:]: tensor for n, tensor in inputs.items() if n.startswith("state.")}
+    after = {n[5:]: tensor for n, tensor in outputs.items() if n.startswith("next.")}
+    if {"is_first", "sent"} - inputs.keys() or "action" not in outputs or state != after:
         return "its inputs and outputs are not those of a step"
     return ""
 

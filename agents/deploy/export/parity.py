@@ -2,90 +2,108 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
 
 from agents.base import Policy
-from agents.deploy.engine import AgentEngine, Mind
 from agents.deploy.export.engine import ExportEngine
-from agents.deploy.export.step import MEMORY, drawn, example_obs
-from worldmodel.distributions import exponential_
+from agents.deploy.export.step import Step, Tensors, as_inputs, example_obs
 from worldmodel.envs import EnvError, make_env
 from worldmodel.replay import Replay
-from worldmodel.rssm.state import LatentState
 
 EPISODE = 100  # rows of an episode made up where there is no recording
-TIE = 1e-3  # relative difference of two probabilities that rounding may decide
+LAST_DIGITS = 1e-6  # relative change of weights that may decide a step, where rounding does
+TRIES = 32  # draws of such changes
+
+Arrays = dict[str, np.ndarray]
 
 
 def parity(
-    policy: Policy,
-    engine: ExportEngine,
-    detector: Any,
-    obs: list[dict[str, np.ndarray]],
-    first: np.ndarray,
+    step: Step, engine: ExportEngine, obs: list[Arrays], first: np.ndarray, tolerance: float
 ) -> dict[str, float]:
-    """The export runs over these observations [1, ...] on its own memory; the Python agent
-    (`Agent.act` itself) is asked at every step what it would do from there.
+    """The export runs over these observations [1, ...] on its own memory; the agent's own step in
+    Python is asked at every tick what it would do from there.
 
-    `action`, `deter`, `score` (in thresholds): the largest differences of any step; so the whole
-    path of the export is one that the agent could have gone, to that tolerance. With latent=mode
-    the agent's latents, too, are the likeliest; with latent=sample both take the same noise.
-    `ties`: steps not compared, because two classes of a latent were equally likely but for
-    rounding.
+    `action`, `state` (relative), `score` (in thresholds): the largest differences of any tick; so
+    the entire path of the export is one that the agent could have gone, to that tolerance. `ties`:
+    ticks not compared, because rounding decides them: the answers differ by more than `tolerance`,
+    and the agent gives the export's own answer when its weights change in their last digits, as
+    where two classes of a latent are equally likely.
 
     `free_median`, `free_max`: differences of actions where the agent runs beside on its own memory
     instead. Recurrent memories amplify rounding (so does the same agent in a batch of another
     size), so these say how far two programs drift apart, not whether one is wrong.
     """
-    ours = AgentEngine(policy.agent, detector)
-    model: Any = policy.model
-    drawing = engine.manifest["latent"] == "sample"
-    other_agent = AgentEngine(policy.agent)
-    state, free, blank = engine.initial(1), other_agent.initial(1), ours.initial(1)
-    sent = alone = np.zeros((1, policy.spec.action.size), np.float32)
-    worst = {"action": 0.0, "deter": 0.0, "ties": 0.0}
+    state, free = engine.initial(1), engine.initial(1)
+    sent = alone = np.zeros((1, step.spec.action.size), np.float32)
+    worst = {"action": 0.0, "state": 0.0, "ties": 0.0}
     drift = []
-    for tick, (seen, begins) in enumerate(zip(obs, first, strict=True)):
+    for seen, begins in zip(obs, first, strict=True):
         is_first = np.array([begins])
-        with _reproducible(model.core, drawing, tick):
-            noise = _noise(model.core) if drawing else None
-        with _reproducible(model.core, drawing, tick):
-            a, mine, score = ours.step(seen, _as_theirs(blank, state), is_first, sent)
-        with _reproducible(model.core, drawing, tick):
-            c, free, _ = other_agent.step(seen, free, is_first, alone)
-        with _given(engine, noise):
-            b, state, other = engine.step(seen, state, is_first, sent)
-        a, c = (np.clip(x, -1, 1) if engine.continuous else x for x in (a, c))
-        sent, alone = b, c
-        drift.append(float(np.abs(b - c).max()))
-        if _tied(model, seen, mine.policy.latent, state["state.stoch"], noise):
+        given = as_inputs(seen, state, sent, is_first)
+        ours = _answer(step, given)
+        beside = _answer(step, as_inputs(seen, free, alone, is_first))
+        sent, state, score = engine.step(seen, state, is_first, sent)
+        theirs = {"action": sent, **{f"next.{n[6:]}": value for n, value in state.items()}}
+        if score is not None:
+            theirs["score.value"] = score.value
+        alone = beside["action"]
+        free = {f"state.{n[5:]}": x for n, x in beside.items() if n.startswith("next.")}
+        drift.append(float(np.abs(sent - alone).max()))
+        found = _differences(ours, theirs)
+        if max(found.values()) > tolerance and _rounding_decides(step, given, theirs, tolerance):
             worst["ties"] += 1
             continue
-        _widen(worst, "action", a, b)
-        _widen(worst, "deter", mine.policy.latent.deter.numpy(), state["state.deter"])
-        if score is not None and other is not None:
-            _widen(worst, "score", score.value / score.threshold, other.value / other.threshold)
+        worst |= {name: max(worst.get(name, 0.0), value) for name, value in found.items()}
     return worst | {"free_median": float(np.median(drift)), "free_max": float(np.max(drift))}
 
 
-def _as_theirs(blank: Mind, state: dict[str, np.ndarray]) -> Mind:
-    """The export's memory as the agent's own state."""
-    latent = LatentState(
-        *(torch.from_numpy(state[f"state.{n}"].copy()) for n in ("deter", "stoch"))
-    )
-    action = torch.from_numpy(state["state.action"].copy())
-    start = f"state.{MEMORY}"
-    memory = {
-        name.removeprefix(start): torch.from_numpy(value.copy())
-        for name, value in state.items()
-        if name.startswith(start)
-    }
-    return Mind(blank.policy._replace(latent=latent, action=action), memory)
+@torch.no_grad()
+def _answer(step: Step, given: Tensors) -> Arrays:
+    return {name: tensor.numpy() for name, tensor in step.run(given).items()}
+
+
+def _differences(ours: Mapping[str, np.ndarray], theirs: Arrays) -> dict[str, float]:
+    """The largest difference of each kind of output; that of states relative to large numbers."""
+    out: dict[str, float] = {}
+    for name, value in theirs.items():
+        kind = "state" if name.startswith("next.") else name.split(".")[0]
+        a, b = np.asarray(ours[name], float), np.asarray(value, float)
+        with np.errstate(invalid="ignore"):
+            apart = np.abs(a - b) / (np.maximum(1.0, np.abs(a)) if kind == "state" else 1.0)
+        apart = np.where(a == b, 0.0, apart)  # infinite ones too
+        largest = float(apart.max()) if apart.size else 0.0
+        # A NaN on one side alone is as far off as can be.
+        out[kind] = max(out.get(kind, 0.0), largest if np.isfinite(largest) else np.inf)
+    return out
+
+
+def _rounding_decides(step: Step, given: Tensors, theirs: Arrays, tolerance: float) -> bool:
+    """Whether the step gives an answer within tolerance with weights of other last digits."""
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(TRIES):
+        with _other_digits(step, rng):
+            if max(_differences(_answer(step, given), theirs).values()) <= tolerance:
+                return True
+    return False
+
+
+@contextmanager
+def _other_digits(step: Step, rng: torch.Generator) -> Iterator[None]:
+    """Within the block, all weights are a little different."""
+    weights = [(weight, weight.detach().clone()) for weight in step.parameters()]
+    with torch.no_grad():
+        for weight, _ in weights:
+            noise = torch.randn(weight.shape, generator=rng, dtype=weight.dtype)
+            weight.mul_(1 + LAST_DIGITS * noise)
+        try:
+            yield
+        finally:
+            for weight, before in weights:
+                weight.copy_(before)
 
 
 def observations(
@@ -132,55 +150,3 @@ def _played(policy: Policy, steps: int) -> tuple[list[dict[str, np.ndarray]], np
     finally:
         env.close()
     return seen, np.array(first)
-
-
-def _tied(model: Any, obs: Any, latent: Any, other: np.ndarray, noise: np.ndarray | None) -> bool:
-    """Whether latents differ, and only in groups where both choices were as good as equal."""
-    ours = latent.stoch.numpy()[0]
-    differ = np.flatnonzero(np.abs(ours - other[0]).max(-1) > 0.5)
-    if model.core.gaussian or not len(differ):
-        return False
-    with torch.inference_mode():
-        embed = model.encoder({key: torch.from_numpy(value) for key, value in obs.items()})
-        params = model.core.post_out(model.core.post_in(torch.cat([latent.deter, embed], -1)))
-        dist = model.core.dist(params.unflatten(-1, (model.core.groups, -1)))
-        race = dist.probs[0].numpy() / (1.0 if noise is None else noise[0])
-    mine, theirs = (race * ours).sum(-1)[differ], (race * other[0]).sum(-1)[differ]
-    return bool((np.abs(mine - theirs) <= TIE * mine).all())
-
-
-@contextmanager
-def _reproducible(core: Any, drawing: bool, seed: int) -> Iterator[None]:
-    """The same random numbers each time; or, without drawing, the likeliest latents."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if not drawing:
-            core.sample = lambda params: drawn(core, params, None)
-        try:
-            yield
-        finally:
-            core.__dict__.pop("sample", None)
-
-
-def _noise(core: Any) -> np.ndarray:
-    empty = torch.empty(1, core.groups, core.classes)
-    return (empty.normal_() if core.gaussian else exponential_(empty)).numpy()
-
-
-@contextmanager
-def _given(engine: ExportEngine, noise: np.ndarray | None) -> Iterator[None]:
-    """For one step the engine takes this noise instead of drawing its own."""
-    if noise is not None:
-        engine._noise = lambda batch_size: noise  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        engine.__dict__.pop("_noise", None)
-
-
-def _widen(worst: dict[str, float], name: str, a: Any, b: Any) -> None:
-    with np.errstate(invalid="ignore"):
-        difference = float(np.abs(np.asarray(a, float) - np.asarray(b, float)).max())
-    # A NaN on one side alone is as far off as can be.
-    difference = np.inf if not np.isfinite(difference) else difference
-    worst[name] = max(worst.get(name, 0.0), difference)

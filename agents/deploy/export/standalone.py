@@ -27,9 +27,7 @@ class ExportedAgent:
     folder: as scripts/export.py wrote it; every file is checked against SHA256SUMS. robots: B.
     """
 
-    def __init__(
-        self, folder: str | Path, graph: str | None = None, robots: int = 1, seed: int = 0
-    ) -> None:
+    def __init__(self, folder: str | Path, graph: str | None = None, robots: int = 1) -> None:
         folder = Path(folder)
         sums = {}
         for line in (folder / "SHA256SUMS").read_text().splitlines():
@@ -53,43 +51,39 @@ class ExportedAgent:
         self.session = onnxruntime.InferenceSession(
             checked(chosen["file"]), options, providers=["CPUExecutionProvider"]
         )
-        self.robots, self.rng = robots, np.random.default_rng(seed)
+        self.robots = robots
         self.inputs, self.outputs = self.manifest["inputs"], list(self.manifest["outputs"])
         self.reset()
 
     def reset(self) -> None:
         """Forget everything."""
-        first = self.manifest["initial"]
         self.state = {
-            name: np.full((self.robots, *tensor["shape"][1:]), first.get(name, 0), tensor["type"])
+            name: np.zeros((self.robots, *tensor["shape"][1:]), tensor["type"])
             for name, tensor in self.inputs.items()
             if name.startswith("state.")
         }
+        self.last = np.zeros((self.robots, self.inputs["sent"]["shape"][1]), np.float32)
+        self.begun = False
 
     def __call__(
         self, obs: dict[str, Any], is_first: Any = None, sent: Any = None
     ) -> tuple[np.ndarray, dict[str, Any] | None]:
         """Encoded actions [B, A], and the score: None, or its value in units of the threshold,
         whether it is unknown, and its parts by name, [B] each."""
-        feed = dict(self.state)
-        if sent is not None:
-            feed["state.action"] = np.asarray(sent, np.float32)
-        feed["is_first"] = np.zeros(self.robots, bool) if is_first is None else is_first
+        first = np.full(self.robots, not self.begun) if is_first is None else is_first
+        last = self.last if sent is None else np.asarray(sent, np.float32)
+        feed = {**self.state, "sent": last, "is_first": first}
         for name, tensor in self.inputs.items():
             if name.startswith("obs."):
                 array = np.asarray(obs[name[4:]])
                 if str(array.dtype) != tensor["type"]:
                     raise ValueError(f"{name} is {array.dtype}; {tensor['type']} is needed")
                 feed[name] = array
-        if "noise" in self.inputs:
-            shape = (self.robots, *self.inputs["noise"]["shape"][1:])
-            exponential = self.manifest["noise"] == "exponential"
-            draw = self.rng.standard_exponential if exponential else self.rng.standard_normal
-            feed["noise"] = draw(shape, np.float32)
         found = dict(zip(self.outputs, self.session.run(self.outputs, feed), strict=True))
         self.state = {
             "state." + name[5:]: value for name, value in found.items() if name.startswith("next.")
         }
+        self.last, self.begun = found["action"], True
         return found["action"], self._score(found)
 
     def _score(self, found: dict[str, np.ndarray]) -> dict[str, Any] | None:

@@ -1,131 +1,132 @@
-"""One tick of an agent as a pure function of tensors, for whatever runs graphs.
+"""What is exported: pure functions of named tensors, made of what the agent itself offers.
 
-    step(obs, state, is_first) -> action, state, score
+    Step        obs, state, sent, is_first -> action, next state, score      Agent.tick, a scorer
+    Prediction  state, action -> obs, reward                                 Expects, Decodes
 
-Nothing is drawn at random inside: latents are the likeliest ones, or drawn with noise that is one
-more input, so that two programs with the same input give the same output.
+A graph takes and returns tensors in a fixed order, so that each of these knows the names of its
+inputs and outputs: a state is any tree, and its leaves have the names that worldmodel.tree gives.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from agents.base import Agent
+from agents.deploy.inference import predict
+from worldmodel import tree
 from worldmodel.config import ConfigError
-from worldmodel.distributions import OneHot
-from worldmodel.rssm import WorldModel
-from worldmodel.rssm.state import LatentState
 from worldmodel.types import MASK_KEY, EnvSpec
 
 Tensors = dict[str, Tensor]
-LATENTS = ("mode", "sample")
-MEMORY = "memory."  # how the names of a detector's memory begin, within the state
 
 
-class Step(nn.Module):
-    """Filters, scores and acts. See `initial` and `example` for what goes in.
+class Named(nn.Module):
+    """A function of named tensors, that a graph can be traced of. names: of its inputs."""
 
-    state: deter [B, D], stoch [B, S, K], action [B, A] (sent at the tick before), and the
-    detector's memory. The next state holds the policy's own action; put the one that was really
-    sent in its place where they differ. score: value [B] and parts [B, K], where a scorer is given.
+    names: list[str]
+
+    def run(self, given: Tensors) -> Tensors:
+        """Outputs [B, ...] by name, of inputs [B, ...] by name."""
+        raise NotImplementedError
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The outputs in order, of inputs in the order of `names`."""
+        return tuple(self.run(dict(zip(self.names, inputs, strict=True))).values())
+
+
+class Step(Named):
+    """Filters, scores and acts. Nothing is drawn at random inside.
+
+    Inputs: "obs.KEY"; "state.policy..." and "state.memory...", of the agent and of the scorer,
+    which do not matter where is_first; "sent" [B, A], the action that was sent at the tick before;
+    "is_first" [B]. Outputs: "action" [B, A] encoded; "next.policy..." and "next.memory...";
+    "score.value" [B] and "score.parts" [B, K] where there is a scorer.
+
+    Raises ConfigError for an agent that cannot be exported.
     """
 
-    def __init__(self, agent: Any, spec: EnvSpec, latent: str = "mode", scorer: Any = None) -> None:
+    def __init__(self, agent: Agent, spec: EnvSpec, scorer: Any = None) -> None:
         super().__init__()
-        self.spec, self.latent = spec, latent
-        self.encoder, self.core, self.actor = agent.model.encoder, agent.model.core, agent.actor
-        self.scorer = scorer
+        tick = agent.tick()
+        if tick is None:
+            raise ConfigError(
+                f"A {type(agent).__name__} cannot be exported: it has no tick(). "
+                "agents.deploy.Runtime runs any agent without an export."
+            )
+        self.spec, self.tick, self.scorer = spec, tick, scorer
+        # The scorer's parts use the world without owning it; a graph must know all weights.
+        self.world = agent.model if isinstance(agent.model, nn.Module) else None
+        self._agent = agent
+        self._like = self.initial(1)
+        self.names = list(self.example(1))
 
-    def forward(
-        self, obs: Tensors, state: Tensors, is_first: Tensor, noise: Tensor | None = None
-    ) -> tuple[Tensor, Tensors, Tensors]:
-        """Encoded actions [B, A], the next state, and the score; all by name, [B, ...]."""
-        core, first = self.core, is_first.unsqueeze(-1)
-        before = LatentState(
-            state["deter"].masked_fill(first, 0.0),
-            state["stoch"].masked_fill(first.unsqueeze(-1), 0.0),
-        )
-        sent = state["action"].masked_fill(first, 0.0)
-        deter = core.recur(before, core.embed_action(sent))
-        seen = torch.cat([deter, self.encoder(obs)], -1)
-        params = core.post_out(core.post_in(seen)).unflatten(-1, (core.groups, -1))
-        latent = LatentState(deter, drawn(core, params, noise))
-        action = self.actor(latent.feat, obs.get(MASK_KEY)).mode()
-        if self.spec.action.kind == "continuous":
-            action = action.clamp(-1.0, 1.0)
-        after = {"action": action, "deter": latent.deter, "stoch": latent.stoch}
-        if self.scorer is None:
-            return action, after, {}
-        memory = {k.removeprefix(MEMORY): v for k, v in state.items() if k.startswith(MEMORY)}
-        value, parts, memory = self.scorer(obs, latent, sent, is_first, memory)
-        after = dict(sorted((after | {MEMORY + k: v for k, v in memory.items()}).items()))
-        return action, after, {"value": value, "parts": parts}
+    def run(self, given: Tensors) -> Tensors:
+        obs = {key.removeprefix("obs."): x for key, x in given.items() if key.startswith("obs.")}
+        state, is_first = self._state(given), given["is_first"]
+        sent = given["sent"].masked_fill(is_first.unsqueeze(-1), 0.0)
+        before = self._agent.replace_action(state["policy"], sent)
+        action, policy = self.tick(obs, before, is_first)
+        after, score = {"policy": policy}, {}
+        if self.scorer is not None:
+            latent = self._agent.world_state(policy)
+            value, parts, after["memory"] = self.scorer(
+                obs, latent, sent, is_first, state["memory"]
+            )
+            score = {"score.value": value, "score.parts": parts}
+        return {"action": action, **_named("next", after), **score}
 
-    def initial(self, batch_size: int) -> Tensors:
-        """The state before the first observation."""
-        first = self.core.initial(batch_size)
-        action = first.deter.new_zeros(batch_size, self.spec.action.size)
-        state = {"action": action, "deter": first.deter, "stoch": first.stoch}
-        memory = {} if self.scorer is None else self.scorer.initial(batch_size)
-        # Sorted: a graph takes its dicts in the order of the example that it was traced with.
-        return dict(sorted((state | {MEMORY + k: v for k, v in memory.items()}).items()))
+    def initial(self, batch_size: int) -> Any:
+        """The first state: a tree of tensors [B, ...]."""
+        state = {"policy": self._agent.initial(batch_size)}
+        if self.scorer is not None:
+            state["memory"] = self.scorer.initial(batch_size)
+        return tree.map(torch.as_tensor, state)
 
-    def example(self, batch_size: int, seed: int = 0) -> tuple[Any, ...]:
-        """Arguments of a call, with observations at random."""
-        rng = torch.Generator().manual_seed(seed)
-        obs = example_obs(self.spec, batch_size, rng)
-        is_first = torch.zeros(batch_size, dtype=torch.bool)
-        args: tuple[Any, ...] = (obs, self.initial(batch_size), is_first)
-        return args if self.latent == "mode" else (*args, self.noise(batch_size, rng))
+    def _state(self, given: Tensors) -> Any:
+        """The tree of the inputs that are its leaves."""
+        leaves = iter([x for name, x in given.items() if name.startswith("state.")])
+        return tree.map(lambda _: next(leaves), self._like)
 
-    def noise(self, batch_size: int, rng: torch.Generator | None = None) -> Tensor:
-        """[B, S, K] as the agent draws it: exponential for categorical latents, else normal."""
-        empty = torch.empty(batch_size, self.core.groups, self.core.classes)
-        return empty.normal_(generator=rng) if self.core.gaussian else empty.exponential_(
-            generator=rng
-        )  # fmt: skip
+    def example(self, batch_size: int) -> Tensors:
+        """Inputs, with observations at random."""
+        obs = example_obs(self.spec, batch_size, torch.Generator().manual_seed(0))
+        return {
+            **{f"obs.{key}": value for key, value in obs.items()},
+            **_named("state", self.initial(batch_size)),
+            "sent": torch.zeros(batch_size, self.spec.action.size),
+            "is_first": torch.zeros(batch_size, dtype=torch.bool),
+        }
 
 
-class Foretell(nn.Module):
-    """One step of the world model without an observation: what follows a state through an action.
+class Prediction(Named):
+    """What the agent's world expects to follow a state through an action, without an observation.
 
-    foretell(state, action [B, A]) -> obs by key (images in [0, 1]), reward [B]
+    Inputs: "state.policy...", as `Step` has them, and "action" [B, A]. Outputs: "obs.KEY" (images
+    in [0, 1]) and "reward" [B] where that is the environment's.
     """
 
-    def __init__(self, agent: Any) -> None:
+    def __init__(self, step: Step) -> None:
         super().__init__()
-        model = agent.model
-        self.core, self.decoder, self.heads = model.core, model.decoder, model.heads
-        # The decoder borrows the encoder's centre in a list, which a graph cannot see.
-        self.centre = model.encoder.centre if model.encoder.images else None
-        self.paid = dict(model.config.control) == {"reward": 1.0}
+        self.step = step
+        self.names = [*(n for n in step.names if n.startswith("state.policy")), "action"]
 
-    def forward(self, state: Tensors, action: Tensor) -> Tensors:
-        """The likeliest next latent, decoded."""
-        before = LatentState(state["deter"], state["stoch"])
-        deter = self.core.recur(before, self.core.embed_action(action))
-        latent = LatentState(deter, drawn(self.core, self.core.prior(deter), None))
-        out: Tensors = dict(self.decoder.decode_images(latent))
-        out |= {k: d.mode() for k, d in self.decoder.decode_vectors(latent).items()}
-        if self.paid:
-            out["reward"] = self.heads["reward"].predict(latent.feat)
-        return out
+    def run(self, given: Tensors) -> Tensors:
+        policy = tree.map(lambda x: x, {"policy": self.step._like["policy"]})
+        leaves = iter([x for name, x in given.items() if name != "action"])
+        policy = tree.map(lambda _: next(leaves), policy)["policy"]
+        agent = self.step._agent
+        found = predict(agent.model, agent.world_state(policy), given["action"])
+        return {k if k == "reward" else f"obs.{k}": x for k, x in found.items()}
 
 
-def drawn(core: Any, params: Tensor, noise: Tensor | None) -> Tensor:
-    """Latents [B, S, K]: the likeliest, or the ones that this noise draws, as `RSSM.sample`."""
-    dist = core.dist(params)
-    if isinstance(dist, OneHot):
-        if noise is None:
-            return dist.mode()
-        index = (dist.probs / noise).argmax(-1, keepdim=True)
-        return torch.zeros_like(dist.probs).scatter_(-1, index, 1.0)
-    if noise is None:
-        return dist.mean.unsqueeze(-1)
-    return (dist.mean + dist.std * noise.squeeze(-1)).unsqueeze(-1)
+def _named(name: str, state: Any) -> Tensors:
+    """The tensors of a tree by dotted names."""
+    return {key: leaf for key, leaf in tree.leaves(state, name) if isinstance(leaf, Tensor)}
 
 
 def example_obs(spec: EnvSpec, batch_size: int, rng: torch.Generator) -> Tensors:
@@ -145,13 +146,13 @@ def example_obs(spec: EnvSpec, batch_size: int, rng: torch.Generator) -> Tensors
     return out
 
 
-def check_exportable(agent: Agent) -> None:
-    """ConfigError unless the agent decides from the latent state of our world model."""
-    if not isinstance(agent.model, WorldModel) or not isinstance(
-        getattr(agent, "actor", None), nn.Module
-    ):
-        raise ConfigError(
-            f"A {type(agent).__name__} cannot be exported: it needs a worldmodel.rssm.WorldModel "
-            "as `model` and a policy over its states as `actor`. agents.deploy.Runtime runs any "
-            "agent without an export."
-        )
+def as_inputs(
+    obs: Mapping[str, np.ndarray],
+    state: Mapping[str, np.ndarray],
+    sent: np.ndarray,
+    is_first: np.ndarray,
+) -> Tensors:
+    """Arrays as inputs of a `Step`; `state` by the names of its inputs."""
+    given = {**{f"obs.{key}": value for key, value in obs.items()}, **state}
+    given |= {"sent": sent, "is_first": is_first}
+    return {name: torch.from_numpy(np.array(value)) for name, value in given.items()}

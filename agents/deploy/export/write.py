@@ -17,7 +17,8 @@ from agents.deploy.export import graphs
 from agents.deploy.export.engine import ExportEngine
 from agents.deploy.export.manifest import FORMAT, MANIFEST, Export, seal
 from agents.deploy.export.parity import observations, parity
-from agents.deploy.export.step import LATENTS, Foretell, Step, check_exportable
+from agents.deploy.export.step import Prediction, Step
+from agents.deploy.inference import can_predict
 from worldmodel.atomic import replaced
 from worldmodel.checkpoint import spec_to_dict
 from worldmodel.config import ConfigError, RunError, unknown
@@ -32,14 +33,12 @@ FASTER = 0.9  # a smaller graph is worth keeping at this share of float32's time
 
 @dataclass
 class ExportOptions:
-    """latent: mode (the likeliest latents; nothing random is left) or sample (drawn, as in
-    training, with noise that is one more input). smaller: what else to try beside float32: half,
-    int8; kept where it takes at most 0.9 of the time and stays within smaller_tolerance.
-    steps: of the parity check. tolerance: largest difference of an action that it allows float32.
-    compile: also write an AOTInductor package, where a C++ compiler is there.
+    """smaller: what else to try beside float32: half, int8; kept where it takes at most 0.9 of the
+    time and stays within smaller_tolerance. steps: of the parity check. tolerance: largest
+    difference of an action, a score or (relative) a state that it allows float32. compile: also
+    write an AOTInductor package, where a C++ compiler is there.
     """
 
-    latent: str = "mode"
     smaller: list[str] = field(default_factory=lambda: [*CANDIDATES])
     smaller_tolerance: float = 0.02
     steps: int = 500
@@ -47,8 +46,6 @@ class ExportOptions:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        if self.latent not in LATENTS:
-            raise ConfigError(unknown("latent", self.latent, LATENTS))
         for name in self.smaller:
             if name not in CANDIDATES:
                 raise ConfigError(unknown("precision", name, CANDIDATES))
@@ -65,7 +62,7 @@ def export_agent(
     about: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Export:
-    """The agent, with its detector where there is one, as a folder; whole or not at all.
+    """The agent, with its detector where there is one, as a folder; complete or not at all.
 
     replay: recorded experience for the parity check; without it observations are made up. about:
     for the manifest. Raises ConfigError for agents that cannot be exported and folders that hold
@@ -73,15 +70,14 @@ def export_agent(
     """
     folder = Path(folder)
     _check_place(folder)
-    check_exportable(policy.agent)
+    scorer = None if detector is None else detector.scorer
+    step = Step(policy.agent, policy.spec, scorer).eval()
     with replaced(folder) as fresh:
-        scorer = None if detector is None else detector.scorer
-        step = Step(policy.agent, policy.spec, options.latent, scorer).eval()
-        manifest = _manifest(policy, step, options, detector, about or {})
+        manifest = _manifest(policy, detector, about or {})
         _write_graphs(step, policy, fresh, options, manifest, say)
         shutil.copyfile(RUNNER, fresh / "run_export.py")
         digest = _seal(fresh, manifest)
-        _check(policy, detector, replay, fresh, digest, options, manifest, say)
+        _check(step, policy, replay, fresh, digest, options, manifest, say)
         _seal(fresh, manifest)
         Export(fresh)
     return Export(folder)
@@ -95,29 +91,24 @@ def _check_place(folder: Path) -> None:
         raise ConfigError(f"'{folder}' holds something that is no export. Choose another: to=...")
 
 
-def _manifest(
-    policy: Policy, step: Step, options: ExportOptions, detector: Any, about: Mapping[str, Any]
-) -> dict[str, Any]:
+def _manifest(policy: Policy, detector: Any, about: Mapping[str, Any]) -> dict[str, Any]:
     names = {name: _version(name) for name in PACKAGES}
-    gaussian = step.core.gaussian
     return {
         "format": FORMAT,
         "about": {**about, "task": policy.env.id, "agent": type(policy.agent).__name__},
         "versions": {"python": platform.python_version(), **names},
         "spec": spec_to_dict(policy.spec),
         "env": asdict(policy.env),
-        "latent": options.latent,
-        "noise": None if options.latent == "mode" else "normal" if gaussian else "exponential",
         "normalisation": {
-            "image": "uint8 [B, H, W, C] as the camera gives it; scaled and centred in the graph",
-            "vector": "float32 [B, N] in its own units; symlog in the graph",
+            "image": "uint8 [B, H, W, C] as the camera gives it; normalised in the graph",
+            "vector": "float32 [B, N] in its own units; normalised in the graph",
             "action": "float32 [B, A]: continuous in [-1, 1], discrete one-hot by factor",
             "low_high": policy.spec.action.kind == "continuous" and [-1.0, 1.0],
         },
         "detector": None if detector is None else {
             "threshold": float(detector.scorer.threshold), "names": list(detector.scorer.names),
         },
-        "inputs": {}, "outputs": {}, "initial": {}, "graphs": {}, "foretell": None,
+        "inputs": {}, "outputs": {}, "graphs": {}, "predict": None,
         "default": "float32", "rejected": {}, "parity": {},
     }  # fmt: skip
 
@@ -130,17 +121,13 @@ def _write_graphs(
     manifest: dict[str, Any],
     say: Callable[[str], None],
 ) -> None:
-    args = step.example(2)
+    inputs = step.example(2)
     with torch.no_grad():
-        action, after, score = step(*args)
-    noise = {} if options.latent == "mode" else {"noise": args[3]}
-    inputs = graphs.flat({"obs": args[0], "state": args[1], "is_first": args[2], **noise})
-    outputs = graphs.flat({"action": action, "next": after, "score": score})
+        outputs = step.run(inputs)
     manifest["inputs"] = {name: _described(tensor) for name, tensor in inputs.items()}
     manifest["outputs"] = {name: _described(tensor) for name, tensor in outputs.items()}
-    manifest["initial"] = _initial(step)
     say("tracing the step ...")
-    program = graphs.traced(step, args)
+    program = graphs.traced(step, tuple(inputs.values()))
     (folder / "step.pt2").write_bytes(graphs.to_pt2(program))
     plain = graphs.to_onnx(program, list(inputs), list(outputs))
     made = {"float32": plain}
@@ -157,51 +144,37 @@ def _write_graphs(
     manifest["graphs"]["torch"] = {"kind": "pt2", "file": "step.pt2"}
     if options.compile:
         _compiled(program, folder, manifest, say)
-    say("tracing the prediction ...")
-    _write_foretell(policy, step, folder, manifest)
-
-
-def _initial(step: Step) -> dict[str, float]:
-    """Where a first state is not zero: one number for each input that is the same throughout."""
-    out = {}
-    for name, tensor in step.initial(1).items():
-        if tensor.numel() and bool((tensor != 0).any()):
-            value = tensor.flatten()[0]
-            if not bool((tensor == value).all()):
-                raise ConfigError(f"The first state of '{name}' is not one number throughout.")
-            out[f"state.{name}"] = float(value)
-    return out
+    if can_predict(policy.model):
+        say("tracing the prediction ...")
+        _write_prediction(step, folder, manifest)
 
 
 def _described(tensor: torch.Tensor) -> dict[str, Any]:
     return {"shape": ["B", *tensor.shape[1:]], "type": str(tensor.dtype).removeprefix("torch.")}
 
 
-def _write_foretell(policy: Policy, step: Step, folder: Path, manifest: dict[str, Any]) -> None:
-    module = Foretell(policy.agent).eval()
-    state = {name: step.initial(2)[name] for name in ("deter", "stoch")}
-    args = (state, torch.zeros(2, policy.spec.action.size))
+def _write_prediction(step: Step, folder: Path, manifest: dict[str, Any]) -> None:
+    module = Prediction(step).eval()
+    inputs = {**step.example(2), "action": torch.zeros(2, step.spec.action.size)}
+    inputs = {name: inputs[name] for name in module.names}
     with torch.no_grad():
-        found = module(*args)
-    names = [name if name == "reward" else f"obs.{name}" for name in found]
-    data = graphs.to_onnx(
-        graphs.traced(module, args), ["state.deter", "state.stoch", "action"], names
-    )
-    (folder / "foretell.onnx").write_bytes(data)
-    manifest["foretell"] = {"file": "foretell.onnx", "outputs": names}
+        names = list(module.run(inputs))
+    program = graphs.traced(module, tuple(inputs.values()))
+    (folder / "predict.onnx").write_bytes(graphs.to_onnx(program, module.names, names))
+    manifest["predict"] = {"file": "predict.onnx", "outputs": names}
 
 
 def _compiled(
     program: Any, folder: Path, manifest: dict[str, Any], say: Callable[[str], None]
 ) -> None:
-    """An AOTInductor package, for C++ programs; its absence is told, not an error."""
+    """An AOTInductor package, for C++ programs; its absence is said, not an error."""
     if shutil.which("g++") is None and shutil.which("clang++") is None:
         manifest["rejected"]["aotinductor"] = "there is no C++ compiler here"
         return
     say("compiling with AOTInductor (minutes) ...")
     target = folder / "step_aoti.pt2"
     try:
-        with graphs.quiet(), torch.no_grad():
+        with graphs.no_warnings(), torch.no_grad():
             torch._inductor.aoti_compile_and_package(program, package_path=str(target))
         manifest["aotinductor"] = target.name
     except Exception as error:
@@ -215,8 +188,8 @@ def _seal(folder: Path, manifest: Mapping[str, Any]) -> str:
 
 
 def _check(
+    step: Step,
     policy: Policy,
-    detector: Any,
     replay: Replay | None,
     folder: Path,
     digest: str,
@@ -229,7 +202,8 @@ def _check(
     seen, first, source = observations(policy, replay, options.steps)
     for name in list(manifest["graphs"]):
         engine = ExportEngine(folder, name, digest)
-        worst = parity(policy, engine, detector, seen, first)
+        tolerance = options.smaller_tolerance if name in CANDIDATES else options.tolerance
+        worst = parity(step, engine, seen, first, tolerance)
         took = _milliseconds(engine, seen[0])
         manifest["parity"][name] = {"steps": len(seen), "of": source, "ms": round(took, 4), **worst}
         say(
@@ -250,7 +224,7 @@ def _check(
 def _refused(name: str, found: Mapping[str, Any], options: ExportOptions) -> str:
     """Why a graph is not kept, or ""."""
     tolerance = options.smaller_tolerance if name in CANDIDATES else options.tolerance
-    for what in ("action", "score"):
+    for what in ("action", "score") if name in CANDIDATES else ("action", "score", "state"):
         if not found[name].get(what, 0.0) <= tolerance:
             return f"{what} differs by {found[name][what]:.2g}; allowed: {tolerance:g}"
     if name in CANDIDATES and found[name]["ms"] > FASTER * found["float32"]["ms"]:

@@ -1,17 +1,41 @@
-"""What keeps a control loop from pausing: garbage, threads, and the C library's memory."""
+"""Time as something that can be handed in, and what keeps a control loop from pausing: garbage,
+threads, and the C library's memory."""
 
 from __future__ import annotations
 
 import gc
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 
 from worldmodel.accel import devices
 
 SWITCH_S = 0.0005  # how long one Python thread may keep the others from the lock; usually 5 ms
+
+
+class Clock(Protocol):
+    """Seconds that never jump, and waiting for some of them to pass."""
+
+    def now(self) -> float: ...
+
+    def sleep(self, seconds: float) -> None: ...
+
+
+class SystemClock:
+    """The machine's monotonic clock."""
+
+    def now(self) -> float:
+        """Seconds since some moment; the same for every process of the machine."""
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """Wait at least so long."""
+        if seconds > 0:
+            time.sleep(seconds)
 
 
 def calm() -> None:
@@ -53,7 +77,7 @@ class Rest:
         """left: seconds until the next cycle. now: the clock's `now`."""
         self._cycles += 1
         self._due |= {g for g, every in enumerate(self._every) if self._cycles % every == 0}
-        if gc.isenabled():  # nobody asked for quiet
+        if gc.isenabled():  # garbage is collected anyway
             return
         for generation in sorted(self._due, reverse=True):
             if left > 2 * self._longest[generation]:
