@@ -113,6 +113,7 @@ def test_films_have_a_frame_for_every_row(report: tuple[Path, str]) -> None:
     assert (picture == (0, 140, 255)).all(-1).any()  # the mark, blue first
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_same_seed_repeats_itself(run: Path, report: tuple[Path, str], tmp_path: Path) -> None:
     torch.rand(5)
     assert command(f"run={run}", *SMALL, f"out={tmp_path}")[0] == 0
@@ -133,6 +134,7 @@ def test_recorded_episodes_are_shown_by_number_as_they_happened(run: Path, repla
     assert np.array_equal(shown[::3, ::3], truth)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_random_play_needs_no_replay_and_changes_nothing_in_the_run(
     run: Path, tmp_path: Path
 ) -> None:
@@ -158,6 +160,7 @@ def test_random_play_needs_no_replay_and_changes_nothing_in_the_run(
     assert state() == before
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_vectors_are_drawn_as_curves(vector_run: Path, tmp_path: Path) -> None:
     code, said = command(f"run={vector_run}", *SMALL, f"out={tmp_path}")
     assert code == 0, said
@@ -171,6 +174,7 @@ def test_vectors_are_drawn_as_curves(vector_run: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "summary.json").read_text())["headline"]["what"] == "count MSE"
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_random_actions_are_left_out_where_their_episodes_are_too_short(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +191,7 @@ def test_random_actions_are_left_out_where_their_episodes_are_too_short(
     assert not list(tmp_path.glob("honesty_random*"))
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_model_without_a_decoder_still_shows_its_promises(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,7 @@ from worldmodel.rssm import WorldModel
 from worldmodel.rssm.fitted import FittedHead, fingerprint, head_names, read_head
 
 PRIVATE = "tests.agents.test_rewards_run"
+pytestmark = pytest.mark.usefixtures("no_pictures")  # but for `run`, which is made before
 
 
 @pytest.fixture(scope="module")
