@@ -200,7 +200,7 @@ def test_continuous_actions_find_the_optimum_of_a_controlled_point() -> None:
 # From pixels
 
 
-@pytest.mark.parametrize("actions", ["discrete", "box"])
+@pytest.mark.parametrize("actions", ["discrete", pytest.param("box", marks=pytest.mark.slow)])
 def test_a_tiny_environment_is_learned_from_pixels(actions: str) -> None:
     length = 8
     env = EnvConfig(

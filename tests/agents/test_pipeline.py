@@ -168,7 +168,7 @@ def late(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("late")
 def test_a_run_counts_keeps_and_logs_what_settles_late(tmp_path: Path) -> None:
-    config = replace(small_run(tmp_path, Settings(steps=90)), checkpoint_minutes=1.0)
+    config = replace(small_run(tmp_path, Settings(steps=90)), checkpoint_minutes=1.0, eval_every=0)
     train(config, SILENT)
     saved = checkpoint.load(tmp_path)
     assert saved["counters"]["updates"] == saved["agent"]["optim"]["updates"] > 4
@@ -181,7 +181,7 @@ def test_updates_that_fail_late_are_counted_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last one of all as well, which only the last save brings to its end."""
-    config = replace(small_run(tmp_path, Settings(steps=80)), checkpoint_minutes=1.0)
+    config = replace(small_run(tmp_path, Settings(steps=80)), checkpoint_minutes=1.0, eval_every=0)
     train(replace(config, run=str(tmp_path / "all")), SILENT)
     updates = checkpoint.load(tmp_path / "all")["counters"]["updates"]
     learn, calls = Dreamer._learn, []
@@ -216,7 +216,9 @@ def test_no_checkpoint_follows_an_update_that_failed(
         return learn(agent, batch)
 
     monkeypatch.setattr(Dreamer, "_learn", poisoned)
-    config = replace(small_run(tmp_path, Settings(steps=100)), nonfinite_limit=3, max_rollbacks=0)
+    config = replace(
+        small_run(tmp_path, Settings(steps=100)), nonfinite_limit=3, max_rollbacks=0, eval_every=0
+    )
     config.checkpoint_minutes = 1e-9  # after every step
     with pytest.raises(RunError, match="3 updates in a row were not finite"):
         train(config, SILENT)
@@ -227,7 +229,9 @@ def test_no_checkpoint_follows_an_update_that_failed(
 
 @pytest.mark.usefixtures("late")
 def test_deterministic_runs_do_not_depend_on_when_they_were_saved(tmp_path: Path) -> None:
-    config = replace(small_run(tmp_path / "a", Settings(steps=70)), deterministic=True)
+    config = replace(
+        small_run(tmp_path / "a", Settings(steps=70)), deterministic=True, eval_every=0
+    )
     config.checkpoint_minutes = 1.0
     try:
         train(config, SILENT)

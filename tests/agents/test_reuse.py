@@ -28,7 +28,7 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small run on Pendulum that also recorded its state, and a function of it."""
     folder = tmp_path_factory.mktemp("reuse")
     (folder / "tasks.py").write_text(FUNCTION)
-    config = small_run(folder / "run", Settings(steps=240))
+    config = small_run(folder / "run", Settings(steps=136))
     train(replace(config, env=replace(config.env, record=["state"]), eval_every=0), SILENT)
     return folder
 
@@ -106,7 +106,7 @@ def test_without_a_place_it_lies_beside_the_old_run(old: Path) -> None:
     asked = reuse.DreamConfig(run=str(old / "run"), control={"reward": 1.0})
     settings = reuse.dream_settings(asked)
     assert settings.folder == old / "run-reward"
-    assert settings.updates == replace(settings, updates=0).budget == round(200 * 4 / 32)
+    assert settings.updates == replace(settings, updates=0).budget == round(96 * 4 / 32)
     assert settings.load_parts == reuse.MODEL_PARTS
 
 

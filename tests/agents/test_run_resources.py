@@ -69,7 +69,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-@pytest.mark.parametrize("spare", range(0, 40_000, 5_000))
+@pytest.mark.parametrize("spare", range(0, 40_000, 10_000))
 def test_a_disk_that_fills_up_costs_nothing_that_was_saved(
     small_disk: Path, spare: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from agents.run.config import TrainConfig
 from agents.run.train import train
 from agents.run.trainer import Trainer
 from scripts.studies import bench_faults
@@ -19,11 +20,19 @@ from worldmodel import checkpoint
 SILENT = lambda text: None  # noqa: E731
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """A run of 110 steps that nobody disturbed."""
+    config = small_run(tmp_path_factory.mktemp("runs") / "alone", Settings(steps=110))
+    train(config, SILENT)
+    return config
+
+
 @pytest.mark.parametrize(
     "settings",
     [
         Settings(steps=110),
-        Settings(steps=110, storage="disk"),
+        Settings(steps=100, storage="disk"),
         pytest.param(Settings(steps=900, num_envs=3), marks=pytest.mark.slow),
         pytest.param(Settings(steps=900, num_envs=2, vector="async"), marks=pytest.mark.slow),
     ],
@@ -39,11 +48,9 @@ def test_kills_change_nothing(tmp_path: Path, settings: Settings) -> None:
     assert compare(tmp_path / "alone", tmp_path / "killed") == []
 
 
-def test_the_comparison_finds_what_differs(tmp_path: Path) -> None:
-    config = small_run(tmp_path / "a", Settings(steps=60))
-    train(config, SILENT)
-    train(replace(config, run=str(tmp_path / "b"), seed=1), SILENT)
-    found = compare(tmp_path / "a", tmp_path / "b")
+def test_the_comparison_finds_what_differs(alone: TrainConfig, tmp_path: Path) -> None:
+    train(replace(alone, run=str(tmp_path), seed=1), SILENT)
+    found = compare(alone.folder, tmp_path)
     kinds = {line.partition(":")[0] for line in found}
     assert kinds == {"metrics", "checkpoint", "replay"}
     assert any("agent.optim" in line for line in found)
@@ -51,12 +58,10 @@ def test_the_comparison_finds_what_differs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("moment", ["replay.save", "checkpoint.save", "replay.commit"])
 def test_a_kill_within_a_save_loses_that_save_alone(
-    tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+    alone: TrainConfig, tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process ends right after each part of a save; the run goes on to the same end."""
-    config = small_run(tmp_path / "alone", Settings(steps=110))
-    train(config, SILENT)
-    config = replace(config, run=str(tmp_path / "killed"))
+    config = replace(alone, run=str(tmp_path))
     trainer = Trainer(config, SILENT)
 
     class Killed(BaseException):
@@ -86,7 +91,7 @@ def test_a_kill_within_a_save_loses_that_save_alone(
     monkeypatch.undo()
     trainer.close()
     train(config, SILENT)
-    assert compare(tmp_path / "alone", tmp_path / "killed") == []
+    assert compare(alone.folder, tmp_path) == []
 
 
 def test_a_damaged_newest_checkpoint_costs_one_interval(tmp_path: Path) -> None:
@@ -96,19 +101,19 @@ def test_a_damaged_newest_checkpoint_costs_one_interval(tmp_path: Path) -> None:
     newest.write_bytes(newest.read_bytes()[:-5])
     step = torch.load(before, weights_only=True)["counters"]["agent_steps"]
     said: list[str] = []
-    trainer = Trainer(replace(config, steps=150), said.append)
+    trainer = Trainer(replace(config, steps=120), said.append)
     assert any("newer than the checkpoint" in text for text in said)
     assert trainer.state.counters.agent_steps == step
     assert any("is damaged" in text and before.name in text for text in said)
     trainer.run()
-    assert trainer.state.counters.agent_steps == 150
+    assert trainer.state.counters.agent_steps == 120
     trainer.close()
 
 
 @pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_deterministic_runs_are_equal_to_the_bit(tmp_path: Path, threads: int) -> None:
-    settings = Settings(steps=100)
-    config = replace(small_run(tmp_path / "a", settings), deterministic=True, threads=threads)
+    config = small_run(tmp_path / "a", Settings(steps=80))
+    config = replace(config, deterministic=True, threads=threads, eval_every=0)
     try:
         for name in ("a", "b"):
             train(replace(config, run=str(tmp_path / name)), SILENT)

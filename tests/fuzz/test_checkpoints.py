@@ -137,7 +137,7 @@ def empty(place: Path) -> Path:
 def test_damaged_files(small: bytes, empty: Path, named: bool) -> None:
     name = f"000001-{hashlib.sha256(small).hexdigest()[:16]}.pt"
 
-    @cases(100, 600)
+    @cases(40, 600)
     @given(damaged(small))
     def fuzz(content: bytes) -> None:
         only(empty, content, None if named else name)
@@ -150,7 +150,7 @@ def test_damaged_pickles_in_whole_archives(small: bytes, empty: Path) -> None:
     records = records_of(small)
     name = next(name for name in records if name.endswith("data.pkl"))
 
-    @cases(150, 1000)
+    @cases(60, 1000)
     @given(st.one_of(damaged(records[name]), PICKLES))
     def fuzz(content: bytes) -> None:
         only(empty, archive({**records, name: content}))
@@ -234,7 +234,7 @@ def _plain(tree: Any) -> bool:
 def test_agents_from_nonsense(dreamer_run: Path, place: Path) -> None:
     run = runs.copy(dreamer_run, place / "agent")
 
-    @cases(40, 150)
+    @cases(15, 150)
     @given(changed(dreamer_run))
     @example({"format": FORMAT})
     def fuzz(state: Any) -> None:
@@ -249,7 +249,7 @@ def test_runs_that_go_on_from_nonsense(counting_run: Path, place: Path) -> None:
     run = place / "run"
     settings = runs.settings(run, CountingConfig())
 
-    @cases(50, 300)
+    @cases(20, 300)
     @given(changed(counting_run))
     @example({"format": FORMAT})
     def fuzz(state: Any) -> None:

@@ -124,7 +124,7 @@ def test_fitting_without_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     def read(words: list[str]) -> None:
         assert rewards.fit_reward_command(printable, words) in (1, 2)
 
-    settings_of(FitConfig, 20, 200, "scripts/fit_reward.py", read)
+    settings_of(FitConfig, 10, 200, "scripts/fit_reward.py", read)
 
 
 def test_training_in_dreams(dreamer_run: Path) -> None:
@@ -136,7 +136,7 @@ def test_training_in_dreams(dreamer_run: Path) -> None:
         asked = config.from_cli(reuse.DreamConfig, mine)
         dream_settings(asked, [word for word in words if word not in mine])
 
-    @cases(15, 60)
+    @cases(6, 60)
     @given(st.lists(st.one_of(SETTINGS, st.builds("{}={}".format, st.sampled_from(
         ["control", "control.reward", "to", "updates", "agent.horizon", "steps", "env.id"]),
         st.one_of(VALUES, st.sampled_from(["{reward: 1.0}", "{x: 1}", "{reward: nan}", "3"])))),

@@ -82,7 +82,7 @@ SMALL = ["agent.model.deter=8", "agent.model.units=4", "agent.model.depth=2"]
 SMALL += ["agent.model.blocks=2", "agent.model.hidden=4", "agent.model.groups=2"]
 
 
-@cases(150, 1000)
+@cases(60, 1000)
 @given(st.sampled_from(list(BASES)), st.lists(st.one_of(SETTINGS, st.text(max_size=9)), max_size=2))
 @example(TrainDreamer, ["env.kwargs={a: &a [1, 1], b: &b [*a, *a], c: [*b, *b]}"])
 def test_words_make_settings_or_one_clear_error(schema: type, words: list[str]) -> None:
@@ -91,7 +91,7 @@ def test_words_make_settings_or_one_clear_error(schema: type, words: list[str]) 
         assert isinstance(built, schema)
 
 
-@cases(40, 150)
+@cases(15, 150)
 @given(st.lists(AGENT_SETTINGS, min_size=1, max_size=2))
 def test_settings_make_an_agent_or_one_clear_error(words: list[str]) -> None:
     with ours("agents from words", growth=1 << 30):  # 64 layers are many, but allowed

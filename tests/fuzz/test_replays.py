@@ -154,7 +154,7 @@ def unharmed(place: Path) -> None:
 
 
 def test_damaged_files(saved: list[Saved], folder: Path, place: Path) -> None:
-    @cases(30, 200)
+    @cases(15, 200)
     @given(st.data())
     def fuzz(data: st.DataObject) -> None:
         one = data.draw(st.sampled_from(saved))
@@ -258,7 +258,7 @@ def test_an_index_that_somebody_made(saved: list[Saved], folder: Path, place: Pa
 def test_a_log_that_somebody_made(saved: list[Saved], folder: Path, place: Path) -> None:
     logged = [one for one in saved if {DELTA, FOLDING} & set(one.files)]
 
-    @cases(30, 200)
+    @cases(15, 200)
     @given(st.data())
     def fuzz(data: st.DataObject) -> None:
         one = data.draw(st.sampled_from(logged))
@@ -277,7 +277,7 @@ def test_a_log_that_somebody_made(saved: list[Saved], folder: Path, place: Path)
 def test_rows_that_somebody_made(saved: list[Saved], folder: Path, place: Path) -> None:
     committed = [one for one in saved if INDEX in one.files and len(one.good) == 1]
 
-    @cases(30, 200)
+    @cases(15, 200)
     @given(st.data())
     def fuzz(data: st.DataObject) -> None:
         one = data.draw(st.sampled_from(committed))

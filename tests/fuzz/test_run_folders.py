@@ -62,7 +62,7 @@ def test_any_config_of_a_run_folder(dreamer_run: Path, folder: Path) -> None:
     mine = config.build(config.read(dreamer_run / "config.yaml"), runs.DreamerRun)
     mine = replace(mine, run=str(folder))
 
-    @cases(40, 150)
+    @cases(15, 150)
     @given(texts(whole))
     def fuzz(text: bytes) -> None:
         (folder / "config.yaml").write_bytes(text)
