@@ -41,7 +41,7 @@ def make(kind: str) -> Dreamer:
     return agent
 
 
-def update(kind: str, count: int = 2) -> dict[str, Tensor]:
+def update(kind: str, count: int = 1 if DEVICE == "cpu" else 2) -> dict[str, Tensor]:
     """Metrics and weights after so many updates."""
     agent, told = make(kind), {}
     for seed in range(count):

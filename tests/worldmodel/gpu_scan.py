@@ -58,16 +58,17 @@ def test_a_scan_and_its_gradient_are_those_of_the_loop(
     latent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     core, (state, inputs) = core_of(latent), rows(latent)
+    times = 1 if DEVICE == "cpu" else 2  # only a GPU could add in another order
     with launched(monkeypatch) as names:
-        twice = [observed(core, state, inputs) for _ in range(2)]
+        ours = [observed(core, state, inputs) for _ in range(times)]
     assert set(names) >= KERNELS | {f"{name}_back" for name in KERNELS}
     monkeypatch.setattr(scan, "usable", lambda *args: False)
     plain = observed(core, state, inputs)
     assert len(plain) == 3 + 4 + 19
     for name, expected in plain.items():
-        assert torch.equal(twice[0][name], twice[1][name]), name
+        assert torch.equal(ours[0][name], ours[-1][name]), name
         atol = 5e-6 * expected.abs().max().item()
-        torch.testing.assert_close(twice[0][name], expected, rtol=2e-5, atol=atol, msg=name)
+        torch.testing.assert_close(ours[0][name], expected, rtol=2e-5, atol=atol, msg=name)
 
 
 def decisive(x: Tensor) -> Tensor:
@@ -76,7 +77,13 @@ def decisive(x: Tensor) -> Tensor:
     return x.fill_(1e-8).scatter_(-1, winner, 0.9999)
 
 
-@pytest.mark.parametrize("latent", LATENTS)
+@pytest.mark.parametrize(
+    "latent",
+    [
+        pytest.param(x, marks=[pytest.mark.slow] * (DEVICE == "cpu" and x == "gaussian"))
+        for x in LATENTS
+    ],
+)
 def test_in_bfloat16_a_scan_is_as_exact_as_the_loop(
     latent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
