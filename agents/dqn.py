@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,10 +28,8 @@ from worldmodel import tree
 from worldmodel.config import ConfigError, check_ranges
 from worldmodel.nets import ReluMLP
 from worldmodel.optim import Adam, AdamConfig
+from worldmodel.replay import Replay, Transitions
 from worldmodel.types import MASK_KEY, EnvSpec
-
-if TYPE_CHECKING:
-    from worldmodel.replay import Replay, Transitions
 
 
 @dataclass

@@ -81,7 +81,9 @@ def small_config(
     base = TrainConfig(
         run=str(folder), steps=60, prefill=20, train_ratio=agent.batch_size / 2, log_every=20,
         eval_every=0, final_episodes=2, eval_envs=2, video_every=0, device="cpu", threads=1,
-        env=EnvConfig(ENV, keys=["count"], kwargs={"actions": actions, "end": "alternate"}),
+        env=EnvConfig(
+            ENV, pixels=False, keys=["count"], kwargs={"actions": actions, "end": "alternate"}
+        ),
         replay=ReplayConfig(capacity=500), agent=agent,
     )  # fmt: skip
     return replace(base, **changes)
@@ -108,7 +110,8 @@ def check_resumes(folder: Path, config: TrainConfig) -> None:
     live(whole)
     for steps in (config.steps // 2 + 1, config.steps):
         live(replace(parts, steps=steps))
-    assert compare(Path(whole.run), Path(parts.run)) == []
+    found = compare(Path(whole.run), Path(parts.run))
+    assert not found, found
 
 
 def check_trains_and_evaluates(config: TrainConfig) -> None:

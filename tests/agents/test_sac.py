@@ -130,14 +130,15 @@ def test_the_update_s_gradient_in_float64_and_what_learns_from_which() -> None:
     q = [ref.critic(ref.nets.critics, i, obs, a) for i in range(2)]
     actor = (alpha * lp - torch.minimum(*q)).mean()
     heat = -(ref.nets.log_alpha * (lp + agent.target_entropy).detach()).mean()
-    for name, its in (("critics", critics), ("actor", actor), ("log_alpha", heat)):
+    for name, one in (("critics", critics), ("actor", actor), ("log_alpha", heat)):
         ours = [(n, p) for n, p in nets.named_parameters() if n.split(".")[0] == name]
         theirs = dict(ref.nets.named_parameters())
-        grads = torch.autograd.grad(its, [theirs[n] for n, _ in ours], retain_graph=True)
+        grads = torch.autograd.grad(one, [theirs[n] for n, _ in ours], retain_graph=True)
         for (n, p), g in zip(ours, grads, strict=True):
             assert p.grad is not None
             torch.testing.assert_close(p.grad.double(), g, rtol=1e-4, atol=1e-6, msg=n)
-    assert float(loss) == pytest.approx(float(critics + actor + heat), rel=1e-5)
+    its = (critics + actor + heat).detach()
+    assert float(loss.detach()) == pytest.approx(float(its), rel=1e-5)
 
 
 def test_only_the_critics_train_what_reads_images() -> None:
