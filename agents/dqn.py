@@ -28,8 +28,8 @@ from worldmodel import tree
 from worldmodel.config import ConfigError, check_ranges
 from worldmodel.nets import ReluMLP
 from worldmodel.optim import Adam, AdamConfig
-from worldmodel.replay import Replay, Transitions
-from worldmodel.types import MASK_KEY, EnvSpec
+from worldmodel.replay import Replay
+from worldmodel.types import MASK_KEY, EnvSpec, Transitions
 
 
 @dataclass

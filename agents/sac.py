@@ -29,8 +29,8 @@ from worldmodel.config import ConfigError, check_ranges
 from worldmodel.distributions import TanhNormal
 from worldmodel.nets import EMACopy, ReluMLP
 from worldmodel.optim import Adam, AdamConfig
-from worldmodel.replay import Replay, Transitions
-from worldmodel.types import EnvSpec
+from worldmodel.replay import Replay
+from worldmodel.types import EnvSpec, Transitions
 
 
 @dataclass

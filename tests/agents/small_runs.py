@@ -21,7 +21,7 @@ from worldmodel.envs import EnvConfig
 from worldmodel.replay import Replay, ReplayConfig
 from worldmodel.types import MASK_KEY, EnvSpec
 
-ENV = "tests.envs_for_tests:CountingEnv"
+ENV = "tests.envs_for_tests:SteadyEnv"
 # Deadlines that a machine which is busy with other things keeps too.
 PATIENT = ["deploy.period_ms=20000", "deploy.soft_ms=9000", "deploy.hard_ms=9000", "pace=false"]
 SILENT = lambda text: None  # noqa: E731

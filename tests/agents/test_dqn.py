@@ -27,6 +27,7 @@ from tests.agents.small_runs import (
     check_starts_from,
     check_trains_and_evaluates,
     filled_replay,
+    live,
     observed,
     small_config,
 )
@@ -308,6 +309,24 @@ def test_a_run_learns_from_a_recording(tmp_path: Path, run: Path) -> None:
 def test_it_is_exported_and_deployed(tmp_path: Path, run: Path) -> None:
     pytest.importorskip("onnxscript")
     check_exports_and_deploys(run, tmp_path)
+
+
+def test_a_run_skips_an_update_that_is_not_finite_and_keeps_its_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses, calls = DQN.loss, []
+
+    def ill(self: DQN, batch: Any) -> Any:
+        calls.append(batch)
+        loss, error, metrics = losses(self, batch)
+        return (loss * torch.nan if len(calls) == 3 else loss), error, metrics
+
+    monkeypatch.setattr(DQN, "loss", ill)
+    live(config_of(tmp_path))
+    (kept,) = (tmp_path / "nonfinite").glob("*.pt")
+    saved = torch.load(kept, weights_only=True)
+    assert "The loss is nan" in saved["error"]
+    assert torch.equal(saved["batch"]["next_obs.count"], calls[2].next_obs["count"])
 
 
 def test_from_images_with_a_mask(tmp_path: Path) -> None:
