@@ -2,7 +2,7 @@
 
 For every seed both train on the same task, one after the other in this process, with as many steps,
 updates, threads and weights; then both play the same evaluation episodes without exploring. What
-differs: weights begin Glorot uniform in ours, and in SAC our three losses share a step.
+differs: in our SAC, weights begin Glorot uniform, and the three losses share a step.
 """
 
 from __future__ import annotations
