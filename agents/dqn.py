@@ -177,7 +177,11 @@ class DQN(Agent):
         for network, module in both.items():
             for name, tensor in module.state_dict(keep_vars=True).items():
                 groups[name.partition(".")[0]][f"{network}.{name}"] = tensor
-        return {name: Part(tensors) for name, tensors in groups.items() if tensors}
+        return {
+            name: Part(tensors, same_actions=name != "torso")
+            for name, tensors in groups.items()
+            if tensors
+        }
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -216,7 +216,9 @@ class SAC(Agent):
         for name, tensor in self.networks.state_dict(keep_vars=True).items():
             part = name.partition(".")[0].removeprefix("target_")
             groups.setdefault(part, {})[name] = tensor
-        return {part: Part(tensors) for part, tensors in groups.items()}
+        return {
+            part: Part(tensors, same_actions=part != "torso") for part, tensors in groups.items()
+        }
 
     def state_dict(self) -> dict[str, Any]:
         return {
