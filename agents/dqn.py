@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,10 +28,8 @@ from worldmodel import tree
 from worldmodel.config import ConfigError, check_ranges
 from worldmodel.nets import ReluMLP
 from worldmodel.optim import Adam, AdamConfig
-from worldmodel.types import MASK_KEY, EnvSpec
-
-if TYPE_CHECKING:
-    from worldmodel.replay import Replay, Transitions
+from worldmodel.replay import Replay
+from worldmodel.types import MASK_KEY, EnvSpec, Transitions
 
 
 @dataclass
@@ -40,7 +38,8 @@ class DQNConfig:
     n_step: steps whose rewards are counted before the value is asked. target_every: updates between
     two copies of Q to Q'. epsilon_start, epsilon_end: probability of a random action, at first and
     after epsilon_steps agent steps. priority_exponent: of the error, in how often a transition is
-    replayed; 0 draws all alike. encoder: of images."""
+    replayed; 0 draws all alike. beta, beta_updates: how far weights make up for that, at first; it
+    rises to 1 over so many updates. encoder: of images."""
 
     name: str = "dqn"
     batch_size: int = 64
@@ -53,6 +52,8 @@ class DQNConfig:
     epsilon_end: float = 0.05
     epsilon_steps: int = 10_000
     priority_exponent: float = 0.0
+    beta: float = 0.4
+    beta_updates: int = 25_000
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     optim: AdamConfig = field(default_factory=lambda: AdamConfig(lr=5e-4, clip=10.0))
 
@@ -62,6 +63,7 @@ class DQNConfig:
             "batch_size": rows, "units": rows, "layers": (0, 64), "discount": share,
             "n_step": (1, 1000), "target_every": steps, "epsilon_start": share,
             "epsilon_end": share, "epsilon_steps": steps, "priority_exponent": share,
+            "beta": share, "beta_updates": steps,
         })  # fmt: skip
 
 
@@ -138,7 +140,8 @@ class DQN(Agent):
 
     def update(self, replay: Replay) -> dict[str, Any]:
         c = self.config
-        batch = replay.transitions(c.batch_size, c.n_step, c.discount).to(self.device)
+        beta = min(1.0, c.beta + (1 - c.beta) * self.optim.updates / c.beta_updates)
+        batch = replay.transitions(c.batch_size, c.n_step, c.discount, beta).to(self.device)
         loss, error, metrics = self.loss(batch)
         try:
             metrics |= self.optim.step(loss)
@@ -146,7 +149,7 @@ class DQN(Agent):
             failure.batch = batch  # type: ignore[attr-defined]  # for whoever looks for the cause
             raise
         if c.priority_exponent:
-            replay.reweigh(batch.index, error.abs().cpu().numpy() + 1e-6)
+            replay.reweigh(batch.index, error.abs() + 1e-6)
         if self.optim.updates % c.target_every == 0:
             self.target.load_state_dict(self.q.state_dict())
         return metrics
@@ -174,7 +177,11 @@ class DQN(Agent):
         for network, module in both.items():
             for name, tensor in module.state_dict(keep_vars=True).items():
                 groups[name.partition(".")[0]][f"{network}.{name}"] = tensor
-        return {name: Part(tensors) for name, tensors in groups.items() if tensors}
+        return {
+            name: Part(tensors, same_actions=name != "torso")
+            for name, tensors in groups.items()
+            if tensors
+        }
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -16,7 +16,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,10 +29,8 @@ from worldmodel.config import ConfigError, check_ranges
 from worldmodel.distributions import TanhNormal
 from worldmodel.nets import EMACopy, ReluMLP
 from worldmodel.optim import Adam, AdamConfig
-from worldmodel.types import EnvSpec
-
-if TYPE_CHECKING:
-    from worldmodel.replay import Replay, Transitions
+from worldmodel.replay import Replay
+from worldmodel.types import EnvSpec, Transitions
 
 
 @dataclass
@@ -92,7 +90,7 @@ class Networks(nn.Module):
         super().__init__()
         self.torso = Torso(spec, config.encoder)
         features, actions = self.torso.out_features, spec.action.size
-        self.actor = ReluMLP(features, config.units, config.layers, 2 * actions)
+        self.actor = ReluMLP(features, config.units, config.layers, 2 * actions, glorot=True)
         self.critics = Critics(features + actions, config.units, config.layers)
         self.log_alpha = nn.Parameter(torch.zeros(()))
         self.target_torso = EMACopy(self.torso, config.target_rate)
@@ -218,7 +216,9 @@ class SAC(Agent):
         for name, tensor in self.networks.state_dict(keep_vars=True).items():
             part = name.partition(".")[0].removeprefix("target_")
             groups.setdefault(part, {})[name] = tensor
-        return {part: Part(tensors) for part, tensors in groups.items()}
+        return {
+            part: Part(tensors, same_actions=part != "torso") for part, tensors in groups.items()
+        }
 
     def state_dict(self) -> dict[str, Any]:
         return {

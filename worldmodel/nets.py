@@ -106,16 +106,21 @@ class MLP(nn.Sequential):
 
 
 class ReluMLP(nn.Sequential):
-    """`layers` times (linear, ReLU), then linear: [..., in] -> [..., out]. Weights start Glorot
-    uniform, biases at 0."""
+    """`layers` times (linear, ReLU), then linear: [..., in] -> [..., out].
 
-    def __init__(self, in_features: int, units: int, layers: int, out_features: int) -> None:
+    Weights begin as PyTorch draws them or, with glorot, Glorot uniform and biases at 0.
+    """
+
+    def __init__(
+        self, in_features: int, units: int, layers: int, out_features: int, glorot: bool = False
+    ) -> None:
         widths = [in_features] + [units] * layers + [out_features]
         parts: list[nn.Module] = []
         for a, b in itertools.pairwise(widths):
             linear = nn.Linear(a, b)
-            nn.init.xavier_uniform_(linear.weight)
-            nn.init.zeros_(linear.bias)
+            if glorot:
+                nn.init.xavier_uniform_(linear.weight)
+                nn.init.zeros_(linear.bias)
             parts += [linear, nn.ReLU()]
         super().__init__(*parts[:-1])
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from agents.run.state import RunState
+from worldmodel import tree
 from worldmodel.types import Batch
 
 FOLDER = "nonfinite"
@@ -73,12 +74,14 @@ class Learner:
 
     def _dump(self, error: FloatingPointError) -> str:
         """Keep the batch and the agent's state; where they lie."""
-        batch: Batch | None = getattr(error, "batch", None)
+        batch = getattr(error, "batch", None)
         there = len(list(self._folder.glob("*.pt")))
         if there >= MOST_DUMPS:
             return f"'{self._folder}' keeps the first {MOST_DUMPS}."
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{there + 1}-after-update-{self._state.counters.updates:09d}.pt"
-        agent, rows = self._state.agent.state_dict(), batch and batch.tensors()
+        named = batch.tensors().items() if isinstance(batch, Batch) else tree.leaves(batch)
+        rows = {name: x for name, x in named if isinstance(x, torch.Tensor)}
+        agent = self._state.agent.state_dict()
         torch.save({"error": str(error), "agent": agent, "batch": rows}, path)
         return f"Batch and state are in '{path}'."

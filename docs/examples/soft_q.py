@@ -1,6 +1,6 @@
 """An agent of your own in one file: soft Q-learning. Run it from the root of the repository:
 
-    python scripts/train.py agent=docs.examples.soft_q:SoftQ size=none experiment=none \\
+    python scripts/train.py agent=docs.examples.soft_q:SoftQ \\
         env.id=CartPole-v1 env.pixels=false steps=20000 train_ratio=32 run=runs/soft_q
 
 Actions are drawn from softmax(Q / temperature), and Q(s, a) becomes r + discount * temperature *

@@ -2,7 +2,7 @@
 
 For every seed both train on the same task, one after the other in this process, with as many steps,
 updates, threads and weights; then both play the same evaluation episodes without exploring. What
-differs: weights begin Glorot uniform in ours, and in SAC our three losses share a step.
+differs: in our SAC, weights begin Glorot uniform, and the three losses share a step.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,14 @@ import torch
 from stable_baselines3 import DQN, SAC
 
 import agents
+from agents.run.cli import CONFIGS, register
 from agents.run.config import TrainConfig
 from agents.run.evaluate import evaluate
-from agents.run.train import build
+from agents.run.trainer import Trainer
 from scripts.studies.bench import check_known
-from scripts.studies.bench_subject import Subject, compose
 from scripts.studies.bench_timing import Window, rounded, timed
 from worldmodel import seeding
+from worldmodel.config import build, compose_config
 from worldmodel.types import EnvSpec
 
 PEERS = ("dqn", "sac")
@@ -35,7 +36,7 @@ PEERS = ("dqn", "sac")
 @dataclass
 class Settings:
     """agents: dqn, sac. seeds: one run of each library for each. episodes: of each evaluation.
-    set: more settings of our experiments of these names, which the others follow."""
+    set: more settings of our runs, which the others follow."""
 
     agents: list[str] = field(default_factory=lambda: list(PEERS))
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
@@ -53,8 +54,7 @@ def measure(settings: Settings) -> Iterator[Mapping[str, Any]]:
         for seed in settings.seeds:
             with tempfile.TemporaryDirectory() as folder:
                 words = [f"seed={seed}", f"run={Path(folder) / 'run'}", *settings.set]
-                config = compose(Subject(name, device="cpu", set=words))
-                config = replace(config, eval_every=0, video_every=0)
+                config = compose(name, words)
                 spec, ours = train_ours(config, settings.episodes)
             theirs = train_theirs(name, config, spec, settings.episodes)
             for library, row in (("ours", ours), ("stable-baselines3", theirs)):
@@ -65,9 +65,16 @@ def measure(settings: Settings) -> Iterator[Mapping[str, Any]]:
             yield {"figure": "mean", "agent": name, "library": library, **means}
 
 
+def compose(name: str, words: list[str]) -> TrainConfig:
+    """The settings of a run of ours on the CPU, without evaluations on the way."""
+    register()
+    words = [f"agent={name}", "experiment=none", "device=cpu", "eval_every=0", *words]
+    return build(compose_config(CONFIGS, "train", words), TrainConfig)
+
+
 def train_ours(config: TrainConfig, episodes: int) -> tuple[EnvSpec, dict[str, Any]]:
     """A run of ours: the spec of its task, and its return and times."""
-    trainer = build(config, lambda text: None)
+    trainer = Trainer(config, lambda text: None)
     try:
         spent = timed(time.perf_counter, trainer.run)
     finally:

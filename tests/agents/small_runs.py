@@ -1,14 +1,30 @@
-"""What the tests of small agents share: a replay of random rows, and what every run must do."""
+"""What the tests of one-file agents share: a replay of random rows, and what a run does for every
+agent without knowing it. The checks are functions of a config: `small_config(folder, agent)`."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+import agents
+from agents.deploy.cli import deploy_command, export_command
+from agents.run.config import TrainConfig
+from agents.run.train import build, train
+from scripts.studies.bench_faults import compare
+from worldmodel.envs import EnvConfig
 from worldmodel.replay import Replay, ReplayConfig
 from worldmodel.types import MASK_KEY, EnvSpec
+
+ENV = "tests.envs_for_tests:SteadyEnv"
+# Deadlines that a machine which is busy with other things keeps too.
+PATIENT = ["deploy.period_ms=20000", "deploy.soft_ms=9000", "deploy.hard_ms=9000", "pace=false"]
+SILENT = lambda text: None  # noqa: E731
 
 
 def filled_replay(
@@ -56,3 +72,82 @@ def observed(spec: EnvSpec, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
             hot = np.eye(one.shape[0], dtype=np.float32)[rng.integers(one.shape[0], size=batch)]
             out[key] = hot if key != MASK_KEY else np.maximum(hot, out[key] > 0)
     return out
+
+
+def small_config(
+    folder: Path, agent: Any, actions: str = "discrete", **changes: Any
+) -> TrainConfig:
+    """60 steps of the environment that counts, from its vector, with an update for every second."""
+    base = TrainConfig(
+        run=str(folder), steps=60, prefill=20, train_ratio=agent.batch_size / 2, log_every=20,
+        eval_every=0, final_episodes=2, eval_envs=2, video_every=0, device="cpu", threads=1,
+        env=EnvConfig(
+            ENV, pixels=False, keys=["count"], kwargs={"actions": actions, "end": "alternate"}
+        ),
+        replay=ReplayConfig(capacity=500), agent=agent,
+    )  # fmt: skip
+    return replace(base, **changes)
+
+
+def live(config: TrainConfig) -> None:
+    """Train without the evaluation at the end."""
+    trainer = build(config, SILENT)
+    try:
+        trainer.run()
+    finally:
+        trainer.close()
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    """All weights of a run, by part and name."""
+    parts = agents.load(run).agent.parts
+    return {f"{p}.{n}": t.detach() for p, part in parts.items() for n, t in part.tensors.items()}
+
+
+def check_resumes(folder: Path, config: TrainConfig) -> None:
+    """Stopped in the middle and continued, the run is the one that was not, to the bit."""
+    whole, parts = (replace(config, run=str(folder / name)) for name in ("whole", "parts"))
+    live(whole)
+    for steps in (config.steps // 2 + 1, config.steps):
+        live(replace(parts, steps=steps))
+    found = compare(Path(whole.run), Path(parts.run))
+    assert not found, found
+
+
+def check_trains_and_evaluates(config: TrainConfig) -> None:
+    assert train(config, SILENT) == 0
+    summary = json.loads((Path(config.run) / "summary.json").read_text())
+    assert summary["agent_steps"] == config.steps
+    assert summary["updates"] > 10
+    assert len(summary["eval_returns"]) == config.final_episodes
+    lines = [json.loads(line) for line in (Path(config.run) / "metrics.jsonl").open()]
+    assert any("grad_norm" in line for line in lines)
+
+
+def check_starts_from(config: TrainConfig, old: Path) -> None:
+    """All parts of a trained run, and then the old weights exactly."""
+    config = replace(config, from_run=str(old), load_parts=[])
+    trainer = build(config, SILENT)
+    trainer.close()
+    ours, theirs = weights(Path(config.run)), weights(old)
+    assert ours
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def check_learns_offline(config: TrainConfig, old: Path) -> None:
+    config = replace(config, offline=str(old), updates=10)
+    assert train(config, SILENT) == 0
+    summary = json.loads((Path(config.run) / "summary.json").read_text())
+    assert (summary["agent_steps"], summary["updates"]) == (0, 10)
+
+
+def check_exports_and_deploys(run: Path, to: Path) -> None:
+    """As graphs that need none of our code, whose actions are ours; and in a guarded loop."""
+    said: list[str] = []
+    assert export_command(said.append, [f"run={run}"]) == 0, said
+    words = [f"to={to}", "episodes=2", "deploy.warmup=2", *PATIENT]
+    for source in (run, run / "export"):
+        assert deploy_command(said.append, [f"run={source}", *words]) == 0, said
+        summary = json.loads((to / "summary.json").read_text())
+        assert len(summary["trials"]["guarded"]["returns"]) == 2

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,14 +16,30 @@ from torch.nn import functional as F
 
 from agents.dqn import DQN, DQNConfig, double_target, huber_loss
 from agents.policies import EncoderConfig, greedy
-from tests.agents.small_runs import filled_replay, observed
+from agents.run.config import TrainConfig
+from agents.run.train import build
+from tests.agents.small_runs import (
+    ENV,
+    SILENT,
+    check_exports_and_deploys,
+    check_learns_offline,
+    check_resumes,
+    check_starts_from,
+    check_trains_and_evaluates,
+    filled_replay,
+    live,
+    observed,
+    small_config,
+)
 from tests.model_batches import SPECS
 from worldmodel import tree
 from worldmodel.config import ConfigError
+from worldmodel.envs import EnvConfig
 from worldmodel.optim import AdamConfig
 from worldmodel.types import MASK_KEY, ActionSpec, EnvSpec, ObsSpec
 
 CPU = torch.device("cpu")
+ENCODER = EncoderConfig(depth=2, mults=[1, 1], units=4)
 THREE = ActionSpec("discrete", (3,))
 VECTOR = EnvSpec({"v": ObsSpec("vector", (5,))}, THREE)
 MIXED = SPECS["mixed"]  # images, vectors, one-hots and a mask; three actions
@@ -31,8 +49,7 @@ close = torch.testing.assert_close
 
 def make(spec: EnvSpec = VECTOR, seed: int = 0, **settings: Any) -> DQN:
     torch.manual_seed(seed)
-    encoder = EncoderConfig(depth=2, mults=[1, 1], units=4)
-    base: dict[str, Any] = {"batch_size": 8, "units": 16, "encoder": encoder}
+    base: dict[str, Any] = {"batch_size": 8, "units": 16, "encoder": ENCODER}
     return DQN(spec, DQNConfig(**{**base, **settings}), CPU)
 
 
@@ -83,7 +100,7 @@ def test_the_update_s_gradient_in_float64(spec: EnvSpec) -> None:
     theirs = F.smooth_l1_loss(said, y.detach())
     theirs.backward()
     close(error.double(), difference, rtol=1e-5, atol=1e-6)
-    assert float(loss) == pytest.approx(float(theirs), rel=1e-5)
+    assert float(loss.detach()) == pytest.approx(float(theirs.detach()), rel=1e-5)
     for ours, its in zip(agent.q.parameters(), q.parameters(), strict=True):
         assert ours.grad is not None
         close(ours.grad.double(), its.grad, rtol=1e-4, atol=1e-7)
@@ -258,3 +275,67 @@ def test_it_learns_what_actions_are_worth() -> None:
         agent.update(replay)
     q = agent.q({"v": torch.randn(20, 5)})
     close(q, torch.tensor([[0.0, 1.0, 2.0]]).expand(20, 3), rtol=0, atol=0.3)
+
+
+# In a run, which knows nothing of it
+
+
+def config_of(folder: Path, **settings: Any) -> TrainConfig:
+    agent = DQNConfig(batch_size=8, units=8, epsilon_steps=40, encoder=ENCODER, **settings)
+    return small_config(folder, agent)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dqn") / "run"
+    check_trains_and_evaluates(config_of(folder))
+    return folder
+
+
+@pytest.mark.parametrize("priority", [0.0, 0.6])
+def test_a_run_stopped_and_continued_is_the_same(tmp_path: Path, priority: float) -> None:
+    config = config_of(tmp_path, priority_exponent=priority, n_step=3, target_every=3)
+    check_resumes(tmp_path, replace(config, env=replace(config.env, num_envs=2)))
+
+
+def test_a_run_starts_from_another_one(tmp_path: Path, run: Path) -> None:
+    check_starts_from(config_of(tmp_path), run)
+
+
+def test_a_run_learns_from_a_recording(tmp_path: Path, run: Path) -> None:
+    check_learns_offline(config_of(tmp_path), run)
+
+
+def test_it_is_exported_and_deployed(tmp_path: Path, run: Path) -> None:
+    pytest.importorskip("onnxscript")
+    check_exports_and_deploys(run, tmp_path)
+
+
+def test_a_run_skips_an_update_that_is_not_finite_and_keeps_its_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses, calls = DQN.loss, []
+
+    def ill(self: DQN, batch: Any) -> Any:
+        calls.append(batch)
+        loss, error, metrics = losses(self, batch)
+        return (loss * torch.nan if len(calls) == 3 else loss), error, metrics
+
+    monkeypatch.setattr(DQN, "loss", ill)
+    live(config_of(tmp_path))
+    (kept,) = (tmp_path / "nonfinite").glob("*.pt")
+    saved = torch.load(kept, weights_only=True)
+    assert "The loss is nan" in saved["error"]
+    assert torch.equal(saved["batch"]["next_obs.count"], calls[2].next_obs["count"])
+
+
+def test_from_images_with_a_mask(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    env = EnvConfig(ENV, kwargs={"masked": True}, image_size=[32, 32])
+    check_trains_and_evaluates(replace(config, env=env))
+
+
+def test_the_wrong_actions_are_one_clear_error(tmp_path: Path) -> None:
+    env = EnvConfig(ENV, kwargs={"actions": "multidiscrete"})
+    with pytest.raises(ConfigError, match="agent=dqn needs one discrete action"):
+        build(replace(config_of(tmp_path), env=env), SILENT)

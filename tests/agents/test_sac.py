@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,15 +15,30 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from agents.policies import EncoderConfig
+from agents.run.config import TrainConfig
+from agents.run.train import build
 from agents.sac import SAC, SACConfig, actor_loss, alpha_loss, critic_loss, soft_target
-from tests.agents.small_runs import filled_replay, observed
+from tests.agents.small_runs import (
+    ENV,
+    SILENT,
+    check_exports_and_deploys,
+    check_learns_offline,
+    check_resumes,
+    check_starts_from,
+    check_trains_and_evaluates,
+    filled_replay,
+    observed,
+    small_config,
+)
 from tests.model_batches import SPECS
 from worldmodel import tree
 from worldmodel.config import ConfigError
+from worldmodel.envs import EnvConfig
 from worldmodel.optim import AdamConfig
 from worldmodel.types import ActionSpec, EnvSpec, ObsSpec
 
 CPU = torch.device("cpu")
+ENCODER = EncoderConfig(depth=2, mults=[1, 1], units=4)
 VECTOR = SPECS["vector"]  # v [5], two continuous actions
 IMAGES = EnvSpec(
     {"image": ObsSpec("image", (32, 32, 3)), "v": ObsSpec("vector", (5,))},
@@ -31,8 +48,7 @@ IMAGES = EnvSpec(
 
 def make(spec: EnvSpec = VECTOR, seed: int = 0, **settings: Any) -> SAC:
     torch.manual_seed(seed)
-    encoder = EncoderConfig(depth=2, mults=[1, 1], units=4)
-    base: dict[str, Any] = {"batch_size": 8, "units": 16, "encoder": encoder}
+    base: dict[str, Any] = {"batch_size": 8, "units": 16, "encoder": ENCODER}
     return SAC(spec, SACConfig(**{**base, **settings}), CPU)
 
 
@@ -114,14 +130,15 @@ def test_the_update_s_gradient_in_float64_and_what_learns_from_which() -> None:
     q = [ref.critic(ref.nets.critics, i, obs, a) for i in range(2)]
     actor = (alpha * lp - torch.minimum(*q)).mean()
     heat = -(ref.nets.log_alpha * (lp + agent.target_entropy).detach()).mean()
-    for name, its in (("critics", critics), ("actor", actor), ("log_alpha", heat)):
+    for name, one in (("critics", critics), ("actor", actor), ("log_alpha", heat)):
         ours = [(n, p) for n, p in nets.named_parameters() if n.split(".")[0] == name]
         theirs = dict(ref.nets.named_parameters())
-        grads = torch.autograd.grad(its, [theirs[n] for n, _ in ours], retain_graph=True)
+        grads = torch.autograd.grad(one, [theirs[n] for n, _ in ours], retain_graph=True)
         for (n, p), g in zip(ours, grads, strict=True):
             assert p.grad is not None
             torch.testing.assert_close(p.grad.double(), g, rtol=1e-4, atol=1e-6, msg=n)
-    assert float(loss) == pytest.approx(float(critics + actor + heat), rel=1e-5)
+    its = (critics + actor + heat).detach()
+    assert float(loss.detach()) == pytest.approx(float(its), rel=1e-5)
 
 
 def test_only_the_critics_train_what_reads_images() -> None:
@@ -271,3 +288,41 @@ def test_it_finds_the_best_action_of_a_bandit() -> None:
     action = agent.act(observed(spec, 5), mode="mode")[0]
     np.testing.assert_allclose(action, 0.6, atol=0.1)
     assert float(metrics["alpha"]) < 0.5
+
+
+# In a run, which knows nothing of it
+
+
+def config_of(folder: Path, **changes: Any) -> TrainConfig:
+    agent = SACConfig(batch_size=8, units=8, encoder=ENCODER)
+    return small_config(folder, agent, "box", **changes)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sac") / "run"
+    check_trains_and_evaluates(config_of(folder))
+    return folder
+
+
+def test_a_run_stopped_and_continued_is_the_same(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    check_resumes(tmp_path, replace(config, env=replace(config.env, num_envs=2)))
+
+
+def test_a_run_starts_from_another_one(tmp_path: Path, run: Path) -> None:
+    check_starts_from(config_of(tmp_path), run)
+
+
+def test_a_run_learns_from_a_recording(tmp_path: Path, run: Path) -> None:
+    check_learns_offline(config_of(tmp_path), run)
+
+
+def test_it_is_exported_and_deployed(tmp_path: Path, run: Path) -> None:
+    pytest.importorskip("onnxscript")
+    check_exports_and_deploys(run, tmp_path)
+
+
+def test_the_wrong_actions_are_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="agent=sac needs continuous actions"):
+        build(replace(config_of(tmp_path), env=EnvConfig(ENV)), SILENT)
