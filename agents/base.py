@@ -79,6 +79,11 @@ class Agent(ABC):
     batch_length: int = 1
     min_rows: int = 1
 
+    @property
+    def name(self) -> str:
+        """Its name in `agents.AGENTS`."""
+        return str(self.Config().name)
+
     # Acting.
 
     @abstractmethod
@@ -120,6 +125,11 @@ class Agent(ABC):
     def evaluate(self, state: Any) -> Evaluation:
         """What it thinks of states of `model`."""
         return Evaluation()
+
+    def dream_config(self, world: Any, updates: int) -> Any:
+        """Settings of an agent like this one that learns to act in `world`, a copy of its own with
+        other rewards, which stays as it is, for some updates; None where it cannot."""
+        return None
 
     # Learning.
 

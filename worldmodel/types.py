@@ -187,6 +187,16 @@ class Relabels(Protocol[S_contra]):
 
 
 @runtime_checkable
+class Compares(Protocol):
+    """Says how alike single observations are."""
+
+    def comparable(self, obs: dict[str, Tensor]) -> Tensor:
+        """What it makes of observations [B, ...] without a past, [B, G]: the nearer, the more
+        alike. Draws nothing."""
+        ...
+
+
+@runtime_checkable
 class Learns(Protocol):
     """Learns from recorded sequences."""
 

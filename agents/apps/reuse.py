@@ -28,8 +28,6 @@ from agents.run.config import CONFIG, TrainConfig
 from agents.run.train import train
 from worldmodel import config, seeding
 
-MODEL_PARTS = ["encoder", "core", "decoder", "heads", "ensemble"]
-
 
 @dataclass
 class DreamConfig:
@@ -68,29 +66,30 @@ def dream_settings(asked: DreamConfig, overrides: Sequence[str] = ()) -> TrainCo
     """The training run that `asked` means: the old run's settings, with a frozen model and its
     replay for a recording.
 
-    Raises ConfigError for unknown heads and settings, and RunError for heads of another state of
-    the model.
+    Raises ConfigError for unknown heads and settings and for an agent that cannot learn in such
+    dreams, and RunError for heads of another state of the model.
     """
     folder = Path(asked.run)
     old = run_settings(folder)
     policy = agents.load(folder, "cpu")
     updates = asked.updates or replace(old, updates=0).budget
+    agent = policy.agent.dream_config(with_heads(folder, asked.control, policy), updates)
+    if agent is None:
+        raise config.ConfigError(
+            f"The agent '{policy.agent.name}' of '{folder}' cannot learn in the dreams of a world "
+            "that is kept as it is. Use a run of one that can, such as agent=dreamer."
+        )
+    made = agents.make(policy.agent.name, policy.spec, agent, policy.device)
     changes: dict[str, Any] = {
         "run": asked.to or f"{folder}-{'-'.join(asked.control)}",
         "offline": str(old.replay_folder if old.replay.directory else folder / "replay"),
         "updates": updates,
         "from_run": str(folder),
-        "load_parts": MODEL_PARTS,
+        "load_parts": [name for name, part in made.parts.items() if part.frozen],
         "offline_alignment": "auto",
         "offline_action_range": None,
         "eval_every": 0,
     }
-    agent = replace(
-        old.agent,
-        freeze_model=True,
-        model=with_heads(folder, asked.control, policy).config,
-        optim=replace(old.agent.optim, anneal=updates if old.agent.optim.anneal else 0),
-    )
     return changed(replace(old, **changes, agent=agent), overrides)
 
 

@@ -16,6 +16,7 @@ Hafner et al., "Mastering diverse control tasks through world models" (Nature 20
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -158,6 +159,11 @@ class Dreamer(Agent):
     def _policy(self, feat: Tensor) -> Any:
         """The actor's distribution over actions in imagined states with features [..., F]."""
         return self.actor(feat, self.model.allowed(feat))
+
+    def dream_config(self, world: WorldModel, updates: int) -> DreamerConfig:
+        """These settings with that world, frozen."""
+        optim = replace(self.config.optim, anneal=updates if self.config.optim.anneal else 0)
+        return replace(self.config, freeze_model=True, model=world.config, optim=optim)
 
     # Learning.
 
@@ -373,9 +379,8 @@ class Dreamer(Agent):
         for name, head in self.config.model.heads.items():
             prefix = f"model.heads.{name}."
             if not head.target and any(n.startswith(prefix) for n in names):
-                fitted = read_head(run, name)
-                fitted.check_model(old.model, run)
-                found |= {f"{prefix}{key}": value for key, value in fitted.weights().items()}
+                fitted = read_head(run, name).load(old.model, run).state_dict()
+                found |= {f"{prefix}{key}": value for key, value in fitted.items()}
         return found
 
     def state_dict(self) -> dict[str, Any]:

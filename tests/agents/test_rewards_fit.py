@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -12,15 +13,20 @@ from agents.apps.episodes import Episodes
 from agents.apps.rewards import fit, report
 from agents.apps.rewards.labels import Examples, Labels, split
 from agents.apps.rewards.latents import Latents, filtered
+from agents.apps.rewards.store import with_heads
 from agents.apps.rewards.tables import Pairs
+from agents.base import Policy
+from agents.random import Random, RandomConfig
 from tests.agents.rewards_run import replay_of
 from tests.model_batches import random_batch, scramble, spec_of, tiny
 from worldmodel import dream
+from worldmodel.config import ConfigError
+from worldmodel.envs import EnvConfig
 from worldmodel.replay import Replay, ReplayConfig
 from worldmodel.rssm import WorldModel
-from worldmodel.rssm.state import LatentState
-from worldmodel.types import ActionSpec, EnvSpec, ObsSpec
+from worldmodel.types import ActionSpec, EnvSpec, ObsSpec, Prediction
 
+CPU = torch.device("cpu")
 QUIET = lambda text: None  # noqa: E731
 DETER = 16
 
@@ -50,7 +56,7 @@ def test_a_head_finds_a_linear_reward(kind: str) -> None:
     lengths = [50] * 40
     latents, reward = synthetic(model, lengths)
     examples = split(Labels(list(reward.reshape(40, 50))), 0.25, 0)
-    head = fit.new_head(model, kind, 1, 0)
+    head = fit.blank_head(model, kind, 1, 0)
     loss = fit.regression(head, latents, examples, 128, dropout=0.0)
     fit.train(head, 600, 3e-3, loss, 0, QUIET)
     fit.rescale(head, *fit.unit_of(head, examples))
@@ -66,7 +72,7 @@ def test_an_untrained_head_is_a_constant_and_a_fit_can_be_repeated() -> None:
     examples = split(Labels(list(reward.reshape(4, 30))), 0.25, 0)
     found = []
     for _ in range(2):
-        head = fit.new_head(model, "twohot", 1, 7)
+        head = fit.blank_head(model, "twohot", 1, 7)
         before = fit.predicted(head, latents, np.arange(120))
         assert (before == 0).all()
         loss = fit.regression(head, latents, examples, 16, dropout=0.0)
@@ -89,7 +95,7 @@ def test_bradley_terry_finds_the_order_of_rewards() -> None:
     ])  # fmt: skip
     preferred = (sums[:, 1] > sums[:, 0]).astype(np.float64)
     pairs = Pairs(episode, start, np.full(400, 8), preferred, np.isin(episode, [3, 7]).any(1))
-    head = fit.new_head(model, "mse", 1, 0)
+    head = fit.blank_head(model, "mse", 1, 0)
     fit.train(head, 400, 1e-3, fit.comparison(head, latents, pairs, 32, 0.5), 0, QUIET)
     held = fit.judged(head, latents, pairs, np.flatnonzero(pairs.held_out))
     assert held["right"] > 0.85
@@ -101,7 +107,7 @@ def test_bradley_terry_finds_the_order_of_rewards() -> None:
 def test_the_loss_of_a_comparison_by_hand() -> None:
     model = model_of()
     latents, _ = synthetic(model, [6, 6])
-    head = fit.new_head(model, "mse", 1, 0)
+    head = fit.blank_head(model, "mse", 1, 0)
     torch.nn.init.normal_(head.out.weight)
     one = np.ones(1, np.int64)
     pairs = Pairs(np.array([[0, 1]]), np.array([[1, 2]]), 3 * one, np.array([0.3]), one == 0)
@@ -156,13 +162,28 @@ def test_filtering_episodes_side_by_side_equals_one_by_one() -> None:
         assert torch.allclose(ours.stoch, states.stoch[0], atol=2e-3)
 
 
-class CountingModel(torch.nn.Module):
-    """A state that sums the actions' second entry; the head reads it."""
+class Sum(NamedTuple):
+    value: torch.Tensor  # [..., 1]
 
-    def imagine(self, state: LatentState, actions: torch.Tensor, horizon: int) -> Any:
-        steps = torch.cat([torch.zeros(len(actions), 1), actions[..., 1].cumsum(1)], 1)
-        deter = state.deter[:, None] + steps[..., None]
-        return LatentState(deter, state.stoch[:, None].expand(-1, horizon + 1, -1, -1)), actions
+
+class SummingWorld:
+    """Its state sums the actions' second entry. It neither packs its states nor takes heads."""
+
+    discount, feat_size, feat_bound = 1.0, 1, math.inf
+
+    def initial(self, batch_size: int) -> Sum:
+        return Sum(torch.zeros(batch_size, 1))
+
+    def observe(self, state: Sum, obs: Any, action: torch.Tensor, is_first: torch.Tensor) -> Sum:
+        before = torch.where(is_first[:, None], 0.0, state.value)
+        return Sum(before + torch.where(is_first[:, None], 0.0, action[:, 1:]))
+
+    def step(self, state: Sum, action: torch.Tensor) -> Prediction[Sum]:
+        after = state.value + action[:, 1:]
+        return Prediction(Sum(after), after[:, 0], torch.ones(len(after)))
+
+    def feat(self, state: Sum) -> torch.Tensor:
+        return state.value
 
 
 class Reader:
@@ -177,18 +198,38 @@ class Reader:
 
 def test_dreams_are_compared_with_the_rows_that_really_came() -> None:
     """In this replay the action of step t is t / 100, so sums of actions tell the steps apart."""
-    episodes = Episodes(replay_of([20, 20, 20]))
-    latents = Latents(model_of(), range(3), episodes.lengths)
+    episodes, world = Episodes(replay_of([20, 20, 20])), SummingWorld()
+    latents = filtered(world, episodes, range(3))
     sums = np.arange(20).cumsum() / 100
-    latents.stored["deter"][:] = np.tile(sums, 3)[:, None]
+    assert np.allclose(latents.feat(np.arange(60))[:, 0], np.tile(sums, 3))
     labels = Labels([np.concatenate([[np.nan], sums[1:]]) for _ in range(3)])
     examples = split(labels, 0.34, 0)
     reader: Any = Reader()
-    found = fit.errors_ahead(reader, CountingModel(), episodes, latents, examples, 0)
+    found = fit.errors_ahead(reader, world, episodes, latents, examples, 0)
     assert list(found) == ["1", "5", "10", "15"]
     for ahead, errors in found.items():
         assert errors["mae"] < 1e-3, ahead
         assert errors["rows"] == 20 - max(int(ahead), 1)
+
+
+def test_a_head_can_be_fitted_on_any_world_with_features() -> None:
+    """One that takes no heads: the head serves to score, and knows the world that it reads."""
+    episodes, world = Episodes(replay_of([20] * 6)), SummingWorld()
+    latents = filtered(world, episodes, range(6))
+    labels = Labels([np.arange(20.0) for _ in range(6)])
+    examples = split(labels, 0.2, 0)
+    head = fit.blank_head(world, "mse", 1, 0)
+    fit.train(head, 300, 3e-3, fit.regression(head, latents, examples, 64, 0.0), 0, QUIET)
+    fit.rescale(head, *fit.unit_of(head, examples))
+    guess = fit.predicted(head, latents, np.arange(20))
+    assert np.corrcoef(guess, np.arange(20))[0, 1] > 0.95
+    policy = Policy(Random(episodes.spec, RandomConfig(), CPU), episodes.spec, EnvConfig("x"), CPU)
+    policy.agent.model = world
+    with pytest.raises(ConfigError, match="A SummingWorld has its own reward, and no head can pay"):
+        with_heads("nowhere", {"reward": 1.0}, policy)
+    policy.agent.model = torch.nn.Identity()
+    with pytest.raises(ConfigError, match="'nowhere' has a Identity without any"):
+        with_heads("nowhere", {"reward": 1.0}, policy)
 
 
 # Reports

@@ -177,7 +177,7 @@ def test_damage_is_noticed(run: Path) -> None:
         ("1st", "a letter first"),
         ("x" * 65, "at most 64"),
         ("reward", "'reward' is taken by the model itself"),
-        ("image", "'image' is taken"),
+        ("image", "'image' needs another name"),
         ("actor", "'actor' names one of Dreamer's own losses"),
         ("forward", "PyTorch reserves it"),
     ],
@@ -191,33 +191,32 @@ def test_impossible_names_are_refused(run: Path, name: str, message: str) -> Non
 
 def test_fitted_heads_pay_an_agent_that_saves_and_loads(run: Path) -> None:
     fit(run, "calm", f"{HERE}:effort")
-    found = rewards.with_heads(run, {"near": 1.0, "calm": -0.1, "reward": 2}, device="cpu")
-    assert sorted(found.fitted) == ["calm", "near"]
-    model = found.model()
+    policy = agents.load(run, "cpu")
+    model = rewards.with_heads(run, {"near": 1.0, "calm": -0.1, "reward": 2}, policy)
     feat = torch.randn(5, model.feat_size)
     heads = model.heads
     expected = heads["near"].predict(feat) - 0.1 * heads["calm"].predict(feat)  # type: ignore[operator]
     expected = expected + 2 * heads["reward"].predict(feat)  # type: ignore[operator]
     torch.testing.assert_close(model.reward(feat), expected)
     # As part of an agent: its updates leave the fitted heads alone, and it comes back whole.
-    settings = found.policy.agent.config  # type: ignore[attr-defined]
-    settings.model = found.config
+    settings = policy.agent.config  # type: ignore[attr-defined]
+    settings.model = model.config
     cpu = torch.device("cpu")
-    agent = agents.make("dreamer", found.policy.spec, settings, cpu)
-    agent.model.load_state_dict(found.weights)
+    agent = agents.make("dreamer", policy.spec, settings, cpu)
+    agent.model.load_state_dict(model.state_dict())
     before = {name: p.clone() for name, p in agent.model.heads["near"].named_parameters()}
     metrics, _ = agent.train_on(agents.load_replay(run).sample(2, 6))
     assert "loss/near" not in metrics
     assert "loss/reward" in metrics
     for name, p in agent.model.heads["near"].named_parameters():
         assert torch.equal(p, before[name])
-    again = agents.make("dreamer", found.policy.spec, settings, cpu)
+    again = agents.make("dreamer", policy.spec, settings, cpu)
     again.load_state_dict(agent.state_dict())
     torch.testing.assert_close(again.model.reward(feat), agent.model.reward(feat))
 
 
 def test_recorded_rewards_of_a_fitted_head_are_its_own_judgement(run: Path) -> None:
-    model = rewards.with_heads(run, {"near": 2.0, "reward": 1.0}, device="cpu").model()
+    model = rewards.with_heads(run, {"near": 2.0, "reward": 1.0}, device="cpu")
     batch = agents.load_replay(run).sample(3, 6)
     torch.manual_seed(0)
     states = model.losses(batch).states
@@ -330,7 +329,7 @@ def test_fine_tuning_writes_a_new_run_and_leaves_the_old_one(run: Path, tmp_path
     assert Episodes(agents.load_replay(into)).lengths.tolist() == (
         Episodes(agents.load_replay(run)).lengths.tolist()
     )
-    assert isinstance(rewards.with_heads(into, {"near2": 1.0}, device="cpu").model(), WorldModel)
+    assert isinstance(rewards.with_heads(into, {"near2": 1.0}, device="cpu"), WorldModel)
     assert "there is something in it" in refused(run, *words, f"into={into}")
 
 
@@ -405,7 +404,7 @@ def test_runs_without_a_world_model_or_a_replay_are_refused(run: Path, tmp_path:
 
     blind = replace(settings(tmp_path / "blind"), agent=CountingConfig())
     assert train(blind, lambda text: None) == 0
-    assert "read the states of a recurrent world model, but the agent" in refused(
+    assert "read the features of a learned world's states, but the agent" in refused(
         tmp_path / "blind", *words
     )
     shutil.rmtree(bare / "checkpoints")

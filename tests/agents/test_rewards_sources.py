@@ -286,7 +286,7 @@ def test_a_goal_is_nearest_to_itself_and_pictures_equal_their_frames(tmp_path: P
 def test_what_the_model_makes_of_a_picture_does_not_depend_on_chance() -> None:
     episodes, model = picture_episodes()
     obs = goal_observations("0:0,0:1", episodes)
-    assert torch.equal(look(model, obs), look(model, obs))
+    assert torch.equal(look(model, episodes.spec, obs), look(model, episodes.spec, obs))
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""The worlds other than the RSSM, learned or known; each in its own file, imported only when used."""
+"""The worlds other than the RSSM, learned or known, each in a file of its own."""

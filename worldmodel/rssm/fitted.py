@@ -1,4 +1,4 @@
-"""Heads that were fitted on a trained model, by name, beside its run.
+"""Heads that were fitted on a trained world, by name, beside its run; and worlds that take them.
 
     <run>/heads/<name>/head.json      where the reward comes from, what was measured, which model
                       weights.pt      the head's weights; nothing in it is executed
@@ -12,21 +12,57 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from worldmodel import checkpoint, config
 from worldmodel.config import ConfigError, RunError
-from worldmodel.rssm.heads import HeadConfig
+from worldmodel.rssm.heads import Head, HeadConfig
+from worldmodel.types import Batch, Features
 
 FOLDER = "heads"
 ABOUT, WEIGHTS = "head.json", "weights.pt"
 FORMAT = 1
-SEEN_BY_HEADS = ("encoder.", "core.")  # the weights that decide what a head reads
+UNITS = 64  # of a head on a world that has no say in it
+
+
+@runtime_checkable
+class TakesHeads(Features[Any], Protocol):
+    """A world that fitted heads can become a part of, which they then pay."""
+
+    @property
+    def paying(self) -> list[str]:
+        """Names that `control` may weigh: its own heads and rewards."""
+        ...
+
+    @property
+    def scalar_heads(self) -> dict[str, Head]:
+        """Its own heads of one number, by name."""
+        ...
+
+    @property
+    def feat_weights(self) -> dict[str, Tensor]:
+        """The weights that decide its features."""
+        ...
+
+    def new_head(self, config: HeadConfig) -> Head:
+        """An untrained head that could become a part of it."""
+        ...
+
+    def with_heads(self, heads: Mapping[str, Head], control: Mapping[str, float]) -> Any:
+        """A copy with these heads too, paid by a weighted sum of some; ValueError where a name or
+        a head cannot be."""
+        ...
+
+    def loss_and_feat(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The scalar that it learns from a batch, and the features [B, T, F] of its states, both
+        with gradient."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -70,8 +106,9 @@ class FittedHead:
         assert isinstance(state, dict)
         return state
 
-    def check_model(self, model: nn.Module, run: str | Path) -> None:
-        """RunError unless it was fitted on this very state of the model of a run."""
+    def load(self, model: Features[Any], run: str | Path) -> Head:
+        """The head itself, on the CPU. Raises RunError where it is damaged, and unless it was
+        fitted on this very state of the model of a run."""
         if self.model != fingerprint(model):
             raise RunError(
                 f"The head '{self.name}' was fitted on the model of {self.checkpoint}, but the run "
@@ -79,6 +116,14 @@ class FittedHead:
                 f"again: scripts/fit_reward.py run={run} name={self.name} "
                 f"reward='{self.source['reward']}' replace=true"
             )
+        head = new_head(model, self.config)
+        try:
+            head.load_state_dict(self.weights())
+        except RunError:
+            raise
+        except RuntimeError as error:
+            raise RunError(f"A head does not fit the model of '{run}': {error}") from error
+        return head.requires_grad_(False)
 
 
 def head_names(run: str | Path) -> list[str]:
@@ -117,13 +162,23 @@ def no_head(run: str | Path, name: str) -> ConfigError:
     )
 
 
-def fingerprint(model: nn.Module) -> str:
-    """What tells the states that a model passes through from those of any other weights."""
+def new_head(model: Features[Any], config: HeadConfig) -> Head:
+    """An untrained head that reads the features of a world."""
+    if isinstance(model, TakesHeads):
+        return model.new_head(config)
+    return Head(config, model.feat_size, UNITS)
+
+
+def fingerprint(model: Any) -> str:
+    """What tells the features of a world from those of any other weights; features that nothing
+    learned decides are all alike."""
     found = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        if name.startswith(SEEN_BY_HEADS):
-            found.update(name.encode())
-            found.update(value.detach().cpu().contiguous().numpy().tobytes())
+    weights = model.state_dict() if isinstance(model, nn.Module) else {}
+    if isinstance(model, TakesHeads):
+        weights = model.feat_weights
+    for name, value in sorted(weights.items()):
+        found.update(name.encode())
+        found.update(value.detach().cpu().contiguous().numpy().tobytes())
     return found.hexdigest()[:16]
 
 

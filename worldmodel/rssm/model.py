@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -203,6 +205,50 @@ class WorldModel(nn.Module):
         steps = self.curiosity(feat[..., :-1, :], action)
         return self.reward(feat) + nn.functional.pad(steps, (1, 0))
 
+    @property
+    def paying(self) -> list[str]:
+        """Names that `control` may weigh."""
+        return [*self.config.heads, *([DISAGREEMENT] if self.ensemble is not None else [])]
+
+    @property
+    def scalar_heads(self) -> dict[str, Head]:
+        """Its heads of one number, by name."""
+        return {k: h for k, h in self.heads.items() if h.scalar}  # type: ignore[misc]
+
+    @property
+    def feat_weights(self) -> dict[str, Tensor]:
+        """The weights that decide features: of encoder and core."""
+        seen = ("encoder.", "core.")
+        return {name: value for name, value in self.state_dict().items() if name.startswith(seen)}
+
+    def new_head(self, config: HeadConfig) -> Head:
+        """An untrained head that could become a part of it."""
+        return Head(config, self.feat_size, self.config.units, self.config.bins)
+
+    def with_heads(self, heads: Mapping[str, Head], control: Mapping[str, float]) -> WorldModel:
+        """A copy with these heads too, paid by a weighted sum of some; ValueError where a name or
+        a head cannot be."""
+        configs = self.config.heads | {name: head.config for name, head in heads.items()}
+        config = replace(copy.deepcopy(self.config), heads=configs, control=dict(control))
+        made = WorldModel(self.spec, config)
+        weights = self.state_dict()
+        for name, head in heads.items():
+            weights |= {f"heads.{name}.{key}": value for key, value in head.state_dict().items()}
+        made.load_state_dict(weights)
+        return made.to(next(self.parameters()).device)
+
+    def comparable(self, obs: dict[str, Tensor]) -> Tensor:
+        """The posterior's logits [B, S * K] after one frame that begins an episode, each group
+        centred (the means [B, S], for gaussian latents): of what was tried, it orders Pendulum's
+        pictures best by their angle (docs/REWARDS.md)."""
+        embed = self.encoder(obs).unsqueeze(1)  # [B, 1, E]
+        action = embed.new_zeros(len(embed), 1, self.spec.action.size)
+        first = torch.ones(len(embed), 1, dtype=torch.bool, device=embed.device)
+        _, params = self.core.observe(self.initial(len(embed)), embed, action, first)
+        params = params.squeeze(1).float()
+        params = params[..., 0] if self.core.gaussian else params - params.mean(-1, keepdim=True)
+        return params.flatten(1)
+
     def recorded_reward(self, batch: Batch, states: LatentState) -> Tensor:
         """What was to be maximised, as it was recorded [B, T].
 
@@ -296,6 +342,13 @@ class WorldModel(nn.Module):
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar to minimise and its parts; never steps, never calls backward."""
         output = self.losses(batch)
-        total = torch.stack([self.scale(k) * v.mean() for k, v in output.losses.items()]).sum()
         parts = {f"loss/{k}": v.detach().mean() for k, v in output.losses.items()}
-        return total, parts | output.metrics
+        return self._total(output), parts | output.metrics
+
+    def loss_and_feat(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The scalar to minimise, and the features [B, T, F] of the posteriors."""
+        output = self.losses(batch)
+        return self._total(output), output.states.feat
+
+    def _total(self, output: ModelOutput) -> Tensor:
+        return torch.stack([self.scale(k) * v.mean() for k, v in output.losses.items()]).sum()

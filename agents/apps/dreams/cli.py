@@ -19,7 +19,7 @@ from worldmodel import config, seeding
 from worldmodel.accel.devices import keep_freed_memory, set_threads
 from worldmodel.config import ConfigError, RunError
 from worldmodel.log import write_json
-from worldmodel.types import Dynamics
+from worldmodel.types import Decodes, Dynamics
 
 REPORT, SUMMARY = "report.html", "summary.json"
 
@@ -54,14 +54,12 @@ def _dream(words: list[str], say: Callable[[str], None]) -> int:
 
 def lacks(policy: Policy, run: str) -> list[str]:
     """What a run's dreams cannot show, in words; ConfigError where it has none at all."""
-    model = policy.model
-    if model is None or not isinstance(model, Dynamics):
-        name = getattr(getattr(policy.agent, "config", None), "name", type(policy.agent).__name__)
+    if not isinstance(policy.model, Dynamics):
         raise ConfigError(
-            f"The agent of '{run}' ({name}) has no world model that could dream. Give a run of an "
-            "agent that learns one, such as agent=dreamer."
+            f"The agent of '{run}' ({policy.agent.name}) has no world model that could dream. Give "
+            "a run of an agent that learns one, such as agent=dreamer."
         )
-    if not hasattr(model, "decode"):
+    if not isinstance(policy.model, Decodes):
         return [
             "left out: the model has no decoder, so nothing can be drawn; rewards, continues and "
             "returns follow."

@@ -127,7 +127,7 @@ def imagine(policy: Policy, start: Any, settings: DreamConfig) -> Futures:
         action = action.to(tree.device(state))
         if acts:
             chosen = judge(tree.index(state, slice(each))).prior.sample()
-            action = torch.cat([chosen.clamp(-1, 1), action])
+            action = torch.cat([policy.spec.action.clip(chosen), action])
         state, reward, cont = model.step(state, action)
         found = {"reward": reward, "cont": cont}
         value = judge(state).value

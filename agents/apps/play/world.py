@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from agents.base import Policy, check_mode, random_actions
-from worldmodel import seeding
+from worldmodel import dream, seeding, tree
 from worldmodel.config import ConfigError
 from worldmodel.dream import films
-from worldmodel.types import MASK_KEY, Batch, EnvSpec, start_of
+from worldmodel.types import MASK_KEY, Batch, Decodes, EnvSpec, Masks, Surprises
 
 INK, PAPER, GRID = (232, 234, 237), (24, 27, 33), (70, 75, 84)  # of numbers drawn as bars
 
@@ -44,53 +44,37 @@ class World:
     """
 
     def __init__(self, policy: Policy) -> None:
-        name = getattr(policy.agent.Config(), "name", type(policy.agent).__name__)
+        name, self.model = policy.agent.name, policy.model
         if policy.model is None:
             raise ConfigError(
                 f"The agent '{name}' of this run learned no world model, so there is no dream to "
                 "step into. Give the run of an agent that learns one, such as dreamer."
             )
-        if not callable(getattr(policy.model, "decode", None)):
+        if not isinstance(policy.model, Decodes):
             raise ConfigError(
                 f"The world model of the agent '{name}' has no decoder: it predicts, but cannot "
                 "show what. Give a run whose model has decode(state)."
             )
         self.policy, self.spec, self.device = policy, policy.spec, policy.device
-        self.model: Any = policy.model
         self.acts = policy.agent.evaluate(self.model.initial(1)).prior is not None
-        self._surprise = getattr(self.model, "surprise", None)
-
-    @property
-    def surprises(self) -> bool:
-        """Whether the model can say how much a real frame surprises it."""
-        return self._surprise is not None
 
     @torch.no_grad()
     def after(self, batch: Batch, seed: int) -> Any:
         """The state [1, ...] after the last row of one sequence [1, T, ...]."""
-        batch = batch.to(self.device)
-        state: Any = start_of(self.model, batch)
         with seeding.Stream(seed, self.device):
-            for t in range(batch.shape[1]):
-                obs = {key: value[:, t] for key, value in batch.obs.items()}
-                state = self.model.observe(state, obs, batch.action[:, t], batch.is_first[:, t])
-        return state
+            states = dream.follow(self.model, batch.to(self.device))
+        return tree.index(states, (slice(None), -1))
 
     @torch.no_grad()
     def see(
-        self,
-        before: Any,
-        obs: Mapping[str, np.ndarray],
-        action: np.ndarray | None,
-        seed: int,
+        self, before: Any, obs: Mapping[str, np.ndarray], action: np.ndarray | None, seed: int
     ) -> Any:
         """The state [1, ...] after one real observation; action: [A] that led to it, None at an
         episode's start."""
         given = np.zeros(self.spec.action.size, np.float32) if action is None else action
         first = torch.tensor([action is None], device=self.device)
         with seeding.Stream(seed, self.device):
-            out: Any = self.model.observe(before, self._tensors(obs), self._action(given), first)
-        return out
+            return self.model.observe(before, self._tensors(obs), self._action(given), first)
 
     @torch.no_grad()
     def dream(self, before: Any, action: np.ndarray, seed: int) -> Sight:
@@ -110,10 +94,10 @@ class World:
     ) -> float | None:
         """KL in nats between what is foretold from a state and an action, and what the real
         observation then says; None where the model cannot tell."""
-        if self._surprise is None:
+        if not isinstance(self.model, Surprises):
             return None
         with seeding.Stream(seed, self.device):
-            return float(self._surprise(before, self._tensors(obs), self._action(action)))
+            return float(self.model.surprise(before, self._tensors(obs), self._action(action)))
 
     def decide(self, latent: Any, mask: np.ndarray | None, mode: str, seed: int) -> np.ndarray:
         """The agent's encoded action [A] in an imagined state; random where it cannot decide."""
@@ -124,9 +108,10 @@ class World:
             prior = self.policy.agent.evaluate(latent).prior
             chosen = prior.sample() if mode == "sample" else prior.mode()
         action = chosen[0].float().cpu().numpy()
-        if self.spec.action.kind == "continuous":
-            return np.clip(action, -1.0, 1.0)
-        return action if allows(mask, action) else self.random_action(mask, seed)
+        if self.spec.action.kind == "discrete" and not allows(mask, action):
+            return self.random_action(mask, seed)
+        found: np.ndarray = self.spec.action.clip(action)
+        return found
 
     def random_action(self, mask: np.ndarray | None, seed: int) -> np.ndarray:
         """A uniform encoded action [A] among those allowed."""
@@ -138,20 +123,17 @@ class World:
         return picture_of(obs, self.spec)
 
     def _sight(self, state: Any, reward: float | None, goes_on: float | None) -> Sight:
-        shown = {
-            key: value[0].float().cpu().numpy() for key, value in self.model.decode(state).items()
-        }
+        shown = {k: v[0].float().cpu().numpy() for k, v in self.model.decode(state).items()}
         value = self.policy.agent.evaluate(state).value
-        mask = None
-        if self.spec.has_mask:
-            predicted = self.model.action_mask(state)
-            mask = (
-                None
-                if predicted is None
-                else allowed(predicted[0].cpu().numpy(), self.spec.action.sizes)
-            )
-        number = None if value is None else float(value)
-        return Sight(state, self.picture(shown), reward, goes_on, number, mask)
+        mask = self.model.action_mask(state) if isinstance(self.model, Masks) else None
+        return Sight(
+            state,
+            self.picture(shown),
+            reward,
+            goes_on,
+            None if value is None else float(value),
+            None if mask is None else allowed(mask[0].cpu().numpy(), self.spec.action.sizes),
+        )
 
     def _tensors(self, obs: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         return {key: torch.as_tensor(obs[key], device=self.device)[None] for key in self.spec.seen}

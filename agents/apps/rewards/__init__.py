@@ -11,14 +11,13 @@ report, cli      pictures, words and the command behind scripts/fit_reward.py
 
 from agents.apps.rewards.make import FitConfig, fit_head
 from agents.apps.rewards.score import Score, score
-from agents.apps.rewards.store import WithHeads, remove_head, with_heads
+from agents.apps.rewards.store import remove_head, with_heads
 from worldmodel.rssm.fitted import FittedHead, head_names, read_head
 
 __all__ = [
     "FitConfig",
     "FittedHead",
     "Score",
-    "WithHeads",
     "fit_head",
     "head_names",
     "read_head",

@@ -59,11 +59,10 @@ def tune(
     began = time.monotonic()
     for done in range(1, updates + 1):
         batch, wanted = draw(rng)
-        output = model.losses(batch)
-        total = torch.stack([model.scale(k) * v.mean() for k, v in output.losses.items()]).sum()
+        total, feat = model.loss_and_feat(batch)
         known = ~wanted.isnan()
         if known.any():
-            total = total + head.loss(output.states.feat[known], wanted[known]).mean()
+            total = total + head.loss(feat[known], wanted[known]).mean()
         try:
             optim.step(total)
         except FloatingPointError as error:

@@ -24,9 +24,11 @@ from agents.apps.episodes import Episodes
 from agents.apps.rewards.labels import Examples
 from agents.apps.rewards.latents import Latents
 from agents.apps.rewards.tables import EVEN, Pairs
+from worldmodel import dream, tree
 from worldmodel.config import RunError
 from worldmodel.optim import LaProp, OptimConfig
 from worldmodel.rssm import Head, HeadConfig
+from worldmodel.rssm.fitted import new_head
 
 Draw = Callable[[np.random.Generator], Tensor]  # the loss of a batch that a generator picks
 AHEAD = (1, 5, 10, 15)  # steps into a dream at which rewards are compared with the truth
@@ -35,12 +37,11 @@ PREDICT = 4096  # rows predicted together
 QUARTERS = 4  # words of progress
 
 
-def new_head(model: Any, kind: str, layers: int, seed: int) -> Head:
+def blank_head(model: Any, kind: str, layers: int, seed: int) -> Head:
     """An untrained head that fits the model's states; it predicts 0 everywhere."""
     torch.manual_seed(seed)
-    units, bins = model.config.units, model.config.bins
     config = HeadConfig(target="", kind=kind, layers=layers, outscale=0.0, trains_latent=False)
-    return Head(config, model.feat_size, units, bins).to(next(model.parameters()).device)
+    return new_head(model, config).to(dream.device_of(model))
 
 
 def train(
@@ -174,12 +175,14 @@ def errors_ahead(
             continue
         picks = [places[i] for i in rng.permutation(len(places))[:STARTS]]
         episode, step = np.array(picks).T
-        state = latents.states(latents.rows(episode, step))
-        state = state.map(lambda x: x.to(next(head.parameters()).device))
+        device = next(head.parameters()).device
+        state = tree.to(latents.states(latents.rows(episode, step)), device)
         actions = [episodes.read(e, t + 1, t + 1 + ahead)["action"] for e, t in picks]
+        action = torch.from_numpy(np.stack(actions)).to(device)
         torch.manual_seed(seed)
-        states, _ = model.imagine(state, torch.from_numpy(np.stack(actions)).to(state.deter), ahead)
-        guess = head.predict(states.feat[:, -1]).double().cpu().numpy()
+        for h in range(ahead):
+            state = model.step(state, action[:, h]).state
+        guess = head.predict(model.feat(state)).double().cpu().numpy()
         truth = np.array([label[e, t + ahead] for e, t in picks])
         found[str(ahead)] = errors(guess, truth, constant)
     return found

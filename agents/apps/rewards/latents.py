@@ -1,11 +1,9 @@
 """What a frozen model makes of recorded rows: the states that it passes through while it is shown
 whole episodes, kept once; and how far single observations are from a goal.
 
-A goal is an observation that somebody likes, and the reward is how near others are to one. Distance
-is measured between what the model makes of each observation alone, without a past: the logits of
-its posterior after one frame that begins an episode (the means, for gaussian latents), each group
-centred. It is the root of the mean squared difference. On Pendulum's pictures it orders frames by
-their angle from the goal better than anything else that was tried (docs/REWARDS.md).
+A goal is an observation that somebody likes, and the reward is how near others are to one: the root
+of the mean squared difference between what the model makes of each observation alone, without a
+past.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from agents.apps.rewards.labels import Labels
 from worldmodel import dream, tree
 from worldmodel.config import ConfigError
 from worldmodel.seeding import Stream
-from worldmodel.types import EnvSpec, Packs, start_of
+from worldmodel.types import Compares, EnvSpec, Packs, start_of
 
 SIDE_BY_SIDE = 64  # episodes that are filtered together
 CHUNK = 64  # rows of them at a time
@@ -75,7 +73,8 @@ class Latents:
 
     def feat(self, rows: np.ndarray) -> Tensor:
         """Their features [N, F]."""
-        return self.states(rows).feat
+        feat: Tensor = self._model.feat(self.states(rows))
+        return feat
 
 
 @torch.no_grad()
@@ -86,7 +85,7 @@ def filtered(model: Any, episodes: Episodes, used: Sequence[int], seed: int = 0)
     or from nothing. Draws no global random numbers.
     """
     latents = Latents(model, used, episodes.lengths)
-    device = next(model.parameters()).device
+    device = dream.device_of(model)
     # Episodes of like lengths go together; those that have ended leave the group.
     order = sorted(latents.episodes, key=lambda number: -episodes.lengths[number])
     with Stream(seed, device):
@@ -126,11 +125,11 @@ def goal_labels(what: str, episodes: Episodes, model: Any, scale: float = 0.0) -
 
     Raises ConfigError where a goal is neither a picture nor a frame of the replay.
     """
-    targets = look(model, goal_observations(what, episodes))
+    targets = look(model, episodes.spec, goal_observations(what, episodes))
     labels = []
     for number in range(len(episodes)):
         rows = episodes.read(number)
-        seen = look(model, {key: rows[key] for key in episodes.spec.seen})
+        seen = look(model, episodes.spec, {key: rows[key] for key in episodes.spec.seen})
         apart = (seen[:, None] - targets[None]).square().mean(-1).sqrt().amin(1)
         distance = apart.double().cpu().numpy()
         labels.append(np.exp(-distance / scale) if scale else -distance)
@@ -153,21 +152,21 @@ def goal_observations(what: str, episodes: Episodes) -> dict[str, np.ndarray]:
 
 
 @torch.no_grad()
-def look(model: Any, obs: dict[str, np.ndarray]) -> Tensor:
-    """What the model makes of observations [N, ...] without a past: float32 [N, S * K or S]."""
-    device = next(model.parameters()).device
+def look(model: Any, spec: EnvSpec, obs: dict[str, np.ndarray]) -> Tensor:
+    """What the model makes of observations [N, ...] without a past, [N, G]: what it compares them
+    by where it has such a thing, else the features of its states."""
+    device = dream.device_of(model)
     parts = []
     count = len(next(iter(obs.values())))
     for i in range(0, count, SEEN):
         part = {k: torch.from_numpy(v[i : i + SEEN]).to(device) for k, v in obs.items()}
-        embed = model.encoder(part).unsqueeze(1)  # [n, 1, E]
-        size = len(embed)
-        action = torch.zeros(size, 1, model.spec.action.size, device=device)
-        first = torch.ones(size, 1, dtype=torch.bool, device=device)
-        _, params = model.core.observe(model.initial(size), embed, action, first)
-        params = params.squeeze(1).float()
-        params = params[..., 0] if model.core.gaussian else params - params.mean(-1, keepdim=True)
-        parts.append(params.flatten(1))
+        if isinstance(model, Compares):
+            parts.append(model.comparable(part))
+            continue
+        size = min(SEEN, count - i)
+        action = torch.zeros(size, spec.action.size, device=device)
+        first = torch.ones(size, dtype=torch.bool, device=device)
+        parts.append(model.feat(model.observe(model.initial(size), part, action, first)))
     return torch.cat(parts)
 
 

@@ -35,7 +35,7 @@ from worldmodel import config
 from worldmodel.accel.devices import set_threads
 from worldmodel.config import ConfigError
 from worldmodel.rssm import Head
-from worldmodel.rssm.fitted import FittedHead, checkpoint_name, fingerprint
+from worldmodel.rssm.fitted import FittedHead, TakesHeads, checkpoint_name, fingerprint
 from worldmodel.rssm.heads import KINDS
 from worldmodel.seeding import rng_state, set_rng_state, spawn
 
@@ -130,12 +130,9 @@ class _Job:
         self.settings, self.say, self.began = settings, say, time.monotonic()
         self.source = parse(settings.reward)
         self.policy: Policy = agents.load(settings.run, settings.device)
-        self.model = store.world_model(self.policy, settings.run)
-        taken = store.taken_names(self.policy, settings.run)
-        store.check_name(settings.run, settings.name, taken, settings.replace)
-        store.check_bearable(self.policy, settings.run, settings.name)
+        self.model = store.world_of(self.policy, settings.run)
+        store.check_name(self.policy, settings.run, settings.name, settings.replace)
         self._check()
-        self.model.requires_grad_(False)
         self.episodes = Episodes(agents.load_replay(settings.run))
         if not len(self.episodes):
             raise ConfigError(f"The replay of '{settings.run}' holds no rows yet. Train the run.")
@@ -155,6 +152,11 @@ class _Job:
     def _check(self) -> None:
         """ConfigError for settings that do not go together."""
         settings = self.settings
+        if settings.finetune and not isinstance(self.model, TakesHeads):
+            raise ConfigError(
+                f"finetune=true lets a reward change the world, but a {type(self.model).__name__} "
+                "has no features that could change. Leave it out."
+            )
         if settings.finetune and settings.new_run.exists() and any(settings.new_run.iterdir()):
             raise ConfigError(
                 f"finetune=true writes a new run to '{settings.new_run}', but there is something "
@@ -235,7 +237,7 @@ class _Job:
         """A head for these latents, and what was measured of it."""
         settings = self.settings
         seed = spawn(settings.seed, "head")
-        head = fit.new_head(self.model, self.kind, settings.layers, seed)
+        head = fit.blank_head(self.model, self.kind, settings.layers, seed)
         dropout = settings.dropout if settings.dropout >= 0 else DROPOUT if self.few else 0.0
         if self.pairs is not None:
             updates, batch = settings.updates or UPDATES_OF_PAIRS, settings.batch or PAIRS

@@ -11,15 +11,15 @@ import numpy as np
 import torch
 
 from agents.apps.rewards.labels import load_function, parse
-from agents.apps.rewards.store import with_heads
+from agents.apps.rewards.store import world_of
 from agents.base import Policy
 from agents.run.collect import Collector
 from agents.run.evaluate import evaluate
 from worldmodel import config, seeding
 from worldmodel.config import ConfigError
 from worldmodel.envs import EnvError, RewardFunction
-from worldmodel.rssm import Head, WorldModel
-from worldmodel.rssm.fitted import head_names, read_head
+from worldmodel.rssm import Head
+from worldmodel.rssm.fitted import TakesHeads, head_names, read_head
 
 
 @dataclass
@@ -124,7 +124,7 @@ class _Sums:
         rows, after = collector.rows, collector.seen
         if judge.head is not None:
             with torch.no_grad():
-                return judge.head.predict(self.state.feat).double().cpu().numpy()
+                return judge.head.predict(self.policy.model.feat(self.state)).double().cpu().numpy()
         if judge.function is None:
             values = rows["reward"] if judge.key == "reward" else after[judge.key][:, 0]
             return values.astype(np.float64)
@@ -153,22 +153,22 @@ def _judge(name: str, policy: Policy, run: str | Path | None) -> Judge:
     """Who says what a reward is worth in the real environment."""
     if ":" in name:
         return Judge(function=load_function(name))
-    model: Any = policy.model if isinstance(policy.model, WorldModel) else None
-    own = model.config.heads if model is not None else {}
+    model = policy.model
+    own = model.scalar_heads if isinstance(model, TakesHeads) else {}
     stored = head_names(run) if run is not None else []
     if name in stored:
         assert run is not None
-        source = parse(read_head(run, name).source["reward"])
+        fitted = read_head(run, name)
+        source = parse(fitted.source["reward"])
         if source.kind == "function":
             return Judge(function=load_function(source.what))
         if source.kind == "key":
             return Judge(key=source.what)
-        fitted = with_heads(run, {name: 1.0}, policy).model()
-        return Judge(head=fitted.heads[name])  # type: ignore[arg-type]
-    if name in own and not own[name].target:
-        return Judge(head=model.heads[name])
+        return Judge(head=fitted.load(world_of(policy, run), run).to(policy.device))
+    if name in own and not own[name].config.target:
+        return Judge(head=own[name])
     if name in own or name == "reward":
-        return Judge(key=own[name].target if name in own else name)
+        return Judge(key=own[name].config.target if name in own else name)
     raise ConfigError(
         config.unknown("reward", name, [*own, *stored]) + " A function is named as module:function."
     )

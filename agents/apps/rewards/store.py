@@ -2,60 +2,65 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import re
 import shutil
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import agents
 from agents.base import Policy
 from worldmodel import config
 from worldmodel.atomic import replaced
-from worldmodel.config import ConfigError, RunError
-from worldmodel.rssm import Head, HeadConfig, ModelConfig, WorldModel
+from worldmodel.config import ConfigError
+from worldmodel.rssm import Head, HeadConfig
 from worldmodel.rssm.fitted import (
     ABOUT,
     FOLDER,
     WEIGHTS,
     FittedHead,
+    TakesHeads,
     digest,
     head_names,
+    new_head,
     no_head,
     read_head,
 )
+from worldmodel.types import Features
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
-DISAGREEMENT = "disagreement"  # the reward of an ensemble, where the model has one
 
 
-def check_name(run: str | Path, name: str, taken: Iterable[str], replace: bool) -> None:
-    """ConfigError unless a new head of that name can be stored in a run.
-
-    taken: names that the model, its observations or its agent have in use.
-    """
+def check_name(policy: Policy, run: str | Path, name: str, replace: bool) -> None:
+    """ConfigError unless a new head of that name can be stored in a run, and become a part of its
+    agent: that is asked of the agent itself, which is built for it."""
     if not NAME.fullmatch(name):
         raise ConfigError(
             f"name='{name}' cannot name a head: use letters, digits and underscores, a letter "
             "first, at most 64. It becomes a folder, and a word in control={...}."
-        )
-    if name in taken:
-        raise ConfigError(
-            f"The name '{name}' is taken by the model itself (its heads, losses and observations "
-            f"are {', '.join(sorted(taken))}). Choose another."
         )
     if (Path(run) / FOLDER / name).exists() and not replace:
         raise ConfigError(
             f"'{run}' has a head '{name}' already. Choose another name, say replace=true to fit it "
             f"anew, or remove={name} to delete it."
         )
+    world = world_of(policy, run)
+    if not isinstance(world, TakesHeads):
+        return
+    if name in world.paying:
+        raise ConfigError(f"The name '{name}' is taken by the model itself. Choose another.")
+    try:
+        made = world.with_heads({name: new_head(world, HeadConfig(target=""))}, {name: 1.0})
+        settings = policy.agent.dream_config(made, updates=1)
+        if settings is not None:
+            agents.make(settings.name, policy.spec, settings, policy.device)
+    except ValueError as error:
+        raise ConfigError(f"name='{name}' cannot name a head. {error}") from error
 
 
 def write_head(
@@ -83,22 +88,15 @@ def remove_head(run: str | Path, name: str) -> Path:
     return folder
 
 
-@dataclass(frozen=True)
-class WithHeads:
-    """A model that is paid by fitted heads. config and weights: for `WorldModel(policy.spec,
-    config)` and its `load_state_dict`, or for the model of any agent built with that config.
-    fitted: the stored heads among those in control, by name."""
-
-    policy: Policy
-    config: ModelConfig
-    weights: dict[str, Tensor]
-    fitted: dict[str, FittedHead]
-
-    def model(self) -> WorldModel:
-        """The model itself, on the policy's device, its weights in place."""
-        made = WorldModel(self.policy.spec, self.config)
-        made.load_state_dict(self.weights)
-        return made.to(self.policy.device)
+def world_of(policy: Policy, run: str | Path) -> Any:
+    """The world of a run's agent; ConfigError where it has none that heads can read."""
+    if isinstance(policy.model, Features):
+        return policy.model
+    kind = "no world" if policy.model is None else f"a {type(policy.model).__name__} without any"
+    raise ConfigError(
+        f"Reward heads read the features of a learned world's states, but the agent of '{run}' has "
+        f"{kind}. Train one that has, such as agent=dreamer."
+    )
 
 
 def with_heads(
@@ -106,45 +104,34 @@ def with_heads(
     control: Mapping[str, float],
     policy: Policy | None = None,
     device: str = "auto",
-) -> WithHeads:
-    """The model of a run whose reward is a weighted sum of heads, its own and fitted ones.
+) -> Any:
+    """A copy of a run's world whose reward is a weighted sum of heads, its own and fitted ones.
 
     run: the folder with the heads; policy: its trained agent, where it is loaded already. Fitted
     heads become heads of the model with the target "": no batch teaches them.
 
-    Raises ConfigError for names that no head has, weights that are not finite and heads of several
-    numbers, and RunError for a head that is damaged or fitted on another state of the model.
+    Raises ConfigError for a world that takes no heads, names that no head has, weights that are not
+    finite and heads of several numbers, and RunError for a head that is damaged or fitted on
+    another state of the model.
     """
     policy = policy or agents.load(run, device)
-    model = world_model(policy, run)
-    _check(control, model, run)
+    world = world_of(policy, run)
+    if not isinstance(world, TakesHeads):
+        raise ConfigError(
+            f"A {type(world).__name__} has its own reward, and no head can pay in its place. Heads "
+            "fitted on it serve to score policies. Use a run of agent=dreamer."
+        )
+    _check_control(control, [*world.paying, *head_names(run)])
     stored = head_names(run)
-    fitted = {name: read_head(run, name) for name in control if name in stored}
-    weights = {name: value.clone() for name, value in model.state_dict().items()}
-    for name, head in fitted.items():
-        head.check_model(model, run)
-        weights |= {f"heads.{name}.{key}": value for key, value in head.weights().items()}
-    made = copy.deepcopy(model.config)
-    made = replace(
-        made,
-        heads=made.heads | {name: head.config for name, head in fitted.items()},
-        control={name: float(weight) for name, weight in control.items()},
-    )
-    result = WithHeads(policy, made, weights, fitted)
+    heads = {name: read_head(run, name).load(world, run) for name in control if name in stored}
     try:
-        result.model()
+        return world.with_heads(heads, {name: float(value) for name, value in control.items()})
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    except RuntimeError as error:
-        raise RunError(f"A head does not fit the model of '{run}': {error}") from error
-    return result
 
 
-def _check(control: Mapping[str, float], model: WorldModel, run: str | Path) -> None:
+def _check_control(control: Mapping[str, float], known: list[str]) -> None:
     """ConfigError for heads that nobody knows, and for weights that are no numbers."""
-    known = [*model.config.heads, *head_names(run)]
-    if getattr(model, "ensemble", None) is not None:
-        known.append(DISAGREEMENT)
     if not control:
         raise ConfigError(
             f"control names no head. Known: {', '.join(known)}. For example "
@@ -158,34 +145,3 @@ def _check(control: Mapping[str, float], model: WorldModel, run: str | Path) -> 
             )
         if not isinstance(weight, int | float) or not math.isfinite(weight):
             raise ConfigError(f"The weight of '{name}' in control is {weight}; give a number.")
-
-
-def world_model(policy: Policy, run: str | Path) -> WorldModel:
-    """The world model of a run's agent; ConfigError where it has none that heads can read."""
-    if isinstance(policy.model, WorldModel):
-        return policy.model
-    kind = "none" if policy.model is None else f"a {type(policy.model).__name__}"
-    raise ConfigError(
-        f"Reward heads read the states of a recurrent world model, but the agent of '{run}' has "
-        f"{kind}. Train one that has, with agent=dreamer."
-    )
-
-
-def taken_names(policy: Policy, run: str | Path) -> list[str]:
-    """Names that a fitted head of this run cannot bear: those of the model's own heads, losses
-    and observations, and what its agent keeps for itself."""
-    model = world_model(policy, run)
-    return sorted(
-        {*model.config.heads, *policy.spec.seen, "dyn", "rep", "action_mask", DISAGREEMENT}
-    )
-
-
-def check_bearable(policy: Policy, run: str | Path, name: str) -> None:
-    """ConfigError where the model, or the agent that it is a part of, cannot have a head of that
-    name: asked of the agent itself, which is built for it."""
-    settings: Any = copy.deepcopy(policy.agent.config)  # type: ignore[attr-defined]
-    settings.model.heads[name] = HeadConfig(target="")
-    try:
-        agents.make(settings.name, policy.spec, settings, policy.device)
-    except ValueError as error:
-        raise ConfigError(f"name='{name}' cannot name a head. {error}") from error
