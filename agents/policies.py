@@ -1,4 +1,4 @@
-"""Networks that choose actions: policies over features, and what makes features of observations."""
+"""What agents without a world share: features of observations, and the action of highest value."""
 
 from __future__ import annotations
 
@@ -8,44 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.config import ConfigError, check_ranges
-from worldmodel.distributions import FactoredOneHot, Normal
-from worldmodel.nets import MLP, Linear
 from worldmodel.rssm.codec import Encoder
-from worldmodel.types import MASK_KEY, ActionSpec, EnvSpec
-
-
-class Policy(nn.Module):
-    """feat [..., F] -> a distribution over encoded actions [..., A].
-
-    Continuous: Normal(tanh(mean), 0.9 sigmoid(raw + 2) + 0.1), not squashed; the environment
-    clips. Discrete: one categorical for each factor with `unimix` of uniform, masked on request.
-    """
-
-    def __init__(
-        self,
-        spec: ActionSpec,
-        feat: int,
-        units: int,
-        layers: int = 3,
-        unimix: float = 0.01,
-        min_std: float = 0.1,
-        max_std: float = 1.0,
-        outscale: float = 0.01,
-    ) -> None:
-        super().__init__()
-        self.spec, self.unimix = spec, unimix
-        self.min_std, self.max_std = min_std, max_std
-        self.mlp = MLP(feat, units, layers)
-        width = spec.size * (2 if spec.kind == "continuous" else 1)
-        self.out = Linear(self.mlp.out_features, width, outscale)
-
-    def forward(self, feat: Tensor, mask: Tensor | None = None) -> Normal | FactoredOneHot:
-        out = self.out(self.mlp(feat)).float()
-        if self.spec.kind == "discrete":
-            return FactoredOneHot(out, self.spec.sizes, self.unimix, mask)
-        mean, raw = out.chunk(2, -1)
-        std = (self.max_std - self.min_std) * torch.sigmoid(raw + 2.0) + self.min_std
-        return Normal(torch.tanh(mean), std)
+from worldmodel.types import MASK_KEY, EnvSpec
 
 
 @dataclass

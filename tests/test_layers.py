@@ -203,7 +203,7 @@ def test_no_file_is_long() -> None:
 
 def duck_typed(tree: ast.AST) -> Iterator[str]:
     """Each getattr or hasattr of a model, an agent or a state. What these can do, protocols and
-    base classes say: worldmodel/types.py and agents/base.py."""
+    base classes say: worldmodel/capabilities.py and agents/base.py."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and ast.unparse(node.func) in {"getattr", "hasattr"}:
             asked = ast.unparse(node.args[0])

@@ -33,7 +33,6 @@ from worldmodel import tree
 MASK_KEY = "action_mask"
 
 S = TypeVar("S")  # the state of a world
-S_contra = TypeVar("S_contra", contravariant=True)
 
 
 class Prediction(NamedTuple, Generic[S]):
@@ -70,138 +69,6 @@ class Dynamics(Protocol[S]):
 
     def step(self, state: S, action: Tensor) -> Prediction[S]:
         """What action [B, A] will lead to, with no observation to help."""
-        ...
-
-
-# What a world may offer beyond `Dynamics`: ask with isinstance. A method that depends on how the
-# world is configured is set on its instances and not in its class, so that isinstance is right.
-
-
-@runtime_checkable
-class Decodes(Protocol[S_contra]):
-    """Shows what a state looks like."""
-
-    def decode(self, state: S_contra) -> dict[str, Tensor]:
-        """Images in [0, 1] [..., H, W, C], vectors in their own units, by observation key."""
-        ...
-
-
-@runtime_checkable
-class Features(Protocol[S_contra]):
-    """Describes a state in numbers, for heads and detectors."""
-
-    @property
-    def feat_size(self) -> int:
-        """F."""
-        ...
-
-    @property
-    def feat_bound(self) -> float:
-        """No entry of `feat` is larger in absolute value; math.inf where there is no bound."""
-        ...
-
-    def feat(self, state: S_contra) -> Tensor:
-        """[..., F]."""
-        ...
-
-
-@runtime_checkable
-class Surprises(Protocol[S_contra]):
-    """Says how much an observation tells it."""
-
-    def surprise(
-        self,
-        state: S_contra,
-        obs: dict[str, Tensor],
-        action: Tensor,
-        believed: S_contra | None = None,
-    ) -> Tensor:
-        """Nats [B] that obs [B, ...] tells beyond what was predicted for it from the state before
-        it and the action [B, A] that led to it; beyond what `believed` predicts, another state
-        before it, where that is given. Draws nothing."""
-        ...
-
-
-@runtime_checkable
-class Expects(Protocol[S]):
-    """Looks ahead without drawing anything."""
-
-    @property
-    def expects_reward(self) -> bool:
-        """Whether the reward is the environment's own; False where another one was learned."""
-        ...
-
-    def expect(self, state: S, action: Tensor) -> Prediction[S]:
-        """As `Dynamics.step`, with the expectation of the next state in place of a draw."""
-        ...
-
-
-@runtime_checkable
-class Uncertain(Protocol[S_contra]):
-    """Knows how unsure it is of what an action leads to."""
-
-    @property
-    def uncertainty_unit(self) -> str:
-        """What a value of 1 means."""
-        ...
-
-    def uncertainty(self, state: S_contra, action: Tensor) -> Tensor:
-        """[B], in `uncertainty_unit`, for action [B, A]."""
-        ...
-
-
-@runtime_checkable
-class Masks(Protocol[S_contra]):
-    """Knows which discrete actions a state allows."""
-
-    def action_mask(self, state: S_contra) -> Tensor | None:
-        """[..., A] of 0 and 1, or None where all actions are allowed."""
-        ...
-
-
-@runtime_checkable
-class Packs(Protocol[S]):
-    """Stores its states beside the rows of a replay, as columns."""
-
-    @property
-    def columns(self) -> Mapping[str, Column]:
-        """What one state becomes."""
-        ...
-
-    def pack(self, state: S) -> dict[str, Tensor]:
-        """Values [..., *shape] of `columns`, on the state's device."""
-        ...
-
-    def unpack(self, columns: Mapping[str, Tensor]) -> S:
-        """The states [..., ...] that stored values hold, on their device."""
-        ...
-
-
-@runtime_checkable
-class Relabels(Protocol[S_contra]):
-    """Predicts a reward that need not be the environment's."""
-
-    def recorded_reward(self, batch: Batch, states: S_contra) -> Tensor:
-        """That reward of recorded rows [B, T], in the states [B, T, ...] after them."""
-        ...
-
-
-@runtime_checkable
-class Compares(Protocol):
-    """Says how alike single observations are."""
-
-    def comparable(self, obs: dict[str, Tensor]) -> Tensor:
-        """What it makes of observations [B, ...] without a past, [B, G]: the nearer, the more
-        alike. Draws nothing."""
-        ...
-
-
-@runtime_checkable
-class Learns(Protocol):
-    """Learns from recorded sequences."""
-
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar to minimise and metrics; never steps, never calls backward."""
         ...
 
 
@@ -383,11 +250,3 @@ class Transitions(NamedTuple):
     def to(self, device: torch.device) -> Transitions:
         """The same transitions on a device."""
         return tree.to(self, device, non_blocking=True)
-
-
-def start_of(model: Any, batch: Batch) -> Any:
-    """The states [B, ...] of a `Dynamics` before the first rows of a batch on its device: those
-    that were stored with the rows before them, where the model packs states, else initial ones."""
-    if isinstance(model, Packs) and model.columns.keys() <= batch.context.keys():
-        return model.unpack(batch.context)
-    return model.initial(batch.shape[0])

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from agents.base import Agent, check_mode
 from worldmodel import tree
+from worldmodel.capabilities import Decodes, Expects
 from worldmodel.config import RunError
 from worldmodel.ood.api import Memory, Score
 from worldmodel.ood.detector import Detector
-from worldmodel.types import Decodes, Expects
 
 
 class Request(NamedTuple):

@@ -18,17 +18,18 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from agents.base import Agent, Evaluation, Part, check_mode
+from agents.dreamer.acting import Actor, ActState, Tick
 from agents.dreamer.config import DreamerConfig
+from agents.dreamer.parts import fitted_tensors, parts_of
 from agents.dreamer.pipeline import Pipeline
 from agents.normalize import ReturnScale
-from agents.policies import Policy
 from agents.returns import lambda_return, replay_return
 from worldmodel import seeding
 from worldmodel.accel.devices import autocast
@@ -38,32 +39,8 @@ from worldmodel.optim import LaProp, Step, check_memory
 from worldmodel.replay import Replay
 from worldmodel.replay.ring import available_memory
 from worldmodel.rssm import Head, HeadConfig, ModelOutput, WorldModel, filter_replay
-from worldmodel.rssm.fitted import read_head
 from worldmodel.rssm.state import LatentState
 from worldmodel.types import MASK_KEY, Batch, EnvSpec
-
-
-class ActState(NamedTuple):
-    """What acting carries from step to step: the latent state and the last action [B, A]."""
-
-    latent: LatentState
-    action: Tensor
-
-
-class Tick(nn.Module):
-    """One deployable step: the likeliest latents, the policy's likeliest action, clipped."""
-
-    def __init__(self, model: WorldModel, actor: Policy) -> None:
-        super().__init__()
-        self.model, self.actor = model, actor
-
-    def forward(
-        self, obs: dict[str, Tensor], state: ActState, is_first: Tensor
-    ) -> tuple[Tensor, ActState]:
-        latent = self.model.observe_mode(state.latent, obs, state.action, is_first)
-        dist = self.actor(latent.feat, obs.get(MASK_KEY))
-        action = self.actor.spec.clip(dist.mode())
-        return action, ActState(latent, action)
 
 
 class Dreamer(Agent):
@@ -115,8 +92,7 @@ class Dreamer(Agent):
         """Encoded actions [B, A] for observations [B, ...].
 
         obs may hold `is_first` [B], which resets those rows. mode: "sample" to explore, "mode"
-        for the most probable action. extras["latent"] is the posterior; the rest, for the replay,
-        is what is stored of it.
+        for the most probable action. extras: what the replay stores of the posterior.
         """
         check_mode(mode)
         tensors = {
@@ -135,20 +111,17 @@ class Dreamer(Agent):
         action = dist.sample() if mode == "sample" else dist.mode()
         latent = latent.map(Tensor.float)
         packed = self.model.pack(latent) if self.config.store_latents else {}
-        return action.cpu().numpy(), ActState(latent, action), {"latent": latent, **packed}
+        return action.cpu().numpy(), ActState(latent, action), packed
 
     def replace_action(self, state: ActState, action: Any) -> ActState:
-        """The state that `act` returned, where another action [B, A] was taken than its own."""
         return state._replace(action=torch.as_tensor(action, device=self.device))
 
     def tick(self) -> Tick:
-        """One deployable step as a pure module."""
         return Tick(self.model, self.actor)
 
     # About its world.
 
     def world_state(self, state: ActState) -> LatentState:
-        """The state of `model` within a state of the agent."""
         return state.latent
 
     @torch.no_grad()
@@ -175,11 +148,8 @@ class Dreamer(Agent):
                 filter_replay(self.model, replay)
 
     def update(self, replay: Replay) -> dict[str, Any]:
-        """One gradient step on a fresh batch; the fresh posteriors go back to the replay.
-
-        On a GPU it is only begun, and the one before is brought to its end: what is returned,
-        stored and raised belongs to that one (see `settle`).
-        """
+        """One gradient step on a fresh batch; the fresh posteriors go back to the replay. On a GPU
+        it is only begun, and what is returned, stored and raised belongs to the one before."""
         stored, frozen = tuple(self.columns), self.config.freeze_model
         batch = replay.sample(
             self.batch_size, self.batch_length, columns=stored if frozen else (), context=stored
@@ -192,10 +162,7 @@ class Dreamer(Agent):
         return metrics
 
     def settle(self, replay: Replay) -> dict[str, Any]:
-        """Bring an update that a GPU has begun to its end: its metrics, or none.
-
-        Raises FloatingPointError where it was not finite.
-        """
+        """Bring an update that a GPU has begun to its end: its metrics, or none."""
         return self._pipeline.settle(replay) if self._pipeline else {}
 
     @property
@@ -321,32 +288,25 @@ class Dreamer(Agent):
         Bootstrapped with the imagined return of each state ([N] at rows [N] of B*T), or with the
         critic's value where imagination did not start.
         """
-        c = self.config
         feat = output.states.feat
         critic = self.critic(feat)
         with torch.no_grad():  # cut 3, again
             value, slow = critic.mean, self.slow_critic(feat).mean
-        bootstrap = value.flatten().index_copy(0, rows, returns)
-        target = replay_return(
-            self.model.recorded_reward(batch, output.states),
-            batch.is_last,
-            batch.is_terminal,
-            bootstrap.view(batch.shape),
-            self.model.discount,
-            c.lam,
-        )
-        loss = -critic_log_prob(critic, target, slow, c.slow_scale)
+        bootstrap = value.flatten().index_copy(0, rows, returns).view(batch.shape)
+        reward = self.model.recorded_reward(batch, output.states)
+        ends = batch.is_last, batch.is_terminal
+        target = replay_return(reward, *ends, bootstrap, self.model.discount, self.config.lam)
+        loss = -critic_log_prob(critic, target, slow, self.config.slow_scale)
         return ((~batch.is_last[:, :-1]).float() * loss).mean()
 
     def join(self, ranks: Ranks) -> None:
         """Make every later update one of all ranks together, each with its part of the batch."""
-        for part in (self.optim, *self.module.modules()):  # gradient, return range, mean image
-            if hasattr(part, "ranks"):
-                part.ranks = ranks
+        self.optim.ranks = self.return_scale.ranks = ranks  # gradient, return range
+        if self.model.encoder.images:
+            self.model.encoder.centre.ranks = ranks  # mean image
         self._alone = False
 
     def slow_down(self, factor: float) -> bool:
-        """Multiply the learning rate of all later updates."""
         self.optim.slow_down(factor)
         return True
 
@@ -354,34 +314,11 @@ class Dreamer(Agent):
 
     @property
     def parts(self) -> dict[str, Part]:
-        """The parts of the world model (a new run may have heads and an ensemble that an old one
-        lacks), the actor, and the critic with its slow copy and the range of returns."""
-        ours = ("encoder", "core", "decoder", "heads", "ensemble")
-        found: dict[str, dict[str, Tensor]] = {name: {} for name in (*ours, "actor", "critic")}
-        for name, tensor in self.module.state_dict(keep_vars=True).items():
-            first, second = name.split(".")[:2]
-            part = second if first == "model" else "actor" if first == "actor" else "critic"
-            found[part][name] = tensor
-        return {
-            name: Part(
-                tensors,
-                frozen=self.config.freeze_model and name in ours,
-                optional=name in ("heads", "ensemble"),
-                same_actions=name in ("core", "ensemble", "actor"),
-                same_observations=name in ("encoder", "decoder"),
-            )
-            for name, tensors in found.items()
-        }
+        return parts_of(self.module, self.config.freeze_model)
 
     def fitted_tensors(self, names: Collection[str], old: Agent, run: Path) -> dict[str, Tensor]:
         """Of heads that no batch teaches, those that were fitted on the run's world model."""
-        found: dict[str, Tensor] = {}
-        for name, head in self.config.model.heads.items():
-            prefix = f"model.heads.{name}."
-            if not head.target and any(n.startswith(prefix) for n in names):
-                fitted = read_head(run, name).load(old.model, run).state_dict()
-                found |= {f"{prefix}{key}": value for key, value in fitted.items()}
-        return found
+        return fitted_tensors(self.config.model.heads, names, old.model, run)
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, slow critic and return range under "module"; optimizer under "optim"."""
@@ -396,11 +333,11 @@ class Dreamer(Agent):
         self.optim.load_state_dict(state["optim"])
 
 
-def networks(spec: EnvSpec, config: DreamerConfig) -> tuple[WorldModel, Policy, Head]:
+def networks(spec: EnvSpec, config: DreamerConfig) -> tuple[WorldModel, Actor, Head]:
     """World model, actor and critic with fresh weights."""
     units, bins = config.model.units, config.model.bins
     model = WorldModel(spec, config.model)
-    actor = Policy(spec.action, model.feat_size, units, config.actor_layers, config.actor_unimix)
+    actor = Actor(spec.action, model.feat_size, units, config.actor_layers, config.actor_unimix)
     critic = HeadConfig("return", "twohot", config.critic_layers, outscale=0.0)
     return model, actor, Head(critic, model.feat_size, units, bins)
 

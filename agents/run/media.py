@@ -7,10 +7,11 @@ import numpy as np
 from agents.run.evaluate import EvalResult, frames_of
 from agents.run.state import RunState
 from worldmodel import dream, seeding
+from worldmodel.capabilities import Decodes
 from worldmodel.envs import EnvConfig
 from worldmodel.log import RunLog, write_picture, write_video
 from worldmodel.replay import Replay, RowIndex
-from worldmodel.types import Batch, Decodes
+from worldmodel.types import Batch
 
 DREAM_ROWS = 50  # rows of one dream, where the episode is long enough
 

@@ -140,7 +140,7 @@ def test_act_gives_encoded_actions_and_the_posterior(name: str, mode: str) -> No
                 assert np.array_equal(np.sort(part, -1)[:, -1], np.ones(4))
                 assert np.array_equal(part.sum(-1), np.ones(4))
         assert np.array_equal(state.action.numpy(), action)  # the next step is told of it
-    latent = extras["latent"]
+    latent = state.latent
     assert latent.deter.shape == (4, 16)
     assert latent.stoch.shape == (4, 3, 4)
     packed = agent.model.unpack({name: extras[name] for name in agent.columns})
@@ -150,9 +150,9 @@ def test_act_gives_encoded_actions_and_the_posterior(name: str, mode: str) -> No
 
 def test_mode_is_the_policys_and_samples_vary() -> None:
     agent, obs = make(), rows(SPECS["image"], 4)
-    action, _, extras = agent.act(obs, mode="mode")
+    action, state, _ = agent.act(obs, mode="mode")
     with torch.no_grad():
-        expected = agent.actor(extras["latent"].feat).mode()
+        expected = agent.actor(state.latent.feat).mode()
     assert np.array_equal(action, expected.numpy())
     drawn = [agent.act(obs, mode="sample")[0] for _ in range(3)]
     assert not np.array_equal(drawn[0], drawn[1])
@@ -340,9 +340,9 @@ def test_mixed_precision_learns_acts_and_keeps_losses_in_float32(
     assert all(v.dtype == torch.float32 and torch.isfinite(v) for v in metrics.values())
     obs = {key: value[:, 0] for key, value in batch.obs.items()}
     _, state, _ = agent.act(obs)
-    action, _, extras = agent.act(obs, state)
+    action, state, _ = agent.act(obs, state)
     assert np.isfinite(action).all()
-    assert extras["latent"].deter.dtype == torch.float32
+    assert state.latent.deter.dtype == torch.float32
     assert all(p.dtype == torch.float32 for p in agent.module.parameters())
 
 

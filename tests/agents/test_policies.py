@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from agents.policies import Policy
+from agents.dreamer.acting import Actor
 from worldmodel.distributions import FactoredOneHot, Normal
 from worldmodel.types import ActionSpec
 
 FEAT = torch.randn(50, 12, generator=torch.Generator().manual_seed(0))
 
 
-def make(kind: str, *sizes: int, **settings: float) -> Policy:
+def make(kind: str, *sizes: int, **settings: float) -> Actor:
     torch.manual_seed(0)
-    return Policy(ActionSpec(kind, sizes), feat=12, units=32, **settings)  # type: ignore[arg-type]
+    return Actor(ActionSpec(kind, sizes), feat=12, units=32, **settings)  # type: ignore[arg-type]
 
 
 def test_continuous_mean_and_deviation_by_hand() -> None:

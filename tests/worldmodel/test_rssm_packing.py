@@ -8,10 +8,10 @@ from torch.nn.functional import one_hot
 
 from tests.model_batches import SPECS, tiny
 from tests.replay_rows import SPEC, add
+from worldmodel.capabilities import Packs
 from worldmodel.replay import Replay, ReplayConfig, RowIndex
 from worldmodel.rssm import WorldModel
 from worldmodel.rssm.state import LatentState
-from worldmodel.types import Packs
 
 
 @pytest.mark.parametrize(

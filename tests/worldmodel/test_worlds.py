@@ -14,6 +14,17 @@ from torch import Tensor, nn
 
 from tests.model_batches import SPECS, tiny
 from worldmodel import dream, tree
+from worldmodel.capabilities import (
+    Decodes,
+    Expects,
+    Features,
+    Learns,
+    Masks,
+    Packs,
+    Relabels,
+    Surprises,
+    Uncertain,
+)
 from worldmodel.dream import DreamEnv
 from worldmodel.envs import EnvConfig, env_spec, make_env
 from worldmodel.envs.table import from_outcomes, world_table
@@ -21,22 +32,7 @@ from worldmodel.models.ensemble import EnsembleConfig
 from worldmodel.models.oracle import CartPole, Pendulum, TableOracle
 from worldmodel.models.tabular import TabularConfig, TabularModel
 from worldmodel.rssm import HeadConfig, LatentState, WorldModel
-from worldmodel.types import (
-    ActionSpec,
-    Batch,
-    Decodes,
-    Dynamics,
-    EnvSpec,
-    Expects,
-    Features,
-    Learns,
-    Masks,
-    ObsSpec,
-    Packs,
-    Relabels,
-    Surprises,
-    Uncertain,
-)
+from worldmodel.types import ActionSpec, Batch, Dynamics, EnvSpec, ObsSpec
 
 # A corridor of four places. Action 1 goes on, action 0 stays; a step on is worth 1, and the step
 # into the last place 5, and it ends the episode.

@@ -11,10 +11,11 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from worldmodel import tree
+from worldmodel.capabilities import start_of
 from worldmodel.dream.starts import Starts, starts_of
 from worldmodel.dream.view import View
 from worldmodel.seeding import Stream
-from worldmodel.types import MASK_KEY, Batch, EnvSpec, start_of
+from worldmodel.types import MASK_KEY, Batch, EnvSpec
 
 ENDING = ("threshold", "sample")
 FPS = 15

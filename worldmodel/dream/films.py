@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldmodel.capabilities import Decodes
 from worldmodel.dream.rollout import OpenLoop, open_loop
 from worldmodel.log import as_rgb, enlarged
-from worldmodel.types import Batch, Decodes, EnvSpec
+from worldmodel.types import Batch, EnvSpec
 
 MARK = (255, 140, 0)  # the colour of the border where imagination starts
 BLANK = 32  # the grey of what does not exist

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from worldmodel import tree
-from worldmodel.types import Batch, Decodes, Surprises, start_of
+from worldmodel.capabilities import Decodes, Surprises, start_of
+from worldmodel.types import Batch
 
 
 class OpenLoop(NamedTuple):

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+from worldmodel.capabilities import Decodes, Features, Masks
 from worldmodel.dream.films import pictures
 from worldmodel.dream.rollout import device_of
 from worldmodel.seeding import Stream
-from worldmodel.types import MASK_KEY, Decodes, EnvSpec, Features, Masks
+from worldmodel.types import MASK_KEY, EnvSpec
 
 OBSERVE = ("latent", "image", "dict")
 

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from worldmodel.capabilities import Decodes, Expects, Surprises, Uncertain
 from worldmodel.config import ConfigError, check_ranges, unknown
 from worldmodel.models.vae import VAE, VAEConfig
 from worldmodel.ood import parts
 from worldmodel.ood.density import Flow, Mixture, Neighbours
 from worldmodel.ood.scorer import SLOW, Part
-from worldmodel.types import Decodes, EnvSpec, Expects, Surprises, Uncertain
+from worldmodel.types import EnvSpec
 
 BASELINE = "reconstruction"
 OF_IMAGES = (BASELINE, "typicality", "patch", "kl")

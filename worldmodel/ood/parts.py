@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from worldmodel import tree
+from worldmodel.capabilities import Surprises, Uncertain
 from worldmodel.ood.api import Memory
 from worldmodel.ood.scorer import Look, Part, present
-from worldmodel.types import Surprises, Uncertain
 
 TINY = 1e-12  # of a mean squared error, before its logarithm
 SHARE = 8  # patches in the picture's height

@@ -7,9 +7,9 @@ from itertools import groupby
 import numpy as np
 import torch
 
+from worldmodel.capabilities import start_of
 from worldmodel.replay import Replay, RowIndex
 from worldmodel.rssm.model import WorldModel
-from worldmodel.types import start_of
 
 CHUNK = 64  # rows of an episode that are filtered at once
 ROWS = 4096  # rows of one batch

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel import checkpoint, config
+from worldmodel.capabilities import Features
 from worldmodel.config import ConfigError, RunError
 from worldmodel.rssm.heads import Head, HeadConfig
-from worldmodel.types import Batch, Features
+from worldmodel.types import Batch
 
 FOLDER = "heads"
 ABOUT, WEIGHTS = "head.json", "weights.pt"

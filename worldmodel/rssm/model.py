@@ -19,7 +19,7 @@ from worldmodel.rssm.config import DISAGREEMENT, ModelConfig, check_fits, head_s
 from worldmodel.rssm.core import RSSM
 from worldmodel.rssm.heads import Head, HeadConfig, target_of
 from worldmodel.rssm.state import LatentState, columns_of, packed, unpacked
-from worldmodel.types import MASK_KEY, Batch, Column, EnvSpec, Prediction, start_of
+from worldmodel.types import MASK_KEY, Batch, Column, EnvSpec, Prediction
 
 
 class ModelOutput(NamedTuple):
@@ -294,7 +294,7 @@ class WorldModel(nn.Module):
         if self.config.centre_images and self.encoder.images:
             images = [batch.obs[k] for k in self.encoder.images]
             self.encoder.centre.update(torch.cat(images, -1))
-        start = start_of(self, batch)
+        start = self.unpack(batch.context) if batch.context else self.initial(batch.shape[0])
         embed = self.encoder(batch.obs)
         states, params = self.core.observe(start, embed, batch.action, batch.is_first)
         posterior, prior = self.core.dist(params), self.core.dist(self.core.prior(states.deter))

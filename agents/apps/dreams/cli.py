@@ -17,9 +17,10 @@ from agents.run import report
 from agents.run.cli import see_working_folder
 from worldmodel import config, seeding
 from worldmodel.accel.devices import keep_freed_memory, set_threads
+from worldmodel.capabilities import Decodes
 from worldmodel.config import ConfigError, RunError
 from worldmodel.log import write_json
-from worldmodel.types import Decodes, Dynamics
+from worldmodel.types import Dynamics
 
 REPORT, SUMMARY = "report.html", "summary.json"
 

@@ -14,9 +14,10 @@ from agents.apps.dreams.episodes import DreamConfig, Experience
 from agents.apps.dreams.page import Picture, Section
 from agents.base import Policy, random_actions
 from worldmodel import dream, plots, seeding, tree
+from worldmodel.capabilities import Masks
 from worldmodel.dream import films, metrics
 from worldmodel.log import enlarged, gif, write_picture, write_video
-from worldmodel.types import MASK_KEY, Batch, EnvSpec, Masks
+from worldmodel.types import MASK_KEY, Batch, EnvSpec
 
 SIDE, VIDEO_SIDE = 96, 256  # pixels of an image in pictures and GIFs, and in the video
 CURVES = 6  # entries of a vector that are drawn, at most

@@ -17,8 +17,9 @@ from torch import Tensor
 from agents.apps.dreams.episodes import Windows
 from agents.apps.dreams.page import Picture, Section
 from worldmodel import dream, plots, tree
+from worldmodel.capabilities import Relabels
 from worldmodel.dream import OpenLoop, metrics
-from worldmodel.types import Batch, EnvSpec, Relabels
+from worldmodel.types import Batch, EnvSpec
 
 HEADLINE_STEP = 20  # open-loop steps at which the one number is taken
 CHUNK = 32  # windows dreamt at once, which bounds the memory for their images

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from agents.base import Policy, check_mode, random_actions
 from worldmodel import dream, seeding, tree
+from worldmodel.capabilities import Decodes, Masks, Surprises
 from worldmodel.config import ConfigError
 from worldmodel.dream import films
-from worldmodel.types import MASK_KEY, Batch, Decodes, EnvSpec, Masks, Surprises
+from worldmodel.types import MASK_KEY, Batch, EnvSpec
 
 INK, PAPER, GRID = (232, 234, 237), (24, 27, 33), (70, 75, 84)  # of numbers drawn as bars
 

@@ -20,9 +20,10 @@ from torch import Tensor
 from agents.apps.episodes import Episodes
 from agents.apps.rewards.labels import Labels
 from worldmodel import dream, tree
+from worldmodel.capabilities import Compares, Packs, start_of
 from worldmodel.config import ConfigError
 from worldmodel.seeding import Stream
-from worldmodel.types import Compares, EnvSpec, Packs, start_of
+from worldmodel.types import EnvSpec
 
 SIDE_BY_SIDE = 64  # episodes that are filtered together
 CHUNK = 64  # rows of them at a time

@@ -17,6 +17,7 @@ import agents
 from agents.base import Policy
 from worldmodel import config
 from worldmodel.atomic import replaced
+from worldmodel.capabilities import Features
 from worldmodel.config import ConfigError
 from worldmodel.rssm import Head, HeadConfig
 from worldmodel.rssm.fitted import (
@@ -31,7 +32,6 @@ from worldmodel.rssm.fitted import (
     no_head,
     read_head,
 )
-from worldmodel.types import Features
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 
