@@ -17,6 +17,7 @@ import agents
 from agents.run import cli
 from agents.run.config import TrainConfig
 from worldmodel import config
+from worldmodel.compose import compose_config
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = sorted(path.stem for path in (cli.CONFIGS / "experiment").glob("*.yaml"))
@@ -35,7 +36,7 @@ PUBLISHED = {
 
 def composed(*words: str) -> TrainConfig:
     cli.register(words)
-    return config.build(config.compose_config(cli.CONFIGS, "train", words), TrainConfig)
+    return config.build(compose_config(cli.CONFIGS, "train", words), TrainConfig)
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""Folders that are there whole or not at all."""
+"""Folders that are replaced as a whole."""
 
 from __future__ import annotations
 

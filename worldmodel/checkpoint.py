@@ -2,7 +2,7 @@
 
     <run>/checkpoints/000012-3f9a1c0de7b2a455.pt     the twelfth, and the start of its SHA-256
 
-A checkpoint is written under another name, flushed, and renamed when it is whole, so every file
+A checkpoint is written under another name, flushed, and renamed when complete, so every file
 of this form was complete once. Its name says what its bytes must be: one that the disk, or a
 person, changed since is recognised, and the one before it is used. Nothing in a file is executed.
 """
@@ -96,16 +96,16 @@ def exists(run: Path) -> bool:
 
 
 def load(run: Path, warn: Callable[[str], None] | None = None) -> dict[str, Any]:
-    """The newest checkpoint of a run folder that is whole, on the CPU, without running any code
-    from it. Each damaged one on the way is passed over, and `warn` is told so.
+    """The newest undamaged checkpoint of a run folder, on the CPU, without running any code from
+    it. Damaged ones are passed over, with a line to `warn`.
 
-    Raises CheckpointError where there is none, or none that is whole.
+    Raises CheckpointError where there is none, or none that is undamaged.
     """
     return next(candidates(run, warn))
 
 
 def candidates(run: Path, warn: Callable[[str], None] | None = None) -> Iterator[dict[str, Any]]:
-    """The whole checkpoints of a run folder, newest first, as `load` reads them; after the last
+    """The undamaged checkpoints of a run folder, newest first, as `load` reads them; after the last
     one CheckpointError."""
     paths = found(run)
     damages: list[str] = []
@@ -245,13 +245,13 @@ def restore(target: Any, state: Any, where: Any) -> None:
             f"The checkpoint in '{where}' has another shape than this model:\n  {shown}{more}\n"
             "Use the settings that it was trained with, or a new run folder."
         )
-    with understood("agent", where):
+    with explain_errors("agent", where):
         target.load_state_dict(state)
 
 
 @contextmanager
-def understood(part: str, where: Any) -> Iterator[None]:
-    """While a part of a whole checkpoint is put into place: whatever is wrong with it becomes a
+def explain_errors(part: str, where: Any) -> Iterator[None]:
+    """While a part of an undamaged checkpoint is loaded: whatever is wrong with it becomes a
     CheckpointError that names the part."""
     try:
         yield
@@ -306,14 +306,11 @@ def spec_to_dict(spec: EnvSpec) -> dict[str, Any]:
 def spec_from_dict(saved: Any) -> EnvSpec:
     """The inverse of `spec_to_dict`; CheckpointError where it is none."""
     try:
-        obs = {
-            _one_of(key, None): ObsSpec(
-                _one_of(value["kind"], AXES),
-                _wholes(value["shape"], AXES[value["kind"]]),
-                _wholes(value["sizes"]),
-            )
-            for key, value in saved["obs"].items()
-        }
+        obs = {}
+        for key, value in saved["obs"].items():
+            kind = _one_of(value["kind"], AXES)
+            shape, sizes = _wholes(value["shape"], AXES[kind]), _wholes(value["sizes"])
+            obs[_one_of(key, None)] = ObsSpec(kind, shape, sizes)
         action = saved["action"]
         sizes = _wholes(action["sizes"])
         if not sizes:

@@ -1,4 +1,4 @@
-"""Settings: dataclasses checked by OmegaConf, composed by Hydra, explained when wrong.
+"""Settings: dataclasses checked by OmegaConf, explained when wrong, written and read as YAML.
 
 A dataclass says what exists; YAML and the command line only override it. What does not fit is
 one `ConfigError` that names the nearest known key. Nothing here knows any particular config.
@@ -10,31 +10,25 @@ import difflib
 import io
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml  # type: ignore[import-untyped]
-from hydra import compose, initialize_config_dir
-from hydra import main as hydra_main
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 T = TypeVar("T")
 DEEPEST = 24  # levels of one YAML text; ours have six
 LONGEST = 1 << 20  # characters of one YAML text; ours have some thousands
-# What OmegaConf, Hydra and PyYAML raise for texts that they cannot read, much of it by oversight.
+# What OmegaConf and PyYAML raise for texts that they cannot read, much of it by oversight.
 UNREADABLE = (
-    HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, LookupError,
+    OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, LookupError,
     AttributeError, AssertionError, RecursionError, OverflowError,
 )  # fmt: skip
 FULL_ERROR = "HYDRA_FULL_ERROR"
-# Read once, because `launch` sets it for Hydra.
+# Read once, because `compose.launch` sets it for Hydra.
 WANTS_TRACEBACK = os.environ.get(FULL_ERROR) == "1"
 
 
@@ -96,12 +90,6 @@ def keys_of(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def store(name: str, node: Any, group: str | None = None, package: str | None = None) -> None:
-    """Register a dataclass as the schema of a config, or as one choice of a group; package: which
-    section of the config it describes, unless that of the group's name."""
-    ConfigStore.instance().store(name=name, node=node, group=group, package=package)
-
-
 def build(config: DictConfig, schema: type[T]) -> T:
     """The dataclass object of a composed config; ConfigError where it does not fit.
 
@@ -160,114 +148,31 @@ def parse(arguments: Sequence[str], known: Iterable[str] = ()) -> DictConfig:
         ) from error
 
 
-def compose_config(directory: Path, name: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """Compose a config as the command line would; ConfigError where that fails."""
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(Path(directory).resolve()), version_base="1.3"):
-            return compose(name, overrides=list(overrides))
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise explain(error, _known_keys(directory, name, overrides)) from error
-
-
-def launch(
-    task: Callable[[DictConfig], int],
-    directory: Path,
-    name: str,
-    say: Callable[[str], None],
-) -> int:
-    """Compose from the command line, run `task` (or a sweep of it), and return an exit code.
-
-    0 or what `task` returned; 2 for a wrong setting and 1 for a run that cannot go on, both said
-    in one line without a traceback (HYDRA_FULL_ERROR=1 shows it).
-    """
-    codes: list[int] = []
-
-    def job(config: DictConfig) -> int:
-        codes.append(task(config))
-        if codes[-1] >= 128:  # a signal asked to stop: the rest of a sweep, too
-            raise SystemExit(codes[-1])
-        return codes[-1]
-
-    wrapped = hydra_main(version_base="1.3", config_path=str(directory.resolve()), config_name=name)
-
-    def call() -> int:
-        before = os.environ.get(FULL_ERROR)
-        os.environ[FULL_ERROR] = "1"  # otherwise Hydra prints and exits before we can explain
-        try:
-            wrapped(job)()
-        except ValueError as error:
-            if isinstance(error, ConfigError) or not _raised_in_hydra(error):
-                raise
-            raise ConfigError(
-                f"{first_line(error)}. A choice of a group is a name; --help lists them."
-            ) from error
-        finally:
-            if before is None:
-                del os.environ[FULL_ERROR]
-        return max(codes, default=0)
-
-    return guarded(call, say, lambda: _known_keys(directory, name, sys.argv[1:]))
-
-
-def _raised_in_hydra(error: Exception) -> bool:
-    """Whether Hydra itself, and not what it called, refused something."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and "hydra" in Path(trace.tb_frame.f_code.co_filename).parts
-
-
-def guarded(
-    call: Callable[[], int],
-    say: Callable[[str], None],
-    known: Callable[[], Iterable[str]] = list,
-) -> int:
+def guarded(call: Callable[[], int], say: Callable[[str], None]) -> int:
     """Run `call`; turn expected errors into one line and an exit code (2 settings, 1 the run)."""
     try:
         return call()
-    except (HydraException, OmegaConfBaseException, ConfigError, RunError) as error:
+    except (OmegaConfBaseException, ConfigError, RunError) as error:
         if WANTS_TRACEBACK:
             raise
-        code = 1 if isinstance(error, RunError) else 2
-        if not isinstance(error, ConfigError | RunError):
-            error = explain(error, known())
-        say(f"error: {error}")
-        return code
+        if isinstance(error, RunError):
+            say(f"error: {error}")
+            return 1
+        say(f"error: {explain(error)}")
+        return 2
 
 
 def explain(error: Exception, known: Iterable[str] = ()) -> ConfigError:
-    """One clear ConfigError for whatever Hydra or OmegaConf found wrong."""
+    """One clear ConfigError for what OmegaConf found wrong, itself or as the cause of an error;
+    known: the keys that exist."""
     if isinstance(error, ConfigError):
         return error
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    text = str(error)
-    if isinstance(error, MissingConfigException):
-        found = re.search(r"Could not (?:find|load) '(?:(.*)/)?([^/']*)'", text)
-        options = re.findall(r"^\t([^\s=]+)$", text, re.M)
-        if found and found.group(1):
-            return ConfigError(unknown(found.group(1), found.group(2), options))
-        return ConfigError(text.split("\nConfig search path")[0])
-    if isinstance(error, OverrideParseException):
-        line = text.split("\nSee ")[0].replace("\n", ": ")
-        return ConfigError(f"{line}. Settings are given as key=value, with quotes round odd text.")
-    absent = re.match(r"(?:In '([^']*)': )?Could not override '([^'@]*)'. No match in", text)
-    if absent:
-        where = f"configs/{absent[1]}.yaml: " if absent[1] else ""
-        return ConfigError(f"{where}'{absent[2]}' is no choice beside the others. Leave it out.")
-    key = _bad_key(error, cause)
-    preset = re.match(r"In '([^']+)': \w+ raised while composing", text)
-    if preset and key is not None:
-        return ConfigError(
-            f"configs/{preset.group(1)}.yaml sets '{key}', which does not exist with the other "
-            f"choices made. Choose another {preset.group(1).split('/')[0]} (or none) beside them."
-        )
+    key = bad_key(error)
     if key is not None:
         return _unknown_key(key, known)
     first, full_key = str(cause).split("\n")[0], getattr(cause, "full_key", None)
-    if full_key:
-        return ConfigError(f"Wrong value for '{full_key}': {first}.")
-    return ConfigError(text)
+    return ConfigError(f"Wrong value for '{full_key}': {first}." if full_key else str(error))
 
 
 def _unknown_key(key: str, known: Iterable[str]) -> ConfigError:
@@ -276,30 +181,16 @@ def _unknown_key(key: str, known: Iterable[str]) -> ConfigError:
     return ConfigError(f"Unknown key '{key}'.{hint}")
 
 
-def _bad_key(error: Exception, cause: BaseException) -> str | None:
+def bad_key(error: BaseException) -> str | None:
     """The key that does not exist, if that is what went wrong."""
     found = re.match(r"Could not override '([^'@]*)", str(error))
     if found:
         return found.group(1)
-    text = f"{error}\n{cause}"
+    text = f"{error}\n{error.__cause__}"
     if re.search(r"Key '[^']*' (?:not in|is not in struct)", text):
         full = re.search(r"full_key: (\S+)", text)
         return full.group(1) if full else None
     return None
-
-
-def _known_keys(directory: Path, name: str, overrides: Sequence[str]) -> list[str]:
-    """Every key and group that exists, under those group choices that do compose."""
-    groups = {path.name for path in Path(directory).iterdir() if path.is_dir()}
-    chosen = [word for word in overrides if word.split("=")[0] in groups and "," not in word]
-    for attempt in (chosen, []):
-        GlobalHydra.instance().clear()
-        try:
-            with initialize_config_dir(str(Path(directory).resolve()), version_base="1.3"):
-                return [*keys_of(compose(name, overrides=attempt)), *groups]
-        except (HydraException, OmegaConfBaseException, ValueError):
-            continue
-    return sorted(groups)
 
 
 def write(path: Path, config: Any) -> None:

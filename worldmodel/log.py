@@ -20,8 +20,8 @@ SMALLEST_SIDE = 256  # pixels; smaller pictures are enlarged so that a person ca
 
 
 class Means:
-    """Running means of metrics, kept where they were computed: reading them is the only moment
-    that waits for the device."""
+    """Running means of metrics, on the devices where these were computed: only `read` waits for
+    a device."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Any] = {}

@@ -1,8 +1,8 @@
 """A run's checkpoints: what every rank puts into one, and how all go on from it.
 
 One file holds the agent once and, of every rank, its replay's state, episodes and generators. It
-is renamed into place when it is whole, and that is the moment for all ranks: a replay belongs to
-the checkpoint that names its save, so that the parts of two checkpoints never meet.
+is renamed into place when it is complete, and that is the moment for all ranks: a replay belongs
+to the checkpoint that names its save, so that the parts of two checkpoints never mix.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _write(
     agent: Mapping[str, Any],
     parts: list[dict[str, Any]],
 ) -> None:
-    whole = {
+    saved = {
         "agent": agent,
         "spec": checkpoint.spec_to_dict(state.spec),
         "counters": asdict(state.counters),
@@ -70,8 +70,8 @@ def _write(
         "scores": state.scores.state_dict(),
     }
     if parts[1:]:
-        whole[OTHERS] = parts[1:]
-    checkpoint.save(folder, whole, keep)
+        saved[OTHERS] = parts[1:]
+    checkpoint.save(folder, saved, keep)
 
 
 def restore(
@@ -81,15 +81,15 @@ def restore(
     say: Callable[[str], None],
     say_here: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Agent, replay and counters of the newest checkpoint that is whole together with the replays
-    of all ranks; returns this rank's part of it. say_here: told of what concerns this rank alone.
+    """Load agent, counters and replay from the newest checkpoint that is intact, and whose replays
+    are on all ranks; returns this rank's part of it. say_here: prints what concerns this rank.
 
     Raises CheckpointError where there is none, ConfigError where it is of other ranks.
     """
 
-    def fits(whole: Mapping[str, Any]) -> dict[str, Any] | None:
-        """This rank's part, if the replay here could be brought to it."""
-        saved = part_of(whole, ranks, folder)
+    def load(everything: Mapping[str, Any]) -> dict[str, Any] | None:
+        """This rank's part, or None where its replay is damaged."""
+        saved = part_of(everything, ranks, folder)
         check_saved(saved, folder)
         try:
             setup.load_replay(state.replay, state.place, saved["replay"], say_here)
@@ -98,8 +98,8 @@ def restore(
             return None
         return saved
 
-    for whole in checkpoint.candidates(folder, say):
-        saved = ranks.all_or_none(lambda whole=whole: fits(whole))  # type: ignore[misc]
+    for found in checkpoint.candidates(folder, say):
+        saved = ranks.all_or_none(lambda found=found: load(found))  # type: ignore[misc]
         if ranks.agree(saved is None) or saved is None:
             continue
         checkpoint.restore(state.agent, saved["agent"], folder)
@@ -119,7 +119,7 @@ def part_of(saved: Mapping[str, Any], ranks: Ranks, folder: Path) -> dict[str, A
 
     Raises ConfigError where it was written by another number of ranks.
     """
-    with checkpoint.understood(OTHERS, folder):
+    with checkpoint.explain_errors(OTHERS, folder):
         others = list(saved.get(OTHERS, ()))
         if not all(isinstance(part, dict) for part in others):
             raise ValueError("it is no list of parts")
@@ -151,15 +151,15 @@ def check_same(state: Mapping[str, Any], ranks: Ranks) -> None:
 def check_saved(saved: Mapping[str, Any], where: Path) -> None:
     """CheckpointError, which names the part, unless a run could have written this.
 
-    The bytes of a checkpoint may be whole and still be nonsense: written by hand, by another
-    version, or by somebody who means harm. Agent, replay and environments check their own parts.
+    A checkpoint whose bytes are intact may still be nonsense: written by hand, by another version,
+    or by somebody who means harm. Agent, replay and environments check their own parts.
     """
     checks = {
         "agent": None, "replay": None, "counters": _check_counters, "means": _check_means,
         "scores": _check_means, "log": _check_log, "rng": _check_rng, "collector": _check_collector,
     }  # fmt: skip
     for name, check in checks.items():
-        with checkpoint.understood(name, where):
+        with checkpoint.explain_errors(name, where):
             if saved.get(name) is None and name != "collector":
                 raise ValueError("it is missing")
             if check is not None and saved[name] is not None:

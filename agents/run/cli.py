@@ -17,6 +17,7 @@ from agents.run.evaluate import evaluate, frames_of
 from agents.run.train import train
 from worldmodel import config
 from worldmodel.accel.ranks import launched_first
+from worldmodel.compose import launch, store
 from worldmodel.envs.config import MOST_ENVS
 from worldmodel.log import write_video
 
@@ -31,12 +32,12 @@ def register(words: Sequence[str] = ()) -> None:
 
     words: of the command line; "agent=module:Class" adds a user's own agent.
     """
-    config.store("train_schema", TrainConfig)
+    store("train_schema", TrainConfig)
     for name in agents.AGENTS:
-        config.store(name, agents.agent_class(name).Config, "schema", GROUP)
+        store(name, agents.agent_class(name).Config, "schema", GROUP)
     given = [word.partition("=")[2] for word in words if word.startswith(f"{GROUP}=")]
     for name in (name for names in given for name in names.split(",") if ":" in name):
-        config.store(name, agents.agent_class(name).Config, GROUP)
+        store(name, agents.agent_class(name).Config, GROUP)
 
 
 def complete_words(words: Sequence[str]) -> list[str]:
@@ -71,7 +72,7 @@ def train_command(say: Callable[[str], None]) -> int:
     def start() -> int:
         sys.argv[1:] = complete_words(sys.argv[1:])
         register(sys.argv[1:])
-        return config.launch(job, CONFIGS, "train", wrong)
+        return launch(job, CONFIGS, "train", wrong)
 
     def job(composed: DictConfig) -> int:
         def go() -> int:

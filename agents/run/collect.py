@@ -38,8 +38,8 @@ class Collector:
     One call of `step` is:  rows arrive -> agent acts on them -> rows and columns go to replay
                             -> the actions are taken, and the next rows arrive.
 
-    A row holds the action that led to it (zeros on a first row), so the action chosen here is
-    kept until its consequence arrives. Sampled actions are stored as they were drawn; the
+    A row holds the action that led to it (zeros on a first row), so the action chosen here waits
+    until its consequence arrives. Sampled actions are stored as they were drawn; the
     environment clips them at its own edge.
 
     `step` is `begin` and `finish`. Between the two the step is under way in the environments; for
@@ -75,7 +75,7 @@ class Collector:
             nothing = np.zeros(self.num_envs, bool)
             self.rows = self._rows(obs, np.zeros(self.num_envs), nothing, nothing, ~nothing, None)
         else:
-            with checkpoint.understood("collector", "this run"):
+            with checkpoint.explain_errors("collector", "this run"):
                 self._resume(saved)
 
     def _resume(self, saved: Mapping[str, Any]) -> None:
@@ -118,7 +118,7 @@ class Collector:
         """Act on the rows at hand, record them, and fetch the next ones.
 
         explore: uniformly random actions instead of the agent's. Returns the episodes that the
-        new rows ended. Raises RunError where the environment breaks its word.
+        new rows ended. Raises RunError where the environment fails.
         """
         self.begin(explore)
         return self.finish(replay)

@@ -101,7 +101,8 @@ class TrainConfig:
     @property
     def budget(self) -> int:
         """Updates that `steps` agent steps earn; 0 where the agent's batches have no size."""
-        rows = getattr(self.agent, "batch_size", 0) * getattr(self.agent, "batch_length", 0)
+        sizes = vars(self.agent)
+        rows = sizes.get("batch_size", 0) * sizes.get("batch_length", 1)
         return round((self.steps - self.prefill) * self.train_ratio / rows) if rows else 0
 
     @property

@@ -1,4 +1,4 @@
-"""Plays whole episodes and reports their returns; nothing learns here."""
+"""Evaluation: episodes are played to their ends and their returns reported; nothing learns."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def evaluate(
     replay: Replay | None = None,
     watch: Callable[[Collector], None] = lambda collector: None,
 ) -> EvalResult:
-    """Exactly `episodes` whole episodes on environments of their own.
+    """Play exactly `episodes` episodes, to their ends, in environments of their own.
 
     The episodes are shared out before the first one starts, so that short ones do not crowd out
     long ones. The same seed gives the same episodes, and the global random generators are left

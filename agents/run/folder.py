@@ -161,7 +161,7 @@ class RunLock:
             ) from error
         left = self._holder()
         if left:
-            self._say(f"'{self._folder}' was left without a word by {left}; going on from there.")
+            self._say(f"'{self._folder}' was left by {left}, which did not end properly.")
         about = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%F %T")}
         write_json(self._folder / HOLDER, about)
         return self

@@ -1,4 +1,4 @@
-"""Does the updates of a run. One that is not finite is skipped, and its batch kept."""
+"""Updates of a run: counted, and skipped where they are not finite, with the batch dumped."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Learner:
 
     folder: where `nonfinite` gets the first batches whose loss or gradient was not finite, with
     the agent's state (where updates settle late, after the one that has begun since). limit:
-    skipped updates in a row after which Diverged is raised. say: told of each skipped update.
+    skipped updates in a row after which Diverged is raised. say: prints a line for each of them.
     """
 
     def __init__(

@@ -113,7 +113,7 @@ def go_back(trainer: Trainer, error: Diverged) -> None:
         raise RunError(
             f"{error} The run went back to its last checkpoint {counters.rollbacks} times "
             "with a lower learning rate and that did not help, so it stopped. Look for the "
-            "cause in what was kept, or start a new run with a lower learning rate."
+            "cause in the dumped batches, or start a new run with a lower learning rate."
         ) from error
     counters.rollbacks += 1
     trainer.save()

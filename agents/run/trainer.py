@@ -21,7 +21,7 @@ from dataclasses import replace
 from typing import Any
 
 import agents
-from agents.run import checkpoints, media, report, setup, shares
+from agents.run import checkpoints, report, setup, shares
 from agents.run.collect import Collector, Episode
 from agents.run.config import CONFIG, TrainConfig, crossed
 from agents.run.evaluate import EvalResult, evaluate
@@ -41,7 +41,7 @@ from worldmodel.types import EnvSpec
 
 
 class Trainer:
-    """One run, ready to go on: new, or restored from the newest whole checkpoint in its folder.
+    """One run, ready to go on: new, or restored from the newest intact checkpoint in its folder.
 
     A restored run continues to the bit: weights, optimizer, generators, counters, the rows of the
     replay, episodes in progress, metrics not yet written, and the logs' ends.
@@ -134,7 +134,7 @@ class Trainer:
             self.log = RunLog(self.folder, saved and saved["log"])
             self._open.callback(self.log.close)
         if saved:
-            with checkpoint.understood("rng", self.folder):
+            with checkpoint.explain_errors("rng", self.folder):
                 seeding.set_rng_state(saved["rng"])  # last: making things may have drawn numbers
         else:
             self.save()  # so that a folder with a config can always be continued
@@ -280,7 +280,7 @@ class Trainer:
                 f"{len(result.returns)} episodes"
             )
         if films and state.counters.agent_steps >= self.config.prefill and state.can_sample:
-            media.log_dream(self.log, now, state)
+            report.log_dream(self.log, now, state)
 
     def evaluate(self, episodes: int, record: bool = False) -> EvalResult:
         """Episodes on separate environments with the policy's mode, always the same ones."""
@@ -312,7 +312,7 @@ class Trainer:
         if result is not None:
             self.log.scalars(self.clock, report.scores(result, state.counters))
         summary = report.summarise(settings, state, self.device, result)
-        media.write_last(self.log, self.clock, state, settings.env, result)
+        report.write_last(self.log, self.clock, state, settings.env, result)
         report.write_summary(self.folder, summary)
         return summary
 

@@ -14,6 +14,7 @@ from agents.run.cli import CONFIGS, register
 from agents.run.config import TrainConfig
 from scripts.studies.bench_timing import rate, rounded
 from worldmodel import config
+from worldmodel.compose import compose_config
 from worldmodel.config import check_ranges
 from worldmodel.envs import EnvConfig, EnvError, env_spec, make_vector
 
@@ -42,7 +43,7 @@ def measure(settings: Settings) -> Iterator[Mapping[str, Any]]:
     for name in settings.envs:
         kind, *words = name.split("+")
         words = ["experiment=none", f"env={kind}", *words]
-        env = config.build(config.compose_config(CONFIGS, "train", words), TrainConfig).env
+        env = config.build(compose_config(CONFIGS, "train", words), TrainConfig).env
         several = settings.num_envs
         for vector, count in (("sync", 1), ("sync", several), ("async", several)):
             about = {"figure": "env", "env": name, "id": env.id, "vector": vector, "envs": count}

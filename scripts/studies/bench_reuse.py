@@ -34,6 +34,7 @@ from agents.run.evaluate import evaluate
 from agents.run.train import train
 from scripts.studies.bench import check_known
 from worldmodel import config, seeding
+from worldmodel.compose import compose_config
 from worldmodel.envs import EnvConfig, env_spec, make_env
 from worldmodel.rssm.fitted import head_names
 
@@ -119,7 +120,7 @@ class Study:
         """The settings of a ready experiment, without films and evaluations on the way."""
         cli.register()
         words = [f"experiment={experiment}", f"seed={self.seed}", "eval_every=0", "video_every=0"]
-        found = config.compose_config(cli.CONFIGS, "train", words)
+        found = compose_config(cli.CONFIGS, "train", words)
         made = config.build(found, TrainConfig)
         # Recorded for the rewards, which then need not read angles off pictures; no model sees it.
         return replace(made, run=str(folder), env=replace(made.env, record=["state"]))

@@ -20,6 +20,7 @@ from agents.run.train import build
 from agents.run.trainer import Trainer
 from worldmodel import config, seeding
 from worldmodel.accel.devices import keep_freed_memory, pick_device, set_deterministic, set_threads
+from worldmodel.compose import compose_config
 from worldmodel.envs import env_spec, make_env
 from worldmodel.replay import Replay, ReplayConfig
 from worldmodel.types import ActionSpec, Column, EnvSpec, ObsSpec
@@ -78,7 +79,7 @@ def compose(subject: Subject) -> TrainConfig:
     words += [f"{key}={value}" for key, value in given.items() if value is not None]
     words += [f"device={subject.device}", f"threads={subject.threads}", *subject.set]
     register()
-    return config.build(config.compose_config(CONFIGS, "train", words), TrainConfig)
+    return config.build(compose_config(CONFIGS, "train", words), TrainConfig)
 
 
 def endless(config: TrainConfig, folder: Path | str) -> TrainConfig:

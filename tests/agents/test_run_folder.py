@@ -50,7 +50,7 @@ def test_a_dead_holder_is_recognised(tmp_path: Path, holder: Any) -> None:
     with RunLock(tmp_path, said.append):
         assert json.loads((tmp_path / HOLDER).read_text())["pid"] == os.getpid()
     (line,) = said
-    assert f"left without a word by process {holder.pid} on" in line
+    assert f"was left by process {holder.pid} on" in line
     said.clear()
     with RunLock(tmp_path, said.append):  # let go properly, it is nobody's
         assert not said

@@ -26,6 +26,7 @@ from tests.envs_for_tests import CountingEnv
 from tests.rank_pairs import begin, end, together
 from worldmodel import checkpoint, config
 from worldmodel.accel.ranks import Ranks
+from worldmodel.compose import compose_config
 from worldmodel.config import ConfigError, RunError
 from worldmodel.envs import EnvConfig
 from worldmodel.replay import Replay, ReplayConfig
@@ -304,7 +305,7 @@ def test_torchrun_survives_the_end_of_one_rank(tmp_path: Path) -> None:
         "replay.capacity=3000", "checkpoint_minutes=0.005", "log_every=20",
     ]  # fmt: skip
     cli.register(words)
-    composed = config.build(config.compose_config(cli.CONFIGS, "train", words), TrainConfig)
+    composed = config.build(compose_config(cli.CONFIGS, "train", words), TrainConfig)
     alone = replace(composed, run=str(tmp_path / "alone"), checkpoint_minutes=1.0)
     assert [code for code, _ in together(run_of(alone))] == [0, 0]
 

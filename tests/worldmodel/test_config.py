@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from worldmodel import config
+from worldmodel.compose import compose_config, store
 from worldmodel.config import ConfigError, RunError
 
 
@@ -35,7 +36,7 @@ class Outer:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A tree of configs with one group and one preset."""
-    config.store("outer_schema", Outer)
+    store("outer_schema", Outer)
     (tmp_path / "inner").mkdir()
     (tmp_path / "main.yaml").write_text("defaults: [outer_schema, inner: slow, _self_]\nname: x\n")
     (tmp_path / "inner" / "slow.yaml").write_text("rate: 0.01\n")
@@ -44,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_yaml_and_words_override_the_dataclass(folder: Path) -> None:
-    composed = config.compose_config(folder, "main", ["steps=3", "table.a.rate=7"])
+    composed = compose_config(folder, "main", ["steps=3", "table.a.rate=7"])
     built = config.build(composed, Outer)
     assert built == Outer(3, "x", Inner(0.01), {"a": Inner(7.0)})
 
@@ -70,7 +71,7 @@ def test_yaml_and_words_override_the_dataclass(folder: Path) -> None:
 )
 def test_explains_what_does_not_fit(folder: Path, word: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        config.build(config.compose_config(folder, "main", [word]), Outer)
+        config.build(compose_config(folder, "main", [word]), Outer)
     assert message in str(caught.value)
 
 
