@@ -13,12 +13,14 @@ from filelock import FileLock
 
 from worldmodel import plots
 
+Once = Callable[[str, Callable[[Path], Any]], Path]
+
 # Models as small as theirs lose more time to waking threads than threads save.
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
-def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], Any]], Path]:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
     """once(name, make): the folder that make(folder) fills, for all who ask for this name, in any
     process of pytest-xdist. It is only read: who changes it, changes a copy."""
     base = tmp_path_factory.getbasetemp()

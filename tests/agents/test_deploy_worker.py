@@ -90,7 +90,7 @@ def no_child() -> Child:
 
 def test_a_process_is_killed_when_it_is_silent_and_another_takes_over() -> None:
     obs = {"x": np.zeros((1, 3), np.float32)}
-    worker = ProcessWorker(Child, obs, CLOCK, patience=0.05)
+    worker = ProcessWorker(Child, obs, CLOCK, patience=0.5)
     try:
         ones = Ask({"x": np.ones((1, 3), np.float32)}, "go")
         worker.submit(0, ones)

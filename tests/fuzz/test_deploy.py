@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from agents.deploy import FallbackConfig
 from agents.deploy.export.manifest import MANIFEST, SUMS, Export, seal
 from tests.agents.deploy_doubles import Bench, observation
+from tests.conftest import Once
 from tests.fuzz.common import (
     ARRAYS,
     JSON,
@@ -47,16 +48,13 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(once: Once) -> Path:
     """The export of a small agent with a detector."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    from agents.deploy.export.write import ExportOptions, export_agent
-    from tests.agents.test_deploy_export import BOX, Detects, policy
+    from tests.agents.test_deploy_export import export_box
 
-    folder = tmp_path_factory.mktemp("exports") / "whole"
-    export_agent(policy(BOX), folder, ExportOptions(smaller=[], steps=2), Detects())
-    return folder
+    return once("export", export_box)
 
 
 @pytest.fixture
