@@ -27,7 +27,8 @@ from agents.run.trainer import Trainer
 from scripts.studies.bench import check_known
 from scripts.studies.bench_timing import Window, rounded, timed
 from worldmodel import seeding
-from worldmodel.config import build, compose_config
+from worldmodel.compose import compose_config
+from worldmodel.config import build
 from worldmodel.types import EnvSpec
 
 PEERS = ("dqn", "sac")
