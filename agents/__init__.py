@@ -98,7 +98,7 @@ def load(run_folder: str | Path, device: str = "auto") -> Policy:
     saved = config.read(path)
     chosen = config.section(saved, "agent", path)
     name = str(chosen.get("name"))
-    settings: Any = config.build(chosen, agent_class(name).Config)
+    settings: Any = config.build(chosen, agent_class(name).Config, saved=True)
     env = config.build(config.section(saved, "env", path), EnvConfig)
     state = checkpoint.load(folder, warnings.warn)
     spec = checkpoint.spec_from_dict(state.get("spec"))

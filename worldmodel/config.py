@@ -90,13 +90,18 @@ def keys_of(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def build(config: DictConfig, schema: type[T]) -> T:
-    """The dataclass object of a composed config; ConfigError where it does not fit.
+def build(config: DictConfig, schema: type[T], like: T | None = None, saved: bool = False) -> T:
+    """The dataclass object of a composed config; ConfigError where it does not fit. like: an object
+    whose values stand where the config has none, in place of the dataclass's own. saved: the config
+    is one that `write` wrote, whose dicts are not added to those.
 
     A ValueError from a dataclass's own check of its fields becomes a ConfigError too.
     """
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), config)
+        base = OmegaConf.structured(schema if like is None else like)
+        if saved:
+            _empty_dicts(base, config)
+        merged = OmegaConf.merge(base, config)
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             raise ConfigError(
@@ -106,7 +111,7 @@ def build(config: DictConfig, schema: type[T]) -> T:
         built = OmegaConf.to_object(merged)
         known = keys_of(built)  # finds wrong types behind interpolations
     except OmegaConfBaseException as error:
-        raise explain(error, keys_of(schema)) from error
+        raise explain(error, keys_of(schema if like is None else like)) from error
     except ConfigError:
         raise
     except (ValueError, OverflowError) as error:
@@ -116,6 +121,17 @@ def build(config: DictConfig, schema: type[T]) -> T:
         if key not in known:
             raise _unknown_key(key, known)
     return built
+
+
+def _empty_dicts(schema: DictConfig, config: DictConfig) -> None:
+    """Empty the plain dicts of a structured config that another one holds too."""
+    for key in config:
+        ours, theirs = schema.get(key), config.get(key)
+        if isinstance(ours, DictConfig) and isinstance(theirs, DictConfig):
+            if OmegaConf.get_type(ours) is dict:
+                schema[key] = {}
+            else:
+                _empty_dicts(ours, theirs)
 
 
 def from_cli(schema: type[T], arguments: Sequence[str]) -> T:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING
 
 import agents
 from agents.apps.rewards.score import score
@@ -95,42 +95,16 @@ def dream_settings(asked: DreamConfig, overrides: Sequence[str] = ()) -> TrainCo
 
 def run_settings(folder: Path) -> TrainConfig:
     """The settings of a run, from its folder. Raises ConfigError where it is none."""
-    return built(config.read(folder / CONFIG))
-
-
-def built(saved: DictConfig) -> TrainConfig:
-    """Settings out of their saved form, the agent's own class included."""
-    plain: Any = OmegaConf.to_container(saved)
-    agent = plain.pop("agent")
-    if not isinstance(agent, dict) or not isinstance(agent.get("name"), str):
-        raise config.ConfigError(
-            f"agent is {agent!r:.80}; its settings are agent.name=... and others."
-        )
-    schema = agents.agent_class(agent["name"]).Config
-    made = config.build(OmegaConf.create(plain), TrainConfig)
-    return replace(made, agent=config.build(OmegaConf.create(agent), schema))
+    saved = config.read(folder / CONFIG)
+    name = config.section(saved, "agent", folder / CONFIG).get("name")
+    like = TrainConfig(agent=agents.agent_class(str(name)).Config())
+    return config.build(saved, TrainConfig, like, saved=True)
 
 
 def changed(settings: TrainConfig, overrides: Sequence[str]) -> TrainConfig:
     """The same settings with `key=value` words applied; ConfigError where one does not fit."""
-    if not overrides:
-        return settings
-    known = config.keys_of(settings)
-    for word in overrides:
-        key, equals, _ = word.partition("=")
-        if not equals or not any(k == key or k.startswith(f"{key}.") for k in known):
-            close = config.nearest(key, known)
-            hint = f" Did you mean '{close}'?" if close else ""
-            raise config.ConfigError(f"Unknown key '{key}'.{hint}")
-    saved = OmegaConf.create(OmegaConf.to_container(OmegaConf.structured(settings)))
-    try:
-        merged = OmegaConf.merge(saved, config.parse(overrides, known))
-    except config.ConfigError:
-        raise
-    except config.UNREADABLE as error:
-        raise config.ConfigError(f"Cannot read '{' '.join(overrides)}': {error}") from error
-    assert isinstance(merged, DictConfig)
-    return built(merged)
+    words = config.parse(overrides, config.keys_of(settings))
+    return config.build(words, TrainConfig, settings)
 
 
 def write_score(settings: TrainConfig, asked: DreamConfig) -> list[str]:

@@ -133,3 +133,24 @@ def test_unknown_names_the_nearest() -> None:
     text = config.unknown("agent", "dreamr", ["random", "dreamer"])
     assert text == "Unknown agent 'dreamr'. Known: dreamer, random. Did you mean 'dreamer'?"
     assert config.unknown("agent", "zz", ["random"]) == "Unknown agent 'zz'. Known: random."
+
+
+@dataclass
+class Paid:
+    weights: dict[str, float] = field(default_factory=lambda: {"reward": 1.0})
+
+
+@dataclass
+class Run:
+    paid: Paid = field(default_factory=Paid)
+    steps: int = 1
+
+
+def test_a_saved_dict_is_all_there_is_and_a_given_one_is_added(tmp_path: Path) -> None:
+    run = Run(Paid({"spin": 2.0}), 5)
+    config.write(tmp_path / "config.yaml", run)
+    saved = config.read(tmp_path / "config.yaml")
+    assert config.build(saved, Run, saved=True) == run
+    assert config.build(saved, Run).paid.weights == {"reward": 1.0, "spin": 2.0}
+    more = config.build(config.parse(["steps=7"]), Run, run)
+    assert more == Run(run.paid, 7)

@@ -48,13 +48,9 @@ class WorldModel(nn.Module):
         )  # fmt: skip
         centre = self.encoder.centre if self.encoder.images else None
         self.decoder = Decoder(spec, centre, c.deter, c.groups * classes, c.blocks, *shared)
-        heads = {
-            name: Head(h, self.feat_size, c.units, c.bins, head_size(spec, h))
-            for name, h in c.heads.items()
-        }
+        heads = {name: self.new_head(h, head_size(spec, h)) for name, h in c.heads.items()}
         if spec.has_mask:
-            mask = HeadConfig(MASK_KEY, "bernoulli")
-            heads[MASK_KEY] = Head(mask, self.feat_size, c.units, c.bins, spec.action.size)
+            heads[MASK_KEY] = self.new_head(HeadConfig(MASK_KEY, "bernoulli"), spec.action.size)
         for head in heads.values():
             if not head.config.target:
                 head.requires_grad_(False)  # no batch teaches it
@@ -221,9 +217,9 @@ class WorldModel(nn.Module):
         seen = ("encoder.", "core.")
         return {name: value for name, value in self.state_dict().items() if name.startswith(seen)}
 
-    def new_head(self, config: HeadConfig) -> Head:
-        """An untrained head that could become a part of it."""
-        return Head(config, self.feat_size, self.config.units, self.config.bins)
+    def new_head(self, config: HeadConfig, size: int | None = None) -> Head:
+        """An untrained head, of one number or `size`, that could become a part of it."""
+        return Head(config, self.feat_size, self.config.units, self.config.bins, size)
 
     def with_heads(self, heads: Mapping[str, Head], control: Mapping[str, float]) -> WorldModel:
         """A copy with these heads too, paid by a weighted sum of some; ValueError where a name or
@@ -238,16 +234,16 @@ class WorldModel(nn.Module):
         return made.to(next(self.parameters()).device)
 
     def comparable(self, obs: dict[str, Tensor]) -> Tensor:
-        """The posterior's logits [B, S * K] after one frame that begins an episode, each group
-        centred (the means [B, S], for gaussian latents): of what was tried, it orders Pendulum's
-        pictures best by their angle (docs/REWARDS.md)."""
-        embed = self.encoder(obs).unsqueeze(1)  # [B, 1, E]
+        """The posterior's logits [B, S * K] after one frame of a new episode, each group centred
+        (the means [B, S], for gaussian latents): the best of what docs/REWARDS.md compares."""
+        embed = self.encoder(obs).unsqueeze(1)
         action = embed.new_zeros(len(embed), 1, self.spec.action.size)
         first = torch.ones(len(embed), 1, dtype=torch.bool, device=embed.device)
         _, params = self.core.observe(self.initial(len(embed)), embed, action, first)
-        params = params.squeeze(1).float()
-        params = params[..., 0] if self.core.gaussian else params - params.mean(-1, keepdim=True)
-        return params.flatten(1)
+        params = params[:, 0].float()
+        if self.core.gaussian:
+            return params[..., 0]
+        return (params - params.mean(-1, keepdim=True)).flatten(1)
 
     def recorded_reward(self, batch: Batch, states: LatentState) -> Tensor:
         """What was to be maximised, as it was recorded [B, T].
