@@ -1,4 +1,4 @@
-"""Train an agent: `python scripts/train.py [experiment=...] [key=value ...]`."""
+"""Train an agent: `python scripts/train.py [agent=...] [experiment=...] [key=value ...]`."""
 
 from agents.run.cli import train_command
 
