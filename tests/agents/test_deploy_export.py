@@ -454,6 +454,7 @@ def test_an_agent_of_vectors_without_world_or_state_behind_a_detector(tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_detector_with_a_world_is_exported_with_it(tmp_path: Path) -> None:
     made = policy(BOX)
     parts = ["reconstruction", "frozen", "surprise", "drift", "forecast"]

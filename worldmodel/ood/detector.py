@@ -113,8 +113,9 @@ class Detector:
             keys = scorer.looker.images
             train_vae(vae, observations, keys, c.updates, c.batch, c.lr, c.seed, self.say)
         held = looks(scorer, tuning, c.rows, c.seed)
-        for part in scorer.parts:
-            part.fit(held)  # type: ignore[operator]
+        with torch.no_grad():  # a flow asks for gradients itself
+            for part in scorer.parts:
+                part.fit(held)  # type: ignore[operator]
         self._set_units(tuning)
         self.fitted, self.calibration = True, {}
 
