@@ -198,7 +198,7 @@ print(json.dumps(out))
     seen = frames(6)
     np.save(tmp_path / "seen.npy", seen)
     done = subprocess.run(
-        [sys.executable, "-I", str(script)], capture_output=True, text=True, cwd=tmp_path
+        [sys.executable, "-I", "-B", str(script)], capture_output=True, text=True, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
     theirs = json.loads(done.stdout)
@@ -396,12 +396,12 @@ class Tick(nn.Module):
         return self.spec.action.clip(self.net(obs["speed"])), None
 
 
-class Off(Linear):
-    """Acts a little beside its own tick."""
+class Off(Tick):
+    """Does a little more where it is traced."""
 
-    def act(self, obs: Any, state: Any = None, mode: str = "sample") -> Any:
-        action, state, extras = super().act(obs, state, mode)
-        return action + 0.01, state, extras
+    def forward(self, obs: dict[str, Tensor], state: None, is_first: Tensor) -> Any:
+        action, _ = super().forward(obs, state, is_first)
+        return (0.9 * action if torch.compiler.is_exporting() else action), None
 
 
 VECTOR = EnvSpec({"speed": ObsSpec("vector", (3,))}, ActionSpec("continuous", (2,)))
@@ -420,14 +420,15 @@ def speeds(count: int, seed: int) -> list[Track]:
 
 def test_the_tolerance_is_held_against_what_is_measured(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    device = torch.device("cpu")
-    made = Policy(Off(VECTOR), VECTOR, EnvConfig("no_such_package:Robot"), device)
+    agent = Linear(VECTOR)
+    agent.tick = lambda: Off(agent.net, VECTOR)  # type: ignore[method-assign]
+    made = Policy(agent, VECTOR, EnvConfig("no_such_package:Robot"), torch.device("cpu"))
     with pytest.raises(RunError, match="float32 is not the agent"):
         export_agent(made, tmp_path / "x", ExportOptions(smaller=[], steps=20))
     assert not list(tmp_path.iterdir())
-    loose = ExportOptions(smaller=[], steps=20, tolerance=0.02)
+    loose = ExportOptions(smaller=[], steps=20, tolerance=0.11)
     found = export_agent(made, tmp_path / "x", loose).manifest["parity"]
-    assert found["float32"]["action"] == pytest.approx(0.01, rel=1e-3)
+    assert found["float32"]["action"] == pytest.approx(0.1)  # of actions up to 1
 
 
 def test_an_agent_of_vectors_without_world_or_state_behind_a_detector(tmp_path: Path) -> None:
