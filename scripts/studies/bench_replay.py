@@ -26,7 +26,7 @@ from worldmodel.replay import Replay, ReplayConfig
 from worldmodel.types import ActionSpec, Column, EnvSpec, ObsSpec
 
 # Dreamer's, of the paper's size 1m.
-COLUMNS = {"deter": Column((512,), "float16"), "stoch": Column((32,), "uint8", below=4)}
+COLUMNS = {"memory": Column((512,), "float16"), "classes": Column((32,), "uint8", below=4)}
 BOUND = 0.5  # of a copy's bandwidth, from which on memory is what binds
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import agents
 from agents.run import report
 from agents.run.trainer import Trainer
 from scripts.studies import bench_subject
@@ -43,7 +44,7 @@ def measure(settings: Settings) -> Iterator[Mapping[str, Any]]:
     """One figure for the loop, and one for each part of it."""
     with tempfile.TemporaryDirectory() as folder:
         config = bench_subject.endless(bench_subject.compose(settings), folder)
-        if not hasattr(config.agent, "batch_size"):
+        if not agents.agent_class(config.agent.name).learns:
             raise ConfigError(f"The agent '{config.agent.name}' learns nothing from a replay.")
         rows = config.agent.batch_size * config.agent.batch_length
         prefill = rows if settings.prefill is None else settings.prefill

@@ -20,6 +20,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from agents.base import parameters_count
+from agents.dreamer import Dreamer
 from scripts.studies import bench_subject
 from scripts.studies.bench_timing import (
     REST,
@@ -61,8 +62,10 @@ def measure(settings: Settings) -> Iterator[Mapping[str, Any]]:
     began = time.perf_counter()
     made = bench_subject.make(settings)
     build_s = time.perf_counter() - began
-    if not hasattr(made.agent, "train_on"):
-        raise ConfigError(f"The agent of experiment={settings.experiment} has no model to update.")
+    if not isinstance(made.agent, Dreamer):
+        raise ConfigError(
+            f"This measures Dreamer's update; experiment={settings.experiment} is another agent's."
+        )
     clock, replay = Clock(made.device), bench_subject.filled_replay(made)
     memory, gpu = PeakMemory(made.device), made.device.type == "cuda"
     count, update = settings.updates or (20 if gpu else 1), partial(made.agent.update, replay)
