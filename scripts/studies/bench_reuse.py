@@ -26,7 +26,7 @@ import torch
 
 import agents
 from agents.apps.reuse import DreamConfig, dream_settings
-from agents.apps.rewards.make import FitConfig, fit_head
+from agents.apps.rewards.pipeline import FitConfig, fit_head
 from agents.random import Random, RandomConfig
 from agents.run import cli, report
 from agents.run.config import TrainConfig

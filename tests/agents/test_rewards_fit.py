@@ -97,7 +97,7 @@ def test_bradley_terry_finds_the_order_of_rewards() -> None:
     pairs = Pairs(episode, start, np.full(400, 8), preferred, np.isin(episode, [3, 7]).any(1))
     head = fit.blank_head(model, "mse", 1, 0)
     fit.train(head, 400, 1e-3, fit.comparison(head, latents, pairs, 32, 0.5), 0, QUIET)
-    held = fit.judged(head, latents, pairs, np.flatnonzero(pairs.held_out))
+    held = fit.pair_errors(head, latents, pairs, np.flatnonzero(pairs.held_out))
     assert held["right"] > 0.85
     assert held["loss"] < held["constant_loss"]
     guess = fit.predicted(head, latents, np.arange(800))
@@ -116,7 +116,7 @@ def test_the_loss_of_a_comparison_by_hand() -> None:
     guess = fit.predicted(head, latents, np.arange(12)).reshape(2, 6)
     p = 1 / (1 + np.exp(guess[0, 1:4].sum() - guess[1, 2:5].sum()))
     assert value == pytest.approx(-0.3 * np.log(p) - 0.7 * np.log(1 - p), rel=1e-4)
-    judged = fit.judged(head, latents, pairs, np.zeros(1, np.int64))
+    judged = fit.pair_errors(head, latents, pairs, np.zeros(1, np.int64))
     assert judged["loss"] == pytest.approx(value, rel=1e-4)
     assert judged["right"] == float(p < 0.5)
 
@@ -249,7 +249,7 @@ def test_calibration_bins_by_hand() -> None:
 def test_where_a_reward_was_seen_by_hand() -> None:
     nan = float("nan")
     labels = Labels([np.array([nan, 0.0, 0.0, 10.0]), np.array([nan, 6.0, 6.0]), np.array([nan])])
-    found = report.seen(labels)
+    found = report.occurrence(labels)
     assert (found["labels"], found["episodes"], found["min"], found["max"]) == (5, 2, 0.0, 10.0)
     share = {one["level"]: (one["rows"], one["episodes"]) for one in found["levels"]}
     assert share == {1: (0.6, 1), 2.5: (0.6, 1), 5: (0.6, 1), 7.5: (0.2, 0.5), 9: (0.2, 0.5)}

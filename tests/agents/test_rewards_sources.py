@@ -12,7 +12,7 @@ import torch
 from agents.apps.episodes import Episodes
 from agents.apps.rewards.labels import Labels, check_varied, parse, split, thinned, transitions
 from agents.apps.rewards.latents import goal_observations, look
-from agents.apps.rewards.make import labels_of
+from agents.apps.rewards.pipeline import labels_of
 from agents.apps.rewards.tables import read_pairs, split_pairs
 from agents.run.collect import Collector
 from tests.agents.counting_agent import CountingAgent, CountingConfig

@@ -16,7 +16,7 @@ from agents.apps import reuse
 from agents.apps.dreams.episodes import DreamConfig
 from agents.apps.reuse import dream_settings
 from agents.apps.rewards import cli as rewards
-from agents.apps.rewards.make import FitConfig
+from agents.apps.rewards.pipeline import FitConfig
 from agents.run import cli
 from tests.fuzz.common import WORDS, cases, ours
 from tests.fuzz.test_configs import NUMBERS, SETTINGS, YAMLS

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from agents.apps.episodes import Episodes
 from agents.apps.rewards.labels import parse
-from agents.apps.rewards.make import labels_of
+from agents.apps.rewards.pipeline import labels_of
 from agents.apps.rewards.tables import PAIRS, read_pairs
 from tests.fuzz.common import ARRAYS, MARKER, WORDS, altered, cases, damaged, ours
 from tests.fuzz.test_checkpoints import CALLS

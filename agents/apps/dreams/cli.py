@@ -38,9 +38,9 @@ def _dream(words: list[str], say: Callable[[str], None]) -> int:
     keep_freed_memory()
     try:
         policy = agents.load(settings.run, settings.device)
-        missing = lacks(policy, settings.run)
+        missing = left_out(policy, settings.run)
         folder = writable(Path(settings.out or Path(settings.run) / "dreams"))
-        lived = [experience(policy, settings), *beside(policy, settings, missing)]
+        lived = [experience(policy, settings), *random_experience(policy, settings, missing)]
         with seeding.Stream(seeding.spawn(settings.seed, "dreams"), policy.device):
             summary = write(policy, lived, settings, folder, missing)
     except ValueError as error:
@@ -53,7 +53,7 @@ def _dream(words: list[str], say: Callable[[str], None]) -> int:
     return 0
 
 
-def lacks(policy: Policy, run: str) -> list[str]:
+def left_out(policy: Policy, run: str) -> list[str]:
     """What a run's dreams cannot show, in words; ConfigError where it has none at all."""
     if not isinstance(policy.model, Dynamics):
         raise ConfigError(
@@ -83,7 +83,9 @@ def writable(folder: Path) -> Path:
     return folder
 
 
-def beside(policy: Policy, settings: DreamConfig, missing: list[str]) -> list[Experience]:
+def random_experience(
+    policy: Policy, settings: DreamConfig, missing: list[str]
+) -> list[Experience]:
     """Episodes of random actions to measure on, too, where fresh ones are asked for; what they
     are too short for is added to what is missing."""
     asked = settings.random_too()

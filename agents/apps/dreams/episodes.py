@@ -180,11 +180,11 @@ def windows(lived: Experience, model: Any, settings: DreamConfig) -> Windows:
     first: list[int] = []
     device = dream.device_of(model)
     for rows, group in by_rows.items():
-        whole = lived.batch(group, 0, rows).to(device)
-        states = dream.follow(model, whole)
+        rows_seen = lived.batch(group, 0, rows).to(device)
+        states = dream.follow(model, rows_seen)
         last = rows - settings.rows
         for begin in sorted({int(i) for i in np.linspace(0, last, each).round()}):
-            part = dream.cut(whole, slice(None), slice(begin, begin + settings.rows))
+            part = dream.cut(rows_seen, slice(None), slice(begin, begin + settings.rows))
             before = tree.index(states, (slice(None), begin - 1))
             starts.append(before if begin else model.initial(len(group)))
             parts.append(part)

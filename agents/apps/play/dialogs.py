@@ -122,7 +122,7 @@ class StartDialog:
         try:
             length, score, self.marks, pictures = await self.stage.work(read)
         except ValueError as error:
-            self.driver.tell(str(error), "negative")
+            self.driver.notify(str(error), "negative")
             return
         self.about.set_text(f"{length} frames, return {score:.1f}")
         for image, source in zip(self.thumbs, pictures, strict=True):
@@ -145,7 +145,7 @@ class StartDialog:
         try:
             row, pictures = await self.stage.work(read)
         except ValueError as error:
-            self.driver.tell(str(error), "negative")
+            self.driver.notify(str(error), "negative")
             return
         self.row_label.set_text(f"row {row}")
         _source(self.preview, pictures[0])

@@ -65,19 +65,19 @@ class Stage:
 
 class Driver:
     """One person's hands. draw: shows what `agents.apps.play.show.shown` returned, and a number by
-    which `drawn` answers. tell: shows a message and its kind (info, positive, negative). changed:
-    is told when playing starts and stops."""
+    which `drawn` answers. notify: shows a message and its kind (info, positive, negative). changed:
+    is called when playing starts and stops."""
 
     def __init__(
         self,
         session: Session,
         work: Work,
         draw: Callable[[dict[str, Any], int], None],
-        tell: Callable[[str, str], None],
+        notify: Callable[[str, str], None],
         changed: Callable[[bool], None],
     ) -> None:
         self.session, self.work = session, work
-        self._show, self.tell, self._changed = draw, tell, changed
+        self._show, self.notify, self._changed = draw, notify, changed
         self.spec = session.world.spec.action
         self.view, self.eyes, self.who, self.mode = "dream", "dream", "you", "mode"
         self.speed = 10.0
@@ -96,7 +96,7 @@ class Driver:
         try:
             state = await self.work(lambda: (call(), shown(self.session, self.view))[1])
         except (ValueError, RunError) as error:
-            self.tell(str(error), "negative")
+            self.notify(str(error), "negative")
             return False
         finally:
             self.busy = False
@@ -180,7 +180,7 @@ class Driver:
         self.stop()
         labels: list[str] = []
         if await self.run(lambda: labels.append(self.session.branch())):
-            self.tell(f"The next step opens branch {labels[0]}.", "info")
+            self.notify(f"The next step opens branch {labels[0]}.", "info")
 
     async def jump(self, asked: Any) -> None:
         """To {branch, depth}, as the page sent it."""

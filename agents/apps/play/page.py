@@ -31,7 +31,7 @@ class Page:
 
     def __init__(self, stage: Stage, session: Session) -> None:
         self.stage, self.session = stage, session
-        self.driver = Driver(session, stage.work, self._draw, self.tell, self._playing)
+        self.driver = Driver(session, stage.work, self._draw, self.notify, self._playing)
         self.spec = self.driver.spec
         ui.add_css(WEB / "page.css")
         ui.colors(primary="#ff8c00", dark="#181c23", dark_page="#0f1217")
@@ -47,7 +47,7 @@ class Page:
             with _card("Branches").classes("kept"):
                 self.branches = Branches().on("jump", lambda e: self.driver.jump(e.args))
 
-    def tell(self, text: str, kind: str = "negative") -> None:
+    def notify(self, text: str, kind: str = "negative") -> None:
         """A message on the page; kind: info, positive or negative."""
         if not self.driver.gone:
             with self.screen:
@@ -197,20 +197,20 @@ class Page:
                 lambda: show.save_film(self.session, self.stage.run, driver.view, driver.speed)
             )
         except (ValueError, OSError) as error:
-            self.tell(f"The film was not saved: {error}")
+            self.notify(f"The film was not saved: {error}")
             return
         finally:
             self.save.props(remove="loading")
         if not driver.gone:
             with self.screen:
                 ui.download.content(data, path.name, "image/gif")
-            self.tell(f"Saved as {path}", "positive")
+            self.notify(f"Saved as {path}", "positive")
 
     def _set_value(self, index: int, value: Any) -> None:
         try:
             self.driver.values[index] = number(value)
         except ValueError as error:
-            self.tell(str(error))
+            self.notify(str(error))
         self.value_labels[index].set_text(f"{self.driver.values[index]:+.2f}")
 
     def _set_factor(self, index: int, value: Any) -> None:
@@ -225,7 +225,7 @@ class Page:
         try:
             self.driver.set_speed(event.value)
         except ValueError as error:
-            self.tell(str(error))
+            self.notify(str(error))
         self.speed_label.set_text(f"{self.driver.speed:.0f}/s")
 
     # To the page.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import agents
 from agents.apps.episodes import Episodes
-from agents.apps.rewards.make import FitConfig, fit_head
+from agents.apps.rewards.pipeline import FitConfig, fit_head
 from agents.apps.rewards.report import write_episode
 from agents.apps.rewards.store import remove_head
 from agents.run.cli import see_working_folder

@@ -191,7 +191,7 @@ def errors_ahead(
     return found
 
 
-def judged(head: Head, latents: Latents, pairs: Pairs, which: np.ndarray) -> dict[str, float]:
+def pair_errors(head: Head, latents: Latents, pairs: Pairs, which: np.ndarray) -> dict[str, float]:
     """How well the head foretells some pairs: the share whose order it has right (those answered
     0.5 left out), its mean loss in nats, and that of answering 0.5 always."""
     rows, segment = _segments(latents, pairs, which)

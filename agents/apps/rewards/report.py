@@ -38,7 +38,7 @@ def calibration(predicted: np.ndarray, truth: np.ndarray) -> list[dict[str, floa
     ]
 
 
-def seen(labels: Labels) -> dict[str, Any]:
+def occurrence(labels: Labels) -> dict[str, Any]:
     """Where in the experience a reward occurs: its range, the share of rows and of episodes that
     reach some levels between, and the episode with the highest mean label."""
     values, held = labels.all, labels.episodes

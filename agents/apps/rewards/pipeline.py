@@ -14,20 +14,8 @@ from omegaconf import MISSING
 
 import agents
 from agents.apps.episodes import Episodes
-from agents.apps.rewards import finetune, fit, report, store
-from agents.apps.rewards.labels import (
-    Examples,
-    Labels,
-    Source,
-    check_varied,
-    file_labels,
-    function_labels,
-    key_labels,
-    load_function,
-    parse,
-    split,
-    thinned,
-)
+from agents.apps.rewards import finetune, fit, labels, report, store
+from agents.apps.rewards.labels import Examples, Labels, Source
 from agents.apps.rewards.latents import Latents, filtered, goal_labels
 from agents.apps.rewards.tables import Pairs, read_pairs, split_pairs
 from agents.base import Policy
@@ -114,11 +102,11 @@ def labels_of(source: Source, episodes: Episodes, model: Any = None, scale: floa
     Raises ConfigError where the source does not fit the replay.
     """
     if source.kind == "function":
-        return function_labels(load_function(source.what), episodes)
+        return labels.function_labels(labels.load_function(source.what), episodes)
     if source.kind == "key":
-        return key_labels(source.what, episodes)
+        return labels.key_labels(source.what, episodes)
     if source.kind == "labels":
-        return file_labels(source.what, episodes)
+        return labels.file_labels(source.what, episodes)
     assert source.kind == "goal"
     return goal_labels(source.what, episodes, model, scale)
 
@@ -128,7 +116,7 @@ class _Job:
 
     def __init__(self, settings: FitConfig, say: Callable[[str], None]) -> None:
         self.settings, self.say, self.began = settings, say, time.monotonic()
-        self.source = parse(settings.reward)
+        self.source = labels.parse(settings.reward)
         self.policy: Policy = agents.load(settings.run, settings.device)
         self.model = store.world_of(self.policy, settings.run)
         store.check_name(self.policy, settings.run, settings.name, settings.replace)
@@ -178,14 +166,14 @@ class _Job:
         """The labels, split; everything that may be wrong with them is found here."""
         settings, began = self.settings, time.monotonic()
         found = labels_of(self.source, self.episodes, self.model, settings.goal_scale)
-        check_varied(found)
+        labels.check_varied(found)
         if settings.kind == "bernoulli" and not ((found.all >= 0) & (found.all <= 1)).all():
             raise ConfigError(
                 f"kind=bernoulli predicts probabilities, but labels go from {found.all.min():g} to "
                 f"{found.all.max():g}. Use kind=twohot."
             )
-        self.labels = thinned(self.episodes, found, settings.rows)
-        examples = split(self.labels, settings.holdout, seed)
+        self.labels = labels.thinned(self.episodes, found, settings.rows)
+        examples = labels.split(self.labels, settings.holdout, seed)
         self.few = len(examples.taught) < FEW
         self.kind = settings.kind or ("mse" if self.few else "twohot")
         self.say(
@@ -275,7 +263,7 @@ class _Job:
         found: dict[str, Any] = {}
         for name, which in (("held_out", pairs.held_out), ("taught", ~pairs.held_out)):
             if which.any():
-                found[name] = fit.judged(head, latents, pairs, np.flatnonzero(which))
+                found[name] = fit.pair_errors(head, latents, pairs, np.flatnonzero(which))
         guess = fit.predicted(head, latents, np.arange(latents.count))
         mean, deviation = float(guess.mean()), float(guess.std())
         if deviation < 1e-6:
@@ -293,7 +281,7 @@ class _Job:
         return found
 
     def _store(self, run: Path, head: Head, found: dict[str, Any], latents: Latents) -> FittedHead:
-        found["seen"] = report.seen(self.labels)
+        found["seen"] = report.occurrence(self.labels)
         source: dict[str, Any] = {"reward": self.source.words, "kind": self.source.kind}
         if self.source.kind == "goal":
             source["goal_scale"] = self.settings.goal_scale
