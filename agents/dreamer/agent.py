@@ -302,8 +302,7 @@ class Dreamer(Agent):
     def join(self, ranks: Ranks) -> None:
         """Make every later update one of all ranks together, each with its part of the batch."""
         self.optim.ranks = self.return_scale.ranks = ranks  # gradient, return range
-        if self.model.encoder.images:
-            self.model.encoder.centre.ranks = ranks  # mean image
+        self.model.join(ranks)
         self._alone = False
 
     def slow_down(self, factor: float) -> bool:

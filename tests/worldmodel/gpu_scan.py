@@ -17,8 +17,8 @@ from tests.worldmodel.test_rssm_scan import LATENTS, make_core, observed
 from tests.worldmodel.test_rssm_scan import rows as cpu_rows
 from worldmodel import distributions
 from worldmodel.rssm import scan
-from worldmodel.rssm.core import RSSM
 from worldmodel.rssm.gpu import Launches
+from worldmodel.rssm.scan import FastRSSM
 from worldmodel.rssm.state import LatentState
 
 KERNELS = {"embed", "mix", "gru", "infer"}
@@ -49,7 +49,7 @@ def rows(latent: str, length: int = 4) -> tuple[LatentState, tuple[Tensor, ...]]
     return state.map(lambda x: x.to(DEVICE)), tuple(x[:, :length].to(DEVICE) for x in inputs)
 
 
-def core_of(latent: str) -> RSSM:
+def core_of(latent: str) -> FastRSSM:
     return make_core(latent).to(DEVICE)
 
 

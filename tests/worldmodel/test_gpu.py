@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.worldmodel.gpu_doubles import TRITON, pretend
 from worldmodel.accel import fused
-from worldmodel.rssm.core import RSSM
+from worldmodel.rssm.scan import FastRSSM
 from worldmodel.rssm.state import LatentState
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,7 +78,7 @@ def use_everything(dtype: torch.dtype) -> None:
     back(fused.two_hot_log_prob(new(6, 255), above, torch.zeros(2, 6)))
     fused.two_hot_mean(new(6, 255).detach(), torch.zeros(255))
     for latent in ("categorical", "gaussian"):
-        core = RSSM(256, 32, 8, 4, blocks=8, embed=32, action=2, latent=latent)
+        core = FastRSSM(256, 32, 8, 4, blocks=8, embed=32, action=2, latent=latent)
         first = torch.zeros(4, 2, dtype=torch.bool)
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             args = new(4, 2, 32), torch.zeros(4, 2, 2), first
@@ -133,8 +133,8 @@ def test_without_a_gpu_triton_is_neither_needed_nor_imported() -> None:
 import sys, torch
 sys.modules["triton"] = None  # importing it fails
 from worldmodel.accel import fused
-from worldmodel.rssm.core import RSSM
-core = RSSM(16, 8, 2, 4, blocks=2, embed=8, action=2)
+from worldmodel.rssm.scan import FastRSSM
+core = FastRSSM(16, 8, 2, 4, blocks=2, embed=8, action=2)
 first = torch.zeros(2, 3, dtype=torch.bool)
 core.observe(core.initial(2), torch.zeros(2, 3, 8), torch.zeros(2, 3, 2), first)
 fused.norm_silu(torch.zeros(2, 8), torch.ones(8), 1e-4)

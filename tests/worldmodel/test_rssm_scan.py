@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.model_batches import SPECS, random_batch, random_state, scramble, tiny
 from worldmodel.rssm import WorldModel, scan
-from worldmodel.rssm.core import RSSM
+from worldmodel.rssm.scan import FastRSSM
 from worldmodel.rssm.state import LatentState
 
 LATENTS = ("categorical", "gaussian")
@@ -22,9 +22,11 @@ def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return int(request.param)
 
 
-def make_core(latent: str) -> RSSM:
+def make_core(latent: str) -> FastRSSM:
     torch.manual_seed(0)
-    core = RSSM(deter=12, hidden=5, groups=3, classes=4, blocks=3, embed=7, action=2, latent=latent)
+    core = FastRSSM(
+        deter=12, hidden=5, groups=3, classes=4, blocks=3, embed=7, action=2, latent=latent
+    )
     scramble(core)
     return core
 
@@ -40,7 +42,7 @@ def rows(latent: str, batch: int = 4, length: int = 6) -> tuple[LatentState, tup
     return state, (embed, action, first)
 
 
-def observed(core: RSSM, state: LatentState, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+def observed(core: FastRSSM, state: LatentState, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
     """All that `observe` gives, and the gradients of a sum of it with random weights."""
     embed, action, first = inputs
     leaves = {"deter0": state.deter, "stoch0": state.stoch, "embed": embed, "action": action}

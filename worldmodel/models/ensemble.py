@@ -71,10 +71,10 @@ class Ensemble(nn.Module):
     count: Tensor
     ranks: Ranks | None = None
 
-    def __init__(self, feat: int, action: int, stoch: int, config: EnsembleConfig) -> None:
+    def __init__(self, feat: int, action: int, expected: int, config: EnsembleConfig) -> None:
         super().__init__()
         self.config = config
-        widths = [feat + action] + [config.units] * config.layers + [stoch]
+        widths = [feat + action] + [config.units] * config.layers + [expected]
         self.layers = nn.ModuleList(
             MemberLinear(config.members, a, b) for a, b in itertools.pairwise(widths)
         )

@@ -9,7 +9,7 @@ from torch import nn
 
 from worldmodel.config import ConfigError, check_ranges
 from worldmodel.models.ensemble import EnsembleConfig
-from worldmodel.rssm.heads import HeadConfig
+from worldmodel.rssm.heads import HeadConfig, head_size
 from worldmodel.types import MASK_KEY, EnvSpec
 
 DISAGREEMENT = "disagreement"  # of the ensemble: its loss, and its name in `control`
@@ -127,14 +127,3 @@ def check_fits(spec: EnvSpec, config: ModelConfig) -> None:
             )
     if c.convolution == "pool" and c.kernel % 2 == 0:
         raise ValueError(f"kernel={c.kernel} must be odd with convolution=pool.")
-
-
-def head_size(spec: EnvSpec, head: HeadConfig) -> int | None:
-    """How many numbers a head predicts; None for a scalar. ValueError for an unknown target."""
-    if head.target in ("", "reward", "cont"):
-        return None
-    if head.target not in spec.obs:
-        known = ", ".join(["reward", "cont", *sorted(spec.obs)])
-        raise ValueError(f"No target '{head.target}' for a head. Known: {known}.")
-    size = math.prod(spec.obs[head.target].shape)
-    return size if size > 1 else None

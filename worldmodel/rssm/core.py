@@ -17,7 +17,6 @@ from torch.nn import functional as F
 
 from worldmodel.distributions import Normal, OneHot
 from worldmodel.nets import MLP, BlockLinear, Linear, NormSiLU
-from worldmodel.rssm import scan
 from worldmodel.rssm.state import LatentState
 
 
@@ -150,13 +149,17 @@ class RSSM(nn.Module):
         """
         first = is_first.unsqueeze(-1)  # [B, T, 1]
         actions = self.embed_action(action.to(embed.dtype).masked_fill(first, 0.0))
-        seen = self.see(embed)
-        if scan.usable(self, embed.shape[1], state.deter, state.stoch, actions, seen):
-            return scan.scan(self, state, actions, seen, is_first)
-        each_action, each_seen, firsts = (x.unbind(1) for x in (actions, seen, first))
+        return self.follow(state, actions, self.see(embed), is_first)
+
+    def follow(
+        self, state: LatentState, actions: Tensor, seen: Tensor, is_first: Tensor
+    ) -> tuple[LatentState, Tensor]:
+        """The part of `observe` that goes from state to state: embedded actions [B, T, hidden],
+        and what was seen [B, T, hidden]."""
+        each_action, each_seen, firsts = (x.unbind(1) for x in (actions, seen, is_first))
         deters, stochs, params = [], [], []
-        for t in range(embed.shape[1]):
-            step = each_action[t], each_seen[t], firsts[t]
+        for t in range(is_first.shape[1]):
+            step = each_action[t], each_seen[t], firsts[t].unsqueeze(-1)
             state, logits = self.filter(state, *step, self.sample)
             deters.append(state.deter)
             stochs.append(state.stoch)
@@ -189,11 +192,7 @@ class RSSM(nn.Module):
     def stepper(
         self, start: LatentState, steps: int
     ) -> Callable[[LatentState, Tensor], LatentState]:
-        """`step` for many steps from `start` on, sooner where no gradient is needed: what does not
-        change from step to step is made once there, and a step is a few fused operations. Both
-        follow the formulas of `recur`; tests hold them equal."""
-        if not torch.is_grad_enabled() and scan.usable(self, steps, start.deter, start.stoch):
-            return scan.Stepper(self, len(start.deter))
+        """`step`, for many steps from `start` on."""
         return self.step
 
     def step(self, state: LatentState, action: Tensor) -> LatentState:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from worldmodel.config import check_ranges
 from worldmodel.distributions import Bernoulli, Point, TwoHot
 from worldmodel.nets import MLP, Linear
-from worldmodel.types import Batch
+from worldmodel.types import Batch, EnvSpec
 
 KINDS = ("twohot", "bernoulli", "mse", "symlog_mse")
 
@@ -74,6 +75,17 @@ class Head(nn.Module):
         if not self.scalar and self.config.kind == "bernoulli":
             log_prob = log_prob.sum(-1)
         return -log_prob
+
+
+def head_size(spec: EnvSpec, head: HeadConfig) -> int | None:
+    """How many numbers a head predicts; None for a scalar. ValueError for an unknown target."""
+    if head.target in ("", "reward", "cont"):
+        return None
+    if head.target not in spec.obs:
+        known = ", ".join(["reward", "cont", *sorted(spec.obs)])
+        raise ValueError(f"No target '{head.target}' for a head. Known: {known}.")
+    size = math.prod(spec.obs[head.target].shape)
+    return size if size > 1 else None
 
 
 def target_of(batch: Batch, name: str, discount: float) -> Tensor:

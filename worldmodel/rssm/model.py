@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel import tree
+from worldmodel.accel.ranks import Ranks
 from worldmodel.distributions import Normal
 from worldmodel.models.ensemble import Ensemble
 from worldmodel.rssm.codec import Decoder, Encoder
-from worldmodel.rssm.config import DISAGREEMENT, ModelConfig, check_fits, head_size
-from worldmodel.rssm.core import RSSM
-from worldmodel.rssm.heads import Head, HeadConfig, target_of
+from worldmodel.rssm.config import DISAGREEMENT, ModelConfig, check_fits
+from worldmodel.rssm.heads import Head, HeadConfig, head_size, target_of
+from worldmodel.rssm.scan import FastRSSM
 from worldmodel.rssm.state import LatentState, columns_of, packed, unpacked
 from worldmodel.types import MASK_KEY, Batch, Column, EnvSpec, Prediction
 
@@ -42,7 +43,7 @@ class WorldModel(nn.Module):
         self.feat_size = c.deter + c.groups * classes
         shared = (c.depth, c.units, c.mults, c.kernel, c.layers, c.convolution)
         self.encoder = Encoder(spec, *shared)
-        self.core = RSSM(
+        self.core = FastRSSM(
             c.deter, c.hidden, c.groups, c.classes, c.blocks,
             self.encoder.out_features, spec.action.size, c.latent, c.unimix,
         )  # fmt: skip
@@ -69,8 +70,7 @@ class WorldModel(nn.Module):
 
     @property
     def feat_bound(self) -> float:
-        """No entry of a state's features is larger: 1 for categorical latents (the recurrent part
-        is a mean of tanh, the rest one-hot), infinite for gaussian ones."""
+        """1 for categorical latents (means of tanh, and one-hots), infinite for gaussian ones."""
         return math.inf if self.core.gaussian else 1.0
 
     def feat(self, state: LatentState) -> Tensor:
@@ -214,8 +214,7 @@ class WorldModel(nn.Module):
     @property
     def feat_weights(self) -> dict[str, Tensor]:
         """The weights that decide features: of encoder and core."""
-        seen = ("encoder.", "core.")
-        return {name: value for name, value in self.state_dict().items() if name.startswith(seen)}
+        return {n: x for n, x in self.state_dict().items() if n.startswith(("encoder.", "core."))}
 
     def new_head(self, config: HeadConfig, size: int | None = None) -> Head:
         """An untrained head, of one number or `size`, that could become a part of it."""
@@ -236,14 +235,12 @@ class WorldModel(nn.Module):
     def comparable(self, obs: dict[str, Tensor]) -> Tensor:
         """The posterior's logits [B, S * K] after one frame of a new episode, each group centred
         (the means [B, S], for gaussian latents): the best of what docs/REWARDS.md compares."""
-        embed = self.encoder(obs).unsqueeze(1)
-        action = embed.new_zeros(len(embed), 1, self.spec.action.size)
-        first = torch.ones(len(embed), 1, dtype=torch.bool, device=embed.device)
-        _, params = self.core.observe(self.initial(len(embed)), embed, action, first)
-        params = params[:, 0].float()
-        if self.core.gaussian:
-            return params[..., 0]
-        return (params - params.mean(-1, keepdim=True)).flatten(1)
+        seen = self.core.see(self.encoder(obs))
+        action = self.core.embed_action(seen.new_zeros(len(seen), self.spec.action.size))
+        deter = self.core.recur(self.initial(len(seen)), action)
+        params = self.core.posterior(deter, seen).float()
+        params = params[..., 0] if self.core.gaussian else params - params.mean(-1, keepdim=True)
+        return params.flatten(1)
 
     def recorded_reward(self, batch: Batch, states: LatentState) -> Tensor:
         """What was to be maximised, as it was recorded [B, T].
@@ -310,30 +307,33 @@ class WorldModel(nn.Module):
                 continue  # fitted elsewhere
             target = target_of(batch, head.config.target, self.discount)  # type: ignore[union-attr, arg-type]
             losses[name] = head.loss(feat, target)  # type: ignore[operator]
-        if self.ensemble is not None:
-            latent = posterior.detach()
-            expected = latent.mean if isinstance(latent, Normal) else latent.probs.flatten(-2)
-            losses[DISAGREEMENT] = self.ensemble.loss(feat, expected, batch.action, batch.is_first)
         metrics = {
             "kl": kl.detach().mean(),
             "prior_entropy": self.core.entropy(prior.detach()).mean(),
             "posterior_entropy": self.core.entropy(posterior.detach()).mean(),
         }
         if self.ensemble is not None:
+            latent = posterior.detach()
+            expected = latent.mean if isinstance(latent, Normal) else latent.probs.flatten(-2)
+            losses[DISAGREEMENT] = self.ensemble.loss(feat, expected, batch.action, batch.is_first)
             metrics["disagreement"] = self.ensemble.typical.clone()
         return ModelOutput(losses, states, metrics)
 
     def scale(self, name: str) -> float:
         """The weight of a loss by its name in `losses`."""
         c = self.config
-        if name in c.heads:
-            return c.heads[name].scale
-        fixed = {
-            "dyn": c.dyn_scale, "rep": c.rep_scale, MASK_KEY: 1.0, DISAGREEMENT: c.ensemble.scale,
-        }  # fmt: skip
+        fixed = {"dyn": c.dyn_scale, "rep": c.rep_scale, DISAGREEMENT: c.ensemble.scale}
+        fixed |= {MASK_KEY: 1.0} | {key: head.scale for key, head in c.heads.items()}
         if name in fixed:
             return fixed[name]
         return c.image_scale if self.spec.obs[name].kind == "image" else c.vector_scale
+
+    def join(self, ranks: Ranks) -> None:
+        """Take the statistics that learning needs over the data of all ranks."""
+        if self.encoder.images:
+            self.encoder.centre.ranks = ranks
+        if self.ensemble is not None:
+            self.ensemble.ranks = ranks
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar to minimise and its parts; never steps, never calls backward."""

@@ -8,23 +8,22 @@ every weight gets its gradient afterwards, as one product over all steps.
 
 No shape and no branch depends on what a tensor holds, so a GPU never has to wait for the host.
 
-`RSSM.recur` and `RSSM.observe` are the definition; tests hold this file equal to them.
+`RSSM` is the definition; tests hold this file equal to it.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from worldmodel.accel.fused import in_loops, on_gpu
+from worldmodel.rssm.core import RSSM
 from worldmodel.rssm.state import LatentState
 from worldmodel.rssm.steps import Steps, Vectors
-
-if TYPE_CHECKING:
-    from worldmodel.rssm.core import RSSM
 
 
 def steps_for(core: RSSM, rows: int, like: Tensor, vectors: Vectors) -> Steps:
@@ -195,7 +194,7 @@ def _sum(x: Tensor, dim: int) -> Tensor:
 
 
 class _Scan(torch.autograd.Function):
-    """What `RSSM.observe` loops over, all steps of it. Time comes first: [T, B, ...].
+    """What `RSSM.follow` loops over, all steps of it. Time comes first: [T, B, ...].
 
     Each step, and back in the order of the arrows turned round:
 
@@ -252,7 +251,7 @@ class _Scan(torch.autograd.Function):
 def scan(
     core: RSSM, state: LatentState, actions: Tensor, seen: Tensor, first: Tensor
 ) -> tuple[LatentState, Tensor]:
-    """What `RSSM.observe` does with embedded actions [B, T, h], seen [B, T, h] (what the embedded
+    """What `RSSM.follow` does with embedded actions [B, T, h], seen [B, T, h] (what the embedded
     observations add before the posterior's norm) and first [B, T]: states [B, T, ...] and the
     posterior's parameters."""
     dtype = actions.dtype  # of the products: the networks' precision, under autocast
@@ -299,3 +298,23 @@ def usable(core: RSSM, steps: int, *tensors: Tensor) -> bool:
     if in_loops(*tensors):
         return not torch.is_autocast_enabled("cpu")  # the loops know float32 alone
     return on_gpu(*tensors)
+
+
+class FastRSSM(RSSM):
+    """The same model: in fewer operations where this file may stand in for its definition."""
+
+    def follow(
+        self, state: LatentState, actions: Tensor, seen: Tensor, is_first: Tensor
+    ) -> tuple[LatentState, Tensor]:
+        if usable(self, is_first.shape[1], state.deter, state.stoch, actions, seen):
+            return scan(self, state, actions, seen, is_first)
+        return super().follow(state, actions, seen, is_first)
+
+    def stepper(
+        self, start: LatentState, steps: int
+    ) -> Callable[[LatentState, Tensor], LatentState]:
+        """`step`, sooner where no gradient is needed: what does not change from step to step is
+        made once, and a step is a few fused operations."""
+        if not torch.is_grad_enabled() and usable(self, steps, start.deter, start.stoch):
+            return Stepper(self, len(start.deter))
+        return self.step
