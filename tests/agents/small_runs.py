@@ -147,6 +147,9 @@ def check_exports_and_deploys(run: Path, to: Path) -> None:
     said: list[str] = []
     assert export_command(said.append, [f"run={run}"]) == 0, said
     words = [f"to={to}", "episodes=2", "deploy.warmup=2", *PATIENT]
+    action = agents.load(run).spec.action
+    if action.kind == "discrete":  # it has no zero: somebody must say what rest is
+        words.append(f"fallback.rest={[1, *[0] * (action.size - 1)]}".replace(" ", ""))
     for source in (run, run / "export"):
         assert deploy_command(said.append, [f"run={source}", *words]) == 0, said
         summary = json.loads((to / "summary.json").read_text())

@@ -281,9 +281,9 @@ def test_the_command_prints_lines_of_json() -> None:
     ("words", "error"),
     [
         (["what=train", "experiment=random"], "The agent 'random' learns nothing from a replay"),
-        (["what=update", "experiment=dyna_q"], "dyna_q has no model to update"),
+        (["what=update", "experiment=dyna_q"], "experiment=dyna_q is another agent's"),
         (["what=update", "size=2m"], "Did you mean"),
-        (["what=replay", "capacity=10", "image=32"], "Cannot draw 16 sequences of 64 rows"),
+        (["what=replay", "capacity=10", "image=32"], "Cannot draw 16 times 64 rows"),
         (["what=act", "envs=[]"], "envs is empty"),
         (["what=env", "envs=[mars]"], "Unknown env 'mars'"),
     ],

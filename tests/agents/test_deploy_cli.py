@@ -128,7 +128,7 @@ def test_the_example_robot_runs_and_sees_the_dark(
     spec.loader.exec_module(module)
     module.DARK_FROM = 5
     summary = module.main(str(run), ticks=12, period_ms=400.0)
-    assert summary["ticks"] == 12
+    assert summary["ticks"] == 30
     assert set(summary["sources"]) <= {"policy", "fallback"}
     assert summary["log_lost"] == 0
     assert "latency, ms" in capsys.readouterr().out
@@ -172,11 +172,11 @@ def test_the_loop_survives_its_robot() -> None:
 
 
 def test_the_bench_measures_tick_idle_and_stall(run: Path) -> None:
-    settings = Settings(str(run), ticks=12, period_ms=0.0, stall_ms=30.0, stall_every=2)
+    settings = Settings(str(run), ticks=30, period_ms=0.0, stall_ms=30.0, stall_every=2)
     found = {figure["measure"]: figure for figure in measure(settings)}
     assert set(found) == {"tick", "idle", "stall", "step with detector, CPU time",
                           "step, CPU time"}  # fmt: skip
-    assert found["tick"]["ticks"] == found["idle"]["ticks"] == 12
+    assert found["tick"]["ticks"] == found["idle"]["ticks"] == 30
     assert 0 < found["tick"]["p50"] <= found["tick"]["p99_9"] <= found["tick"]["max"]
     assert found["stall"]["stalls"] >= 1
     assert found["stall"]["answered_by_fallback"] >= 1
