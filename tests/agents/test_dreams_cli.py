@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ import torch
 import agents
 from agents.apps.dreams.cli import dream_command
 from agents.apps.dreams.episodes import DreamConfig, experience
-from agents.random import RandomConfig
+from agents.base import Policy
+from agents.random import Random, RandomConfig
 from tests.agents.play_runs import counting, left_right, run_folder
 from worldmodel.config import keys_of
 from worldmodel.envs import EnvConfig
-from worldmodel.rssm import WorldModel
 
 SMALL = ["context=3", "horizon=6", "play=3", "starts=6", "episodes=2", "futures=2"]
 VECTORS = EnvConfig(
@@ -58,6 +59,14 @@ def replayed(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert code == 0, said
     assert "recorded episodes, which it learned from" in said
     return out
+
+
+class Blind:
+    """A world that predicts as another does, and can do nothing else."""
+
+    def __init__(self, world: Any) -> None:
+        self.discount, self.initial = world.discount, world.initial
+        self.observe, self.step = world.observe, world.step
 
 
 def command(*words: Any) -> tuple[int, str]:
@@ -195,7 +204,13 @@ def test_random_actions_are_left_out_where_their_episodes_are_too_short(
 def test_a_model_without_a_decoder_still_shows_its_promises(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(WorldModel, "decode")
+    def load_blind(*words: Any, loaded: Any = agents.load) -> Policy:
+        policy: Policy = loaded(*words)
+        agent = Random(policy.spec, RandomConfig(), policy.device)
+        agent.model = Blind(policy.model)
+        return replace(policy, agent=agent)
+
+    monkeypatch.setattr(agents, "load", load_blind)
     code, said = command(f"run={run}", *SMALL, f"out={tmp_path}")
     assert code == 0, said
     assert "left out: the model has no decoder" in said
