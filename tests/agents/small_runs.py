@@ -14,6 +14,7 @@ import torch
 
 import agents
 from agents.deploy.cli import deploy_command, export_command
+from agents.deploy.fit import fit_detector_command
 from agents.run.config import TrainConfig
 from agents.run.train import build, train
 from scripts.studies.bench_faults import compare
@@ -143,14 +144,19 @@ def check_learns_offline(config: TrainConfig, old: Path) -> None:
 
 
 def check_exports_and_deploys(run: Path, to: Path) -> None:
-    """As graphs that need none of our code, whose actions are ours; and in a guarded loop."""
+    """As graphs that need none of our code, whose actions are ours; and in a loop that a detector
+    guards."""
     said: list[str] = []
-    assert export_command(said.append, [f"run={run}"]) == 0, said
-    words = [f"to={to}", "episodes=2", "deploy.warmup=2", *PATIENT]
     action = agents.load(run).spec.action
-    if action.kind == "discrete":  # it has no zero: somebody must say what rest is
-        words.append(f"fallback.rest={[1, *[0] * (action.size - 1)]}".replace(" ", ""))
+    # A robot at rest: discrete actions have no zero.
+    rest = [] if action.kind == "continuous" else [f"deploy.fallback.rest={[1, 0, 0]}"]
+    fit = ["episodes=10", "false_alarm_rate=0.25", "detector.confidence=0"]
+    assert fit_detector_command(said.append, [f"run={run}", *fit]) == 0, said
+    assert export_command(said.append, [f"run={run}", "smaller=[]"]) == 0, said
+    words = [f"to={to}", "episodes=2", "deploy.warmup=2", *PATIENT, *rest]
     for source in (run, run / "export"):
+        said.clear()
         assert deploy_command(said.append, [f"run={source}", *words]) == 0, said
+        assert not any("has no detector" in line for line in said), said
         summary = json.loads((to / "summary.json").read_text())
         assert len(summary["trials"]["guarded"]["returns"]) == 2

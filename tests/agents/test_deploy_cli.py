@@ -128,7 +128,7 @@ def test_the_example_robot_runs_and_sees_the_dark(
     spec.loader.exec_module(module)
     module.DARK_FROM = 5
     summary = module.main(str(run), ticks=12, period_ms=400.0)
-    assert summary["ticks"] == 30
+    assert summary["ticks"] == 12
     assert set(summary["sources"]) <= {"policy", "fallback"}
     assert summary["log_lost"] == 0
     assert "latency, ms" in capsys.readouterr().out
