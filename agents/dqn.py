@@ -139,6 +139,8 @@ class DQN(Agent):
     # Learning.
 
     def update(self, replay: Replay) -> dict[str, Any]:
+        if not replay.can_sample(2):
+            return {}  # many environments, which have taken no step yet
         c = self.config
         beta = min(1.0, c.beta + (1 - c.beta) * self.optim.updates / c.beta_updates)
         batch = replay.transitions(c.batch_size, c.n_step, c.discount, beta).to(self.device)

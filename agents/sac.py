@@ -171,6 +171,8 @@ class SAC(Agent):
     # Learning.
 
     def update(self, replay: Replay) -> dict[str, Any]:
+        if not replay.can_sample(2):
+            return {}  # many environments, which have taken no step yet
         batch = replay.transitions(self.batch_size, 1, self.config.discount).to(self.device)
         loss, metrics = self.loss(batch)
         try:
