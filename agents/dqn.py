@@ -101,6 +101,7 @@ class DQN(Agent):
         self.q = QNetwork(spec, config).to(device)
         self.target = copy.deepcopy(self.q).requires_grad_(False)
         self.optim = Adam([("q", self.q)], config.optim)
+        self._one_hots = np.eye(action.size, dtype=np.float32)
         self.steps = 0  # acted on while exploring, over all environments
         # Seeded from torch's generator, which the caller seeds.
         self.rng = np.random.default_rng(int(torch.randint(2**31, ()).item()))
@@ -125,11 +126,12 @@ class DQN(Agent):
         check_mode(mode)
         seen = {key: torch.as_tensor(obs[key], device=self.device) for key in self.spec.seen}
         best = greedy(self.q(seen), seen.get(MASK_KEY)).cpu().numpy()
-        action = np.eye(self.spec.action.size, dtype=np.float32)[best]
+        action = self._one_hots[best]
         if mode == "sample":
-            other = random_actions(self.spec, obs, len(best), self.rng)
             explore = self.rng.random(len(best)) < self.epsilon
-            action = np.where(explore[:, None], other, action)
+            if explore.any():
+                other = random_actions(self.spec, obs, len(best), self.rng)
+                action = np.where(explore[:, None], other, action)
             self.steps += len(best)
         return action, None, {}
 

@@ -62,7 +62,8 @@ class Torso(nn.Module):
         if self.encoder is not None:
             features: Tensor = self.encoder(obs)
             return features
-        return torch.cat([obs[key].float() for key in self.flat], -1)
+        parts = [obs[key].float() for key in self.flat]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
 def greedy(q: Tensor, mask: Tensor | None) -> Tensor:

@@ -123,6 +123,13 @@ class ReluMLP(nn.Sequential):
                 nn.init.zeros_(linear.bias)
             parts += [linear, nn.ReLU()]
         super().__init__(*parts[:-1])
+        self._linears = tuple(parts[::2])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As `nn.Sequential`, with a third of its calls: for small layers these are the time."""
+        for i, layer in enumerate(self._linears):
+            x = F.linear(x if i == 0 else x.relu_(), layer.weight, layer.bias)  # type: ignore[arg-type]
+        return x
 
 
 class Conv2d(nn.Conv2d):

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adam import adam
 
 from worldmodel.accel.ranks import Ranks
 from worldmodel.config import ConfigError, check_ranges
@@ -75,7 +74,7 @@ def check_memory(build: Callable[[], Iterable[nn.Module]], free: int | None) -> 
 
 class Step(NamedTuple):
     """What a step met, on its device: whether loss and gradients were all finite (else it changed
-    nothing), the loss, and the norm of each tensor's gradient."""
+    nothing), the loss, and the norm of each tensor's gradient or of all together, []."""
 
     finite: Tensor
     loss: Tensor
@@ -123,9 +122,13 @@ class Optimizer(ABC):
             p.data = data.view(p.shape)
             p.grad = g
 
+    def _norms(self) -> Tensor:
+        """The norm of each tensor's gradient, or of all together, []."""
+        return torch.stack(torch._foreach_norm(self.grads))
+
     @abstractmethod
     def _apply(self, norms: Tensor, finite: Tensor) -> None:
-        """Move the weights along `grad`, whose tensors have these norms, where finite is True."""
+        """Move the weights along `grad`, which has these norms, where finite is True."""
 
     @property
     def updates(self) -> int:
@@ -160,7 +163,7 @@ class Optimizer(ABC):
             # A loss that is not finite here makes the gradient so on every rank: all skip together.
             self.grad[:1].add_(0.0 * loss)
             self.ranks.all_reduce_mean(self.grad)
-        norms = torch.stack(torch._foreach_norm(self.grads))
+        norms = self._norms()
         finite = torch.isfinite(norms.sum() + loss)
         self._apply(norms, finite)
         return Step(finite, loss, norms)
@@ -169,7 +172,8 @@ class Optimizer(ABC):
         """Raise FloatingPointError where a step's loss or gradients were not finite."""
         if bool(step.finite):
             return
-        bad = [n for n, x in zip(self.names, step.norms.tolist(), strict=True) if x - x != 0.0]
+        norms = step.norms if step.norms.ndim else Optimizer._norms(self)
+        bad = [n for n, x in zip(self.names, norms.tolist(), strict=True) if x - x != 0.0]
         raise FloatingPointError(
             f"The loss is {float(step.loss):g} and {len(bad)} of {len(self.names)} gradients "
             f"are not finite (first: {', '.join(bad[:3]) or 'none'}). Weights were not changed."
@@ -258,18 +262,19 @@ class Adam(Optimizer):
         super().__init__(modules)
         self.config = config
 
+    def _norms(self) -> Tensor:
+        return torch.linalg.vector_norm(self.grad)
+
     @torch.no_grad()
     def _apply(self, norms: Tensor, finite: Tensor) -> None:
         c = self.config
-        if c.clip:
-            self.grad.mul_((c.clip / torch.linalg.vector_norm(norms)).clamp_max(1.0))
-        adam(
-            [self.flat], [self.grad], [self.mean], [self.square], [], [self._updates.float()],
-            fused=True, found_inf=(~finite).float(), lr=c.lr * self._slower,
-            beta1=c.beta1, beta2=c.beta2, eps=c.eps, weight_decay=0.0,
-            amsgrad=False, maximize=False,
-        )  # fmt: skip
+        scale = (norms / c.clip).clamp_min(1.0) if c.clip else None  # the gradient is divided by it
         self._updates.add_(finite)
+        torch._fused_adam_(
+            [self.flat], [self.grad], [self.mean], [self.square], [], [self._updates.float()],
+            lr=c.lr * self._slower, beta1=c.beta1, beta2=c.beta2, eps=c.eps, weight_decay=0.0,
+            amsgrad=False, maximize=False, grad_scale=scale, found_inf=(~finite).float(),
+        )  # fmt: skip
 
 
 def _debias(beta: float, t: Tensor) -> Tensor:

@@ -251,7 +251,7 @@ def test_state_of_another_model_is_refused() -> None:
 
 @pytest.mark.parametrize("clip", [0.0, 0.5])
 def test_adam_is_torch_s_with_a_clipped_norm(clip: float) -> None:
-    module = Weights().double()
+    module = Weights()
     plain = copy.deepcopy(module)
     optim = Adam([("w", module)], AdamConfig(lr=1e-2, clip=clip, eps=1e-5))
     trained = [p for p in plain.parameters() if p.requires_grad]
@@ -268,7 +268,7 @@ def test_adam_is_torch_s_with_a_clipped_norm(clip: float) -> None:
         theirs.step()
         optim.step(module.loss(coefficients(step)))
     for ours, other in zip(module.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(ours, other, rtol=1e-5, atol=1e-6)  # they add 1e-6 to the norm
+        torch.testing.assert_close(ours, other, rtol=1e-4, atol=1e-5)  # they add 1e-6 to the norm
     assert optim.updates == 20
 
 

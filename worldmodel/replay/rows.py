@@ -91,29 +91,28 @@ def transitions(
     """The transitions of up to so many steps that begin at the rows of an index, none of which
     ends an episode or is the newest of its stream."""
     stream, start = index.stream, index.start
-    newest = ring.count[stream] - 1
-    reward, factor = np.zeros(len(start), np.float32), np.ones(len(start), np.float32)
-    after, goes_on = start.copy(), np.ones(len(start), bool)
-    action = torch.empty(0)
-    for k in range(steps):
-        goes_on &= after < newest
-        after = after + goes_on
-        names = ("flags", "reward") if k else ("flags", "reward", "action")
-        row = ring.take(names, stream, after, 1)
-        action = action if k else row["action"][:, 0]
-        reward += np.where(goes_on, factor * row["reward"].numpy()[:, 0], 0)
-        flags = row["flags"].numpy()[:, 0]
-        factor = np.where(goes_on, np.float32(discount) * factor, factor)
-        factor[(flags & TERMINAL) != 0] = 0
-        goes_on &= (flags & LAST) == 0
-    fields = [name for name in ring.fields if name.startswith(OBS)]
-    seen, then = (ring.take(fields, stream, rows, 1) for rows in (start, after))
+    rows = start[:, None] + np.arange(1, steps + 1)  # [B, n]
+    held = rows <= (ring.count[stream] - 1)[:, None]
+    # What lies beyond the newest row is not held: row t + 1 stands in for it, and does not count.
+    taken = np.where(held, rows, start[:, None] + 1).ravel()
+    row = ring.take(("flags", "reward"), stream.repeat(steps), taken, 1)
+    flags, paid = (row[name].numpy().reshape(rows.shape) for name in ("flags", "reward"))
+    last = (flags & LAST) != 0
+    counts = held & (last.cumsum(1) - last == 0)  # as far as the episode's last row
+    length = counts.sum(1)
+    powers = float(discount) ** np.arange(steps + 1)
+    reward = np.where(counts, powers[:-1] * paid, 0.0).sum(1)
+    factor = np.where((counts & ((flags & TERMINAL) != 0)).any(1), 0.0, powers[length])
+    names = [name for name in ring.fields if name.startswith(OBS)]
+    places = np.concatenate([start, start + length])
+    obs = ring.take(names, np.concatenate([stream, stream]), places, 1)
+    both = {name.removeprefix(OBS): value[:, 0].chunk(2) for name, value in obs.items()}
     return Transitions(
-        {name.removeprefix(OBS): value[:, 0] for name, value in seen.items()},
-        action,
-        torch.from_numpy(reward),
-        torch.from_numpy(factor),
-        {name.removeprefix(OBS): value[:, 0] for name, value in then.items()},
+        {key: seen for key, (seen, _) in both.items()},
+        ring.take(("action",), stream, start + 1, 1)["action"][:, 0],
+        torch.from_numpy(reward.astype(np.float32)),
+        torch.from_numpy(factor.astype(np.float32)),
+        {key: then for key, (_, then) in both.items()},
         torch.from_numpy(weight),
         index,
     )
