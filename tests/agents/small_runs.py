@@ -143,6 +143,17 @@ def check_learns_offline(config: TrainConfig, old: Path) -> None:
     assert (summary["agent_steps"], summary["updates"]) == (0, 10)
 
 
+def check_learns_from_images(folder: Path, agent: Any, actions: str = "discrete") -> None:
+    """A bright square shows which action pays; chance earns 4 an episode, the best policy 8."""
+    env = EnvConfig("tests.envs_for_tests:LeftRightEnv", kwargs={"actions": actions})
+    env = replace(env, image_size=[32, 32])
+    ratio = agent.batch_size  # an update a step
+    config = small_config(folder, agent, steps=200, train_ratio=ratio, env=env, final_episodes=5)
+    check_trains_and_evaluates(config)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["eval_return_mean"] > 7
+
+
 def check_exports_and_deploys(run: Path, to: Path) -> None:
     """As graphs that need none of our code, whose actions are ours; and in a loop that a detector
     guards."""

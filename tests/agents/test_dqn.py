@@ -22,6 +22,7 @@ from tests.agents.small_runs import (
     ENV,
     SILENT,
     check_exports_and_deploys,
+    check_learns_from_images,
     check_learns_offline,
     check_resumes,
     check_starts_from,
@@ -333,6 +334,14 @@ def test_a_run_skips_an_update_that_is_not_finite_and_keeps_its_batch(
     saved = torch.load(kept, weights_only=True)
     assert "The loss is nan" in saved["error"]
     assert torch.equal(saved["batch"]["next_obs.count"], calls[2].next_obs["count"])
+
+
+def test_it_learns_from_images(tmp_path: Path) -> None:
+    agent = DQNConfig(
+        batch_size=16, units=32, discount=0.0, epsilon_steps=150,
+        encoder=EncoderConfig(depth=2, mults=[1, 2]), optim=AdamConfig(lr=1e-3, clip=10.0),
+    )  # fmt: skip
+    check_learns_from_images(tmp_path, agent)
 
 
 def test_from_images_with_a_mask(tmp_path: Path) -> None:

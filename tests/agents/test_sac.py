@@ -22,6 +22,7 @@ from tests.agents.small_runs import (
     ENV,
     SILENT,
     check_exports_and_deploys,
+    check_learns_from_images,
     check_learns_offline,
     check_resumes,
     check_starts_from,
@@ -327,6 +328,14 @@ def test_a_run_learns_from_a_recording(tmp_path: Path, run: Path) -> None:
 def test_it_is_exported_and_deployed(tmp_path: Path, run: Path) -> None:
     pytest.importorskip("onnxscript")
     check_exports_and_deploys(run, tmp_path)
+
+
+def test_it_learns_from_images(tmp_path: Path) -> None:
+    agent = SACConfig(
+        batch_size=16, units=32, discount=0.0,
+        encoder=EncoderConfig(depth=2, mults=[1, 2]), optim=AdamConfig(lr=2e-3),
+    )  # fmt: skip
+    check_learns_from_images(tmp_path, agent, "box")
 
 
 def test_the_wrong_actions_are_one_clear_error(tmp_path: Path) -> None:
