@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -22,7 +23,12 @@ from agents.dreamer import Dreamer
 from agents.run.train import train
 from scripts.studies import bench_subject
 from scripts.studies.bench_faults import Settings, compare, small_run
-from worldmodel import distributions
+from tests.agents.small_runs import filled_replay, observed
+from tests.agents.test_dqn import MIXED
+from tests.agents.test_dqn import make as make_dqn
+from tests.agents.test_sac import IMAGES
+from tests.agents.test_sac import make as make_sac
+from worldmodel import distributions, tree
 from worldmodel.rssm.steps import Steps
 from worldmodel.types import Batch
 
@@ -146,3 +152,20 @@ def test_a_run_learns_stops_and_goes_on(gpu: torch.device, tmp_path: Path) -> No
         torch.use_deterministic_algorithms(False)
     differences = [x for x in compare(tmp_path / "a", tmp_path / "b") if "agent" in x]
     assert differences == []
+
+
+@pytest.mark.parametrize("make", [make_dqn, make_sac], ids=["dqn", "sac"])
+def test_small_agents_learn_as_on_a_cpu_and_move_there(gpu: torch.device, make: Any) -> None:
+    spec = MIXED if make is make_dqn else IMAGES
+    here, there = make(spec), make(spec, device=gpu)
+    there.load_state_dict(tree.to_plain(here.state_dict()))
+    replays, obs = [filled_replay(spec), filled_replay(spec)], observed(spec, 3)
+    for _ in range(3):
+        ours, theirs = (agent.update(r) for agent, r in zip((here, there), replays, strict=True))
+        for name, value in ours.items():
+            assert float(theirs[name]) == pytest.approx(float(value), rel=1e-3, abs=1e-4), name
+    np.testing.assert_allclose(there.act(obs)[0], here.act(obs)[0], atol=1e-3)
+    here.load_state_dict(tree.to_plain(there.state_dict()))
+    np.testing.assert_allclose(
+        there.act(obs, mode="mode")[0], here.act(obs, mode="mode")[0], atol=1e-4
+    )

@@ -48,10 +48,10 @@ MASKED = EnvSpec({"v": ObsSpec("vector", (5,)), MASK_KEY: ObsSpec("vector", (3,)
 close = torch.testing.assert_close
 
 
-def make(spec: EnvSpec = VECTOR, seed: int = 0, **settings: Any) -> DQN:
+def make(spec: EnvSpec = VECTOR, seed: int = 0, device: torch.device = CPU, **settings: Any) -> DQN:
     torch.manual_seed(seed)
     base: dict[str, Any] = {"batch_size": 8, "units": 16, "encoder": ENCODER}
-    return DQN(spec, DQNConfig(**{**base, **settings}), CPU)
+    return DQN(spec, DQNConfig(**{**base, **settings}), device)
 
 
 # The losses

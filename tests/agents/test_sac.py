@@ -47,10 +47,10 @@ IMAGES = EnvSpec(
 )
 
 
-def make(spec: EnvSpec = VECTOR, seed: int = 0, **settings: Any) -> SAC:
+def make(spec: EnvSpec = VECTOR, seed: int = 0, device: torch.device = CPU, **settings: Any) -> SAC:
     torch.manual_seed(seed)
     base: dict[str, Any] = {"batch_size": 8, "units": 16, "encoder": ENCODER}
-    return SAC(spec, SACConfig(**{**base, **settings}), CPU)
+    return SAC(spec, SACConfig(**{**base, **settings}), device)
 
 
 # The losses
