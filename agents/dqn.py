@@ -25,9 +25,9 @@ from torch.nn import functional as F
 from agents.base import Agent, Part, check_mode, random_actions
 from agents.policies import EncoderConfig, Greedy, Torso, greedy
 from worldmodel import tree
+from worldmodel.adam import Adam, AdamConfig
 from worldmodel.config import ConfigError, check_ranges
 from worldmodel.nets import ReluMLP
-from worldmodel.optim import Adam, AdamConfig
 from worldmodel.replay import Replay
 from worldmodel.types import MASK_KEY, EnvSpec, Transitions
 

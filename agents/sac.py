@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from agents.base import Agent, Part, check_mode
 from agents.policies import EncoderConfig, Torso
 from worldmodel import tree
+from worldmodel.adam import Adam, AdamConfig
 from worldmodel.config import ConfigError, check_ranges
 from worldmodel.distributions import TanhNormal
 from worldmodel.nets import EMACopy, ReluMLP
-from worldmodel.optim import Adam, AdamConfig
 from worldmodel.replay import Replay
 from worldmodel.types import EnvSpec, Transitions
 

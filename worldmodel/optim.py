@@ -1,10 +1,10 @@
-"""LaProp with adaptive gradient clipping, and Adam; both skip steps that are not finite."""
+"""LaProp with adaptive gradient clipping; a step that is not finite is skipped."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.accel.ranks import Ranks
-from worldmodel.config import ConfigError, check_ranges
+from worldmodel.config import check_ranges
 
 
 @dataclass
@@ -40,36 +40,6 @@ class OptimConfig:
                 "beta1": below_one, "beta2": below_one, "eps": (0, 1),
             },
         )  # fmt: skip
-
-
-@dataclass
-class AdamConfig:
-    """lr: step size. clip: largest norm of the whole gradient; 0 turns clipping off.
-    beta1, beta2, eps: first- and second-moment decay, and what is added to the root."""
-
-    lr: float = 3e-4
-    clip: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-
-    def __post_init__(self) -> None:
-        below_one = (0, 1 - 1e-9)
-        ranges = {"lr": (0, 1e3), "clip": (0, 1e9), "eps": (0, 1)}
-        check_ranges(self, {**ranges, "beta1": below_one, "beta2": below_one})
-
-
-def check_memory(build: Callable[[], Iterable[nn.Module]], free: int | None) -> None:
-    """ConfigError where what `build` makes could not be trained in `free` bytes (None: nobody
-    knows), before any of them is taken."""
-    with torch.device("meta"):
-        numbers = sum(p.numel() for module in build() for p in module.parameters())
-    need = 4 * 4 * numbers  # weights, gradients and two moments of four bytes
-    if free is not None and need > free:
-        raise ConfigError(
-            f"{numbers:,} parameters and their optimizer need {need / 1e9:.3g} GB of memory, "
-            f"{free / 1e9:.3g} are free. Choose a smaller size=..., agent.model.deter or units."
-        )
 
 
 class Step(NamedTuple):
@@ -253,28 +223,6 @@ class LaProp(Optimizer):
         self.mean.mul_(keep1).addcdiv_(self.grad, root, value=1 - c.beta1)
         self.flat.addcmul_(self.mean, -self._rate(t) / _debias(c.beta1, t) * finite)
         self._updates.add_(finite)
-
-
-class Adam(Optimizer):
-    """Adam (Kingma and Ba 2015), its gradient clipped by the norm of all tensors together."""
-
-    def __init__(self, modules: Iterable[tuple[str, nn.Module]], config: AdamConfig) -> None:
-        super().__init__(modules)
-        self.config = config
-
-    def _norms(self) -> Tensor:
-        return torch.linalg.vector_norm(self.grad)
-
-    @torch.no_grad()
-    def _apply(self, norms: Tensor, finite: Tensor) -> None:
-        c = self.config
-        scale = (norms / c.clip).clamp_min(1.0) if c.clip else None  # the gradient is divided by it
-        self._updates.add_(finite)
-        torch._fused_adam_(
-            [self.flat], [self.grad], [self.mean], [self.square], [], [self._updates.float()],
-            lr=c.lr * self._slower, beta1=c.beta1, beta2=c.beta2, eps=c.eps, weight_decay=0.0,
-            amsgrad=False, maximize=False, grad_scale=scale, found_inf=(~finite).float(),
-        )  # fmt: skip
 
 
 def _debias(beta: float, t: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from agents.base import Agent, Evaluation, Part, check_mode
 from agents.dreamer.acting import Actor, ActState, Tick
 from agents.dreamer.config import DreamerConfig
-from agents.dreamer.parts import fitted_tensors, parts_of
+from agents.dreamer.parts import check_memory, fitted_tensors, parts_of
 from agents.dreamer.pipeline import Pipeline
 from agents.normalize import ReturnScale
 from agents.returns import lambda_return, replay_return
@@ -35,7 +35,7 @@ from worldmodel import seeding
 from worldmodel.accel.devices import autocast
 from worldmodel.accel.ranks import Ranks
 from worldmodel.nets import EMACopy
-from worldmodel.optim import LaProp, Step, check_memory
+from worldmodel.optim import LaProp, Step
 from worldmodel.replay import Replay
 from worldmodel.replay.ring import available_memory
 from worldmodel.rssm import Head, HeadConfig, ModelOutput, WorldModel, filter_replay

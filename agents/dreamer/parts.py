@@ -1,13 +1,16 @@
-"""Dreamer's weights by named groups: to be loaded from another run, frozen, counted."""
+"""Dreamer's weights by named groups: to be loaded from another run, frozen, counted; and whether
+there is memory for them."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from agents.base import Part
+from worldmodel.config import ConfigError
 from worldmodel.rssm import HeadConfig, WorldModel
 from worldmodel.rssm.fitted import read_head
 
@@ -51,3 +54,16 @@ def fitted_tensors(
             fitted = read_head(run, name).load(old, run).state_dict()
             found |= {f"{prefix}{key}": value for key, value in fitted.items()}
     return found
+
+
+def check_memory(build: Callable[[], Iterable[nn.Module]], free: int | None) -> None:
+    """ConfigError where what `build` makes could not be trained in `free` bytes (None: nobody
+    knows), before any of them is taken."""
+    with torch.device("meta"):
+        numbers = sum(p.numel() for module in build() for p in module.parameters())
+    need = 4 * 4 * numbers  # weights, gradients and two moments of four bytes
+    if free is not None and need > free:
+        raise ConfigError(
+            f"{numbers:,} parameters and their optimizer need {need / 1e9:.3g} GB of memory, "
+            f"{free / 1e9:.3g} are free. Choose a smaller size=..., agent.model.deter or units."
+        )

@@ -20,9 +20,9 @@ from torch.nn import functional as F
 from agents.base import Agent, Part, check_mode
 from agents.policies import EncoderConfig, Greedy, Torso
 from worldmodel import tree
+from worldmodel.adam import Adam, AdamConfig
 from worldmodel.config import ConfigError
 from worldmodel.nets import EMACopy, ReluMLP
-from worldmodel.optim import Adam, AdamConfig
 from worldmodel.types import EnvSpec
 
 

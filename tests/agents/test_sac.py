@@ -33,9 +33,9 @@ from tests.agents.small_runs import (
 )
 from tests.model_batches import SPECS
 from worldmodel import tree
+from worldmodel.adam import AdamConfig
 from worldmodel.config import ConfigError
 from worldmodel.envs import EnvConfig
-from worldmodel.optim import AdamConfig
 from worldmodel.types import ActionSpec, EnvSpec, ObsSpec
 
 CPU = torch.device("cpu")

@@ -21,7 +21,7 @@ from tests.agents.small_runs import (
     filled_replay,
     small_config,
 )
-from worldmodel.optim import AdamConfig
+from worldmodel.adam import AdamConfig
 from worldmodel.types import ActionSpec, EnvSpec, ObsSpec
 
 SPEC = EnvSpec({"v": ObsSpec("vector", (5,))}, ActionSpec("discrete", (3,)))

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from worldmodel.optim import Adam, AdamConfig, LaProp, OptimConfig
+from worldmodel.adam import Adam, AdamConfig
+from worldmodel.optim import LaProp, OptimConfig
 
 
 class Plain:

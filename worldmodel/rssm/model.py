@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -15,9 +13,10 @@ from worldmodel import tree
 from worldmodel.accel.ranks import Ranks
 from worldmodel.distributions import Normal
 from worldmodel.models.ensemble import Ensemble
+from worldmodel.rssm.adopt import TakesFittedHeads
 from worldmodel.rssm.codec import Decoder, Encoder
 from worldmodel.rssm.config import DISAGREEMENT, ModelConfig, check_fits
-from worldmodel.rssm.heads import Head, HeadConfig, head_size, target_of
+from worldmodel.rssm.heads import HeadConfig, head_size, target_of
 from worldmodel.rssm.scan import FastRSSM
 from worldmodel.rssm.state import LatentState, columns_of, packed, unpacked
 from worldmodel.types import MASK_KEY, Batch, Column, EnvSpec, Prediction
@@ -31,7 +30,7 @@ class ModelOutput(NamedTuple):
     metrics: dict[str, Tensor]
 
 
-class WorldModel(nn.Module):
+class WorldModel(TakesFittedHeads):
     """Learns latent dynamics from pixels and vectors; satisfies `worldmodel.types.Dynamics`."""
 
     def __init__(self, spec: EnvSpec, config: ModelConfig) -> None:
@@ -200,47 +199,6 @@ class WorldModel(nn.Module):
         and the actions [..., H, A] between them. The step into the first state is not known."""
         steps = self.curiosity(feat[..., :-1, :], action)
         return self.reward(feat) + nn.functional.pad(steps, (1, 0))
-
-    @property
-    def paying(self) -> list[str]:
-        """Names that `control` may weigh."""
-        return [*self.config.heads, *([DISAGREEMENT] if self.ensemble is not None else [])]
-
-    @property
-    def scalar_heads(self) -> dict[str, Head]:
-        """Its heads of one number, by name."""
-        return {k: h for k, h in self.heads.items() if h.scalar}  # type: ignore[misc]
-
-    @property
-    def feat_weights(self) -> dict[str, Tensor]:
-        """The weights that decide features: of encoder and core."""
-        return {n: x for n, x in self.state_dict().items() if n.startswith(("encoder.", "core."))}
-
-    def new_head(self, config: HeadConfig, size: int | None = None) -> Head:
-        """An untrained head, of one number or `size`, that could become a part of it."""
-        return Head(config, self.feat_size, self.config.units, self.config.bins, size)
-
-    def with_heads(self, heads: Mapping[str, Head], control: Mapping[str, float]) -> WorldModel:
-        """A copy with these heads too, paid by a weighted sum of some; ValueError where a name or
-        a head cannot be."""
-        configs = self.config.heads | {name: head.config for name, head in heads.items()}
-        config = replace(copy.deepcopy(self.config), heads=configs, control=dict(control))
-        made = WorldModel(self.spec, config)
-        weights = self.state_dict()
-        for name, head in heads.items():
-            weights |= {f"heads.{name}.{key}": value for key, value in head.state_dict().items()}
-        made.load_state_dict(weights)
-        return made.to(next(self.parameters()).device)
-
-    def comparable(self, obs: dict[str, Tensor]) -> Tensor:
-        """The posterior's logits [B, S * K] after one frame of a new episode, each group centred
-        (the means [B, S], for gaussian latents): the best of what docs/REWARDS.md compares."""
-        seen = self.core.see(self.encoder(obs))
-        action = self.core.embed_action(seen.new_zeros(len(seen), self.spec.action.size))
-        deter = self.core.recur(self.initial(len(seen)), action)
-        params = self.core.posterior(deter, seen).float()
-        params = params[..., 0] if self.core.gaussian else params - params.mean(-1, keepdim=True)
-        return params.flatten(1)
 
     def recorded_reward(self, batch: Batch, states: LatentState) -> Tensor:
         """What was to be maximised, as it was recorded [B, T].

@@ -1,0 +1,51 @@
+"""Adam, on the flat buffers of `worldmodel.optim.Optimizer`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from worldmodel.config import check_ranges
+from worldmodel.optim import Optimizer
+
+
+@dataclass
+class AdamConfig:
+    """lr: step size. clip: largest norm of the whole gradient; 0 turns clipping off.
+    beta1, beta2, eps: first- and second-moment decay, and what is added to the root."""
+
+    lr: float = 3e-4
+    clip: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        below_one = (0, 1 - 1e-9)
+        ranges = {"lr": (0, 1e3), "clip": (0, 1e9), "eps": (0, 1)}
+        check_ranges(self, {**ranges, "beta1": below_one, "beta2": below_one})
+
+
+class Adam(Optimizer):
+    """Adam (Kingma and Ba 2015), its gradient clipped by the norm of all tensors together."""
+
+    def __init__(self, modules: Iterable[tuple[str, nn.Module]], config: AdamConfig) -> None:
+        super().__init__(modules)
+        self.config = config
+
+    def _norms(self) -> Tensor:
+        return torch.linalg.vector_norm(self.grad)
+
+    @torch.no_grad()
+    def _apply(self, norms: Tensor, finite: Tensor) -> None:
+        c = self.config
+        scale = (norms / c.clip).clamp_min(1.0) if c.clip else None  # the gradient is divided by it
+        self._updates.add_(finite)
+        torch._fused_adam_(
+            [self.flat], [self.grad], [self.mean], [self.square], [], [self._updates.float()],
+            lr=c.lr * self._slower, beta1=c.beta1, beta2=c.beta2, eps=c.eps, weight_decay=0.0,
+            amsgrad=False, maximize=False, grad_scale=scale, found_inf=(~finite).float(),
+        )  # fmt: skip
