@@ -65,7 +65,7 @@ def _gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Launches, "noise", noise)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["image", pytest.param("mixed", marks=pytest.mark.slow)])
 def test_an_update_is_that_of_the_definitions(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with launched(monkeypatch) as names:
         found = update(kind)
@@ -81,6 +81,7 @@ def test_an_update_is_that_of_the_definitions(kind: str, monkeypatch: pytest.Mon
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_in_bfloat16_an_update_finds_nearly_the_same_losses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -28,12 +28,13 @@ needs_triton = pytest.mark.skipif(not TRITON, reason="Triton is not installed (L
 
 
 @needs_triton
-def test_the_kernels_equal_their_definitions() -> None:
+@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_the_kernels_equal_their_definitions(which: str) -> None:
     """On a CPU by Triton's interpreter, in a process of its own; on a GPU, where there is one."""
     files = [f"tests/{name}.py" for name in KERNEL_TESTS]
     alone = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", which, *files],
         cwd=ROOT, env=os.environ | alone, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
