@@ -163,7 +163,7 @@ def check_exports_and_deploys(run: Path, to: Path) -> None:
     rest = [] if action.kind == "continuous" else [f"deploy.fallback.rest={[1, 0, 0]}"]
     fit = ["episodes=10", "false_alarm_rate=0.25", "detector.confidence=0"]
     assert fit_detector_command(said.append, [f"run={run}", *fit]) == 0, said
-    assert export_command(said.append, [f"run={run}", "smaller=[]"]) == 0, said
+    assert export_command(said.append, [f"run={run}", "smaller=[]", "steps=100"]) == 0, said
     words = [f"to={to}", "episodes=2", "deploy.warmup=2", *PATIENT, *rest]
     for source in (run, run / "export"):
         said.clear()

@@ -82,10 +82,14 @@ class Detects:
 def policy(spec: EnvSpec, latent: str = "categorical") -> Policy:
     torch.manual_seed(0)
     model = ModelConfig(
-        deter=16, hidden=8, groups=3, classes=4, depth=8, units=8, mults=[1, 1, 1], latent=latent
-    )
+        deter=16, hidden=8, groups=3, classes=4, depth=8, units=8, layers=1, mults=[1, 1],
+        latent=latent,
+    )  # fmt: skip
     device = torch.device("cpu")
-    agent = Dreamer(spec, DreamerConfig(batch_size=2, batch_length=6, model=model), device)
+    config = DreamerConfig(
+        batch_size=2, batch_length=6, actor_layers=1, critic_layers=1, model=model
+    )
+    agent = Dreamer(spec, config, device)
     with torch.no_grad():  # at birth the actor hardly looks
         agent.actor.out.weight.mul_(100)
     return Policy(agent, spec, EnvConfig("no_such_package:Robot"), device)

@@ -60,7 +60,7 @@ def painted(track: Track, change: Any) -> Track:
 
 
 def test_ordinary_episodes_seldom_alarm(detector: Detector) -> None:
-    ordinary = [values(live(detector, track)).max() for track in tracks(40, 9, MODEL)]
+    ordinary = [values(live(detector, track)).max() for track in tracks(20, 9, MODEL)]
     assert np.mean(np.array(ordinary) > 1) <= 0.15  # 0.05 was promised
 
 

@@ -287,7 +287,7 @@ def test_saves_without_a_checkpoint_take_each_others_place(
 
 def test_a_real_kill_at_any_time(tmp_path: Path) -> None:
     """SIGKILLs within cycles and recoveries; every process goes on from where the last one was."""
-    kills = 8
+    kills = 5
     done = subprocess.run(
         [sys.executable, "-m", "tests.replay_cycles", str(tmp_path), str(kills)],
         cwd=Path(__file__).parents[2],

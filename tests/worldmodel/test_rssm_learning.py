@@ -76,8 +76,8 @@ def test_a_learned_world_is_right_20_steps_ahead() -> None:
     before = dream(model, truth, actions)
     assert before.image < 0.1
     found = before
-    for _ in range(10):
-        for _ in range(50):
+    for _ in range(20):
+        for _ in range(25):
             loss, _ = model.loss(walk(16, 10, generator))
             optim.step(loss)
         found = dream(model, truth, actions)
