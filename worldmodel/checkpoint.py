@@ -309,10 +309,10 @@ def spec_from_dict(saved: Any) -> EnvSpec:
         obs = {}
         for key, value in saved["obs"].items():
             kind = _one_of(value["kind"], AXES)
-            shape, sizes = _wholes(value["shape"], AXES[kind]), _wholes(value["sizes"])
+            shape, sizes = _integers(value["shape"], AXES[kind]), _integers(value["sizes"])
             obs[_one_of(key, None)] = ObsSpec(kind, shape, sizes)
         action = saved["action"]
-        sizes = _wholes(action["sizes"])
+        sizes = _integers(action["sizes"])
         if not sizes:
             raise ValueError("an action of no numbers")
         return EnvSpec(obs, ActionSpec(_one_of(action["kind"], ("continuous", "discrete")), sizes))
@@ -329,7 +329,7 @@ def _one_of(value: Any, known: Container[str] | None) -> str:
     return value
 
 
-def _wholes(values: Any, axes: int | None = None) -> tuple[int, ...]:
+def _integers(values: Any, axes: int | None = None) -> tuple[int, ...]:
     """A shape, or sizes of factors: whole numbers that an array could have."""
     wholes = tuple(values)
     fits = all(type(n) is int and n >= 1 for n in wholes) and math.prod(wholes) <= MOST_NUMBERS

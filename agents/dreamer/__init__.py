@@ -1,6 +1,6 @@
 """Dreamer: an actor and a critic trained on rollouts that the world model imagines.
 
-agent: the algorithm. config: what can be told. (`agents.dreamer.pipeline`: how a GPU is kept busy.)
+agent: the algorithm. config: hyperparameters. pipeline: CUDA graphs and overlap on a GPU.
 """
 
 from agents.dreamer.agent import ActState, Dreamer

@@ -1,4 +1,4 @@
-"""What can be told a Dreamer; its defaults are those of the paper."""
+"""Hyperparameters of Dreamer; the defaults are the paper's."""
 
 from __future__ import annotations
 

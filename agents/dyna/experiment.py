@@ -96,7 +96,7 @@ class Experiment:
         )
         unknown = "stay" if config.untried else "error"
         self.model = TabularModel(spec, TabularConfig(config.table, unknown))
-        self.model.make_room(world.next.size)  # all that can ever be seen
+        self.model.reserve(world.next.size)  # all that can ever be seen
         self.learner = CompiledLearner(config, self.model, [seed, 0])
         self._rng = random_state([seed, 1])
         self._chances = np.cumsum(world.probability, -1)
@@ -120,7 +120,7 @@ class Experiment:
         stop_steps = endless if steps is None else self.steps + steps
         stop_episodes = endless if episodes is None else self.episodes + episodes
         while self.steps < stop_steps and self.episodes < stop_episodes:
-            self._make_room()
+            self._reserve()
             until = np.array([stop_steps, stop_episodes])
             until = np.minimum(until, [len(self._out[0]), len(self._out[1])])
             live(
@@ -129,7 +129,7 @@ class Experiment:
             )  # fmt: skip
         return self
 
-    def _make_room(self) -> None:
+    def _reserve(self) -> None:
         """Let what is written down grow, doubling where it is full."""
         done = (self.steps, self.episodes)
         self._out = tuple(  # type: ignore[assignment]

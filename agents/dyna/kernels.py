@@ -285,7 +285,7 @@ class CompiledLearner:
     def learn_all(self, first: np.ndarray, *columns: np.ndarray) -> float:
         """`learn` for rows in their order, one array [N] for each of its arguments; the sum of
         absolute errors."""
-        self.model.make_room(int((~first).sum()))
+        self.model.reserve(int((~first).sum()))
         return float(learn_all(self.memory, self.model.tables, self.knobs, first, *columns))
 
     def plan(self, n: int, root: int) -> None:

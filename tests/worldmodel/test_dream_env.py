@@ -29,7 +29,7 @@ from tests.worldmodel.dream_worlds import (
     counting_batch,
     point_starts,
 )
-from worldmodel.dream import AwakeEnv, DreamEnv, DreamVectorEnv, begun, follow, starts_from
+from worldmodel.dream import AwakeEnv, DreamEnv, DreamVectorEnv, follow, rows_of_frames, starts_from
 from worldmodel.envs import EnvConfig, env_spec, make_env
 from worldmodel.replay import Replay, ReplayConfig
 from worldmodel.rssm import WorldModel
@@ -236,14 +236,16 @@ def test_begins_from_given_frames() -> None:
     spec = SPECS["image"]
     model = world()
     frames = {"image": random_batch(spec, length=3).obs["image"][0].numpy()}
-    start = begun(spec, frames, np.zeros((2, 2), np.float32))
+    start = rows_of_frames(spec, frames, np.zeros((2, 2), np.float32))
     env = DreamEnv(model, spec, random_batch(spec))
     a, _ = env.reset(seed=5, options={"start": start})
     b, _ = env.reset(seed=6, options={"start": start})
     assert np.array_equal(a[: model.config.deter], b[: model.config.deter]) is False
     torch.manual_seed(0)
-    deter = follow(model, begun(spec, {"image": frames["image"][:1]})).deter[0, 0]
-    c, _ = env.reset(seed=6, options={"start": begun(spec, {"image": frames["image"][:1]})})
+    deter = follow(model, rows_of_frames(spec, {"image": frames["image"][:1]})).deter[0, 0]
+    c, _ = env.reset(
+        seed=6, options={"start": rows_of_frames(spec, {"image": frames["image"][:1]})}
+    )
     assert np.allclose(c[: model.config.deter], deter.detach().numpy(), atol=1e-6)
     with pytest.raises(ValueError, match=r"options\['start'\] is a dict; needed: a Batch"):
         env.reset(options={"start": frames})

@@ -1,4 +1,4 @@
-"""What a learned world expects to see when nobody shows it anything any more.
+"""Open-loop predictions of a learned world, films of them, and the world as an environment.
 
 rollout   open loop: what a model shows and predicts after its context
 films     strips and films of it, with a mark where imagination starts
@@ -11,7 +11,7 @@ view      what agents see of it, and the real environment seen the same way
 from worldmodel.dream.env import DreamEnv, DreamVectorEnv
 from worldmodel.dream.films import MARK, film, film_of, strip, titled
 from worldmodel.dream.rollout import OpenLoop, cut, decoded, device_of, follow, open_loop
-from worldmodel.dream.starts import Starts, begun, starts_from, starts_of
+from worldmodel.dream.starts import Starts, rows_of_frames, starts_from, starts_of
 from worldmodel.dream.view import AwakeEnv
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "DreamVectorEnv",
     "OpenLoop",
     "Starts",
-    "begun",
     "cut",
     "decoded",
     "device_of",
@@ -29,6 +28,7 @@ __all__ = [
     "film_of",
     "follow",
     "open_loop",
+    "rows_of_frames",
     "starts_from",
     "starts_of",
     "strip",

@@ -84,7 +84,7 @@ def _start_of(options: dict[str, Any] | None) -> Batch | None:
     if start is not None and not isinstance(start, Batch):
         raise ValueError(
             f"options['start'] is a {type(start).__name__}; needed: a Batch of rows, such as "
-            "worldmodel.dream.begun(spec, frames, actions) makes."
+            "worldmodel.dream.rows_of_frames(spec, frames, actions) makes."
         )
     return start
 

@@ -13,11 +13,11 @@ from worldmodel.types import Batch
 
 
 class OpenLoop(NamedTuple):
-    """What a model showed and foretold at every row of a batch, [B, T, ...] each.
+    """What a model showed and predicted at every row of a batch, [B, T, ...] each.
 
     shown: what it decodes by key, images in [0, 1] and vectors in their own units; empty for a
     model that cannot decode. reward, cont: its predictions, cont that of going on; 0 and 1 for the
-    rows of the context. surprise: nats that the row's observation would have told it
+    rows of the context. surprise: the surprise of each row in nats
     (`Surprises`), 0 for the context; None where nobody asked or the model cannot say.
     """
 
@@ -73,13 +73,13 @@ def open_loop(
             state, nothing = tree.map(several, state), several(nothing)
         if t < context:
             state = model.observe(state, obs, action, batch.is_first[:, t])
-            reward, cont, told = nothing, nothing + 1, nothing
+            reward, cont, nats = nothing, nothing + 1, nothing
         else:
-            told = model.surprise(state, obs, action) if asked else nothing
+            nats = model.surprise(state, obs, action) if asked else nothing
             state, reward, cont = model.step(state, action)
         rewards.append(mean(reward))
         conts.append(mean(cont))
-        surprises.append(mean(told))
+        surprises.append(mean(nats))
         for key, value in decoded(model, state).items():
             shown.setdefault(key, []).append(mean(value))
     return OpenLoop(

@@ -48,7 +48,7 @@ def starts_of(batch: Batch) -> Starts:
     return draw
 
 
-def begun(spec: EnvSpec, obs: Mapping[str, Any], actions: Sequence[Any] = ()) -> Batch:
+def rows_of_frames(spec: EnvSpec, obs: Mapping[str, Any], actions: Sequence[Any] = ()) -> Batch:
     """The rows [1, T] of an episode's beginning, from what was seen and done in it.
 
     obs: T observations of every key, [T, ...]; actions: the T - 1 native actions between them.

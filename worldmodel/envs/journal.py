@@ -1,4 +1,4 @@
-"""Episodes that can be told again: how they are seeded, and what was done since they began.
+"""Episodes that can be replayed: how they are seeded, and which actions were taken since.
 
 The state of an environment follows from (its seed, the episode's number, the actions since):
 
@@ -41,7 +41,7 @@ def env_seeds(seed: int | None, count: int) -> list[int]:
 
 
 class Episodes(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """The outermost wrapper: numbers the episodes, seeds each by its number, and tells them again.
+    """The outermost wrapper: numbers the episodes, seeds each by its number, and replays them.
 
     seed: the environment's own; drawn afresh where it is None. `reset(seed=s)` starts the
     numbering anew, as if the environment had been made with seed s.
@@ -107,7 +107,7 @@ class Episodes(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 class Journal:
-    """What one environment was told since its last full reset.
+    """The actions and resets of one environment since its last full reset.
 
     seed: the environment's own. action_space: a single action's, as agents see it. An episode
     without end is given up after LIMIT actions, so that memory has one.

@@ -126,7 +126,7 @@ class Rewarded(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     blind: ignored. The function needs the observation before the last, so every row is read.
     episode: the number of the last full reset, which `Episodes` sets, so that it is the same where
-    an episode is told again.
+    an episode is replayed.
     """
 
     env: Observe

@@ -1,4 +1,4 @@
-"""Environments that step together, may fail one by one, and can be told again.
+"""Environments that step together, may fail one by one, and can be replayed.
 
 One call of `step`, for three environments (autoreset is NEXT_STEP):
 

@@ -127,7 +127,7 @@ def new_tables(states: int, actions: int) -> Tables:
     return tables
 
 
-def with_room(tables: Tables, outcomes: int) -> Tables:
+def with_capacity(tables: Tables, outcomes: int) -> Tables:
     """The same tables with room for so many more outcomes; as they are where there is room."""
     have, need = len(tables.next), int(tables.counters[USED]) + outcomes
     if need <= have:

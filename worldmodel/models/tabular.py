@@ -22,7 +22,7 @@ from worldmodel.models.tables import (
     new_tables,
     record_all,
     sample_all,
-    with_room,
+    with_capacity,
 )
 from worldmodel.types import EnvSpec, Prediction
 
@@ -83,13 +83,13 @@ class TabularModel:
         values = [np.asarray(x).reshape(-1) for x in (state, action, reward, after, terminal)]
         types = (np.int64, np.int64, np.float64, np.int64, np.bool_)
         arrays: list[Any] = [x.astype(t) for x, t in zip(values, types, strict=True)]
-        self.make_room(len(arrays[0]))
+        self.reserve(len(arrays[0]))
         record_all(self.tables, self.config.kind == "counts", *arrays)
 
-    def make_room(self, transitions: int) -> None:
+    def reserve(self, transitions: int) -> None:
         """Let `record` in compiled code note so many more transitions."""
         if self.config.kind == "counts":
-            self.tables = with_room(self.tables, transitions)
+            self.tables = with_capacity(self.tables, transitions)
 
     def outcomes(self, state: int, action: int) -> list[tuple[float, int, float, bool]]:
         """(probability, next state, reward, terminal) as they were seen, none where untried."""
@@ -187,10 +187,10 @@ def discrete_sizes(spec: EnvSpec) -> tuple[str, int, int]:
     key = next(iter(seen), "")
     fits = len(seen) == 1 and seen[key][0] == "discrete" and len(seen[key][1]) == 1
     if not fits or kind != "discrete" or len(sizes) != 1:
-        told = ", ".join(f"{name} ({k})" for name, (k, _) in sorted(seen.items()))
+        found = ", ".join(f"{name} ({k})" for name, (k, _) in sorted(seen.items()))
         raise ValueError(
             "A table needs one discrete observation and one discrete action, but this environment "
-            f"observes {told} and takes {math.prod(sizes) if kind == 'discrete' else len(sizes)} "
+            f"observes {found} and takes {math.prod(sizes) if kind == 'discrete' else len(sizes)} "
             f"{kind} actions. Choose an environment with Discrete spaces and set env.pixels=false "
             "(and env.action_mask=false, env.state=false)."
         )

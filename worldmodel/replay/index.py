@@ -142,7 +142,7 @@ class Index:
         tokens = _get(value, "series"), _get(value, "token")
         if not all(isinstance(t, str) and len(t) == 16 for t in tokens):
             raise ValueError("series or token is not 16 letters")
-        generation = _whole(_get(value, "generation"), "generation", 0)
+        generation = _integer(_get(value, "generation"), "generation", 0)
         return cls(signature, tokens[0], generation, tokens[1], **_counters(signature, value))
 
 
@@ -189,30 +189,30 @@ def _get(value: Any, key: str) -> Any:
     return value[key]
 
 
-def _whole(value: Any, what: str, low: int, high: int = 1 << 60) -> int:
+def _integer(value: Any, what: str, low: int, high: int = 1 << 60) -> int:
     if type(value) is not int or not low <= value <= high:
         raise ValueError(f"{what} is not a whole number from {low} to {high}")
     return value
 
 
-def _wholes(value: Any, what: str, low: int, highs: list[int]) -> list[int]:
+def _integers(value: Any, what: str, low: int, highs: list[int]) -> list[int]:
     if not isinstance(value, list) or len(value) != len(highs):
         raise ValueError(f"{what} is not a list of {len(highs)} numbers")
-    return [_whole(n, what, low, high) for n, high in zip(value, highs, strict=True)]
+    return [_integer(n, what, low, high) for n, high in zip(value, highs, strict=True)]
 
 
 def _counters(signature: Any, value: dict[str, Any]) -> dict[str, Any]:
     """What changes from save to save, within the bounds that the signature sets."""
     if not isinstance(signature, dict) or set(signature) != set(SIGNATURE):
         raise ValueError(f"its signature does not hold {', '.join(SIGNATURE)}")
-    streams = _whole(signature["environments"], "environments", 1, 1 << 16)
-    _whole(signature["rows per environment"], "rows per environment", 2, 1 << 48)
+    streams = _integer(signature["environments"], "environments", 1, 1 << 16)
+    _integer(signature["rows per environment"], "rows per environment", 2, 1 << 48)
     _check_columns(signature["columns"])
     if not isinstance(signature["fields"], dict):
         raise ValueError("its fields are not a table")
-    count = _wholes(_get(value, "count"), "count", 0, [1 << 60] * streams)
-    floor = _wholes(_get(value, "floor"), "floor", 0, count)
-    cursor = _wholes(_get(value, "cursor"), "cursor", 0, count)
+    count = _integers(_get(value, "count"), "count", 0, [1 << 60] * streams)
+    floor = _integers(_get(value, "floor"), "floor", 0, count)
+    cursor = _integers(_get(value, "cursor"), "cursor", 0, count)
     rng = _rng(_get(value, "rng"))
     return {"count": count, "floor": floor, "cursor": cursor, "rng": rng}
 
@@ -223,9 +223,9 @@ def _rng(value: Any) -> dict[str, Any]:
         raise ValueError("its random generator is not PCG64")
     return {
         "bit_generator": "PCG64",
-        "state": {k: _whole(_get(inner, k), k, 0, (1 << 128) - 1) for k in ("state", "inc")},
-        "has_uint32": _whole(_get(value, "has_uint32"), "has_uint32", 0, 1),
-        "uinteger": _whole(_get(value, "uinteger"), "uinteger", 0, (1 << 32) - 1),
+        "state": {k: _integer(_get(inner, k), k, 0, (1 << 128) - 1) for k in ("state", "inc")},
+        "has_uint32": _integer(_get(value, "has_uint32"), "has_uint32", 0, 1),
+        "uinteger": _integer(_get(value, "uinteger"), "uinteger", 0, (1 << 32) - 1),
     }
 
 
@@ -250,7 +250,7 @@ def _check_columns(value: Any) -> None:
 
 
 def _check_shape(what: str, shape: Any, axes: int) -> tuple[int, ...]:
-    lengths = tuple(_wholes(shape, "shape", 1, [1 << 31] * axes))
+    lengths = tuple(_integers(shape, "shape", 1, [1 << 31] * axes))
     if axes > 8 or math.prod(lengths) > 1 << 40:
         raise ValueError(f"{what} is impossibly large")
     return lengths
@@ -285,7 +285,7 @@ def _sizes(value: Any) -> tuple[int, ...]:
         raise ValueError("sizes is not a list")
     if len(sizes) > 1 << 20:
         raise ValueError("sizes has too many entries")
-    return tuple(_wholes(sizes, "sizes", 1, [1 << 20] * len(sizes)))
+    return tuple(_integers(sizes, "sizes", 1, [1 << 20] * len(sizes)))
 
 
 def _sums(value: Any, fields: list[str], filled: list[int]) -> dict[str, np.ndarray]:

@@ -54,7 +54,7 @@ class Ring:
         self.fields = dict(fields)
         self.streams, self.rows, self.directory = streams, rows, directory
         self.frozen, self.length = length is not None, rows if length is None else length
-        self._check_room()
+        self._check_memory()
         self.count = np.zeros(streams, np.int64)
         self.floor = np.zeros(streams, np.int64)  # above 0 only after recovery from damage
         self.dirty = np.zeros((streams, 0 if self.frozen else rows), np.uint8)
@@ -216,7 +216,7 @@ class Ring:
         """Copies of one field, [B, T, ...]; slots [B * T]: where they lie in a block of all
         streams."""
         shape = (len(stream), len(slots) // max(1, len(stream)), *self.fields[name].shape)
-        out = _room(shape, self.fields[name].dtype)
+        out = _empty(shape, self.fields[name].dtype)
         if name in self._words:  # one call, on all of torch's threads
             words = self._words[name]
             to = torch.from_numpy(out.reshape(-1).view(words.numpy().dtype))
@@ -265,7 +265,7 @@ class Ring:
         self._maps.append(area)
         return area
 
-    def _check_room(self) -> None:
+    def _check_memory(self) -> None:
         steps = self.streams * self.length
         need = steps * self.row_bytes
         what = f"Replay of {steps:,} steps x {self.row_bytes:,} bytes needs {need / 1e9:.1f} GB"
@@ -288,7 +288,7 @@ class Ring:
                 )
 
 
-def _room(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An array for a copy; where a GPU is in use, one that `Batch.to` need not wait for."""
     if not torch.cuda.is_initialized():
         return np.empty(shape, dtype)
