@@ -34,7 +34,7 @@ from worldmodel import checkpoint, config, seeding
 from worldmodel.accel.devices import keep_freed_memory, set_deterministic, set_threads
 from worldmodel.accel.ranks import RankLost, Ranks
 from worldmodel.config import RunError
-from worldmodel.envs import Vector, describe, env_spec, make_vector
+from worldmodel.envs import Vector, describe, env_spec, make_vector, notes
 from worldmodel.log import RunLog
 from worldmodel.replay.datasets import Dataset
 from worldmodel.types import EnvSpec
@@ -97,7 +97,7 @@ class Trainer:
     ) -> RunState:
         """Agent and replay, new, once it is known that there is room for them."""
         ranks, settings = self.ranks, self.config
-        self.say(describe(spec))
+        self.say(describe(spec, notes(self.envs) if self.envs else {}))
         agent = agents.make(share.agent.name, spec, share.agent, self.device)
         if not ranks.first:
             seeding.seed_everything(share.seed)  # all begin alike, and then draw their own

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from gymnasium.vector import VectorEnv
 from gymnasium.wrappers import TimeLimit
 
 from .actions import Actions
+from .choice import NOTES
 from .config import AtariConfig, EnvConfig, EnvError, unknown
 from .failures import EnvFailed
 from .journal import Episodes, env_seeds
@@ -40,6 +42,7 @@ __all__ = [
     "env_spec",
     "make_env",
     "make_vector",
+    "notes",
 ]
 
 FAMILIES = {
@@ -162,14 +165,23 @@ def env_spec(env: gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> EnvSpec
     return EnvSpec(obs, ActionSpec("discrete", class_counts(action_space)))
 
 
-def describe(spec: EnvSpec) -> str:
-    """Which keys were taken for what, one line each, and the actions."""
+def notes(env: gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> dict[str, str]:
+    """What people should know of the observation keys of an environment made here: how they are
+    read, or why they are left out."""
+    return dict(env.metadata.get(NOTES, {}))
+
+
+def describe(spec: EnvSpec, notes: Mapping[str, str] | None = None) -> str:
+    """Which keys were taken for what, one line each, and the actions; with what `notes` says."""
     rows = []
+    words = dict(notes or {})
     for key, obs in sorted(spec.obs.items()):
         shape = " x ".join(map(str, obs.shape))
         note = f" (one-hot, classes {', '.join(map(str, obs.sizes))})" if obs.sizes else ""
         note += " (for the replay alone)" if obs.kind == "recorded" else ""
+        note += f" ({words.pop(key)})" if key in words else ""
         rows.append(f"  {key}: {obs.kind} {shape}{note}")
+    rows += [f"  {key}: {word}" for key, word in sorted(words.items())]
     kind, sizes = spec.action.kind, spec.action.sizes
     action = f"{sizes[0]} in [-1, 1]" if kind == "continuous" else " x ".join(map(str, sizes))
     return "\n".join(["observation", *rows, f"action: {kind}, {action}"])

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from worldmodel.images import ASKED
+
 # Beyond these, a slip of the finger takes the machine down before anything else can say so.
 MOST_SIDE = 1024  # pixels of an image
 MOST_ENVS = 1024  # of one vector, each perhaps a process
@@ -56,6 +58,12 @@ class EnvConfig:
     pixels: bool = True  # images: the observation's own or, where it has none, rendered frames
     state: bool = False  # keep vectors and discrete values beside rendered frames
     keys: list[str] | None = None  # observation keys to keep, by flat name; null = all
+    # What an array is, by flat name, where its space does not say it or says it wrong: image,
+    # channels_first, channels_last (images too), vector, one_hot (of whole numbers).
+    kinds: dict[str, str] = field(default_factory=dict)
+    # [black, white] of an image's values or [smallest, largest] of symbols, by flat name; null =
+    # the bounds of the space.
+    ranges: dict[str, list[float]] = field(default_factory=dict)
     # Observation keys for the replay alone, by flat name: rewards made later may read them; no
     # model and no policy sees them (docs/REWARDS.md).
     record: list[str] = field(default_factory=list)
@@ -99,6 +107,14 @@ class EnvConfig:
         for name in ("timeout", "start_timeout", "max_failures"):
             if not getattr(self, name) > 0:
                 raise EnvError(f"{name} is {getattr(self, name)}, but must be above 0.")
+        for key, kind in self.kinds.items():
+            if kind not in ASKED:
+                raise unknown(f"kind of '{key}' (kinds)", kind, ASKED)
+        for key, span in self.ranges.items():
+            if len(span) != 2 or not span[0] < span[1]:
+                raise EnvError(
+                    f"ranges.{key} is {list(span)}, but must be [low, high] with low < high."
+                )
         if self.crop is not None and (len(self.crop) != 4 or min(self.crop) < 0):
             raise EnvError(
                 f"crop is {list(self.crop)}, but must be the four counts of pixels to cut off at "

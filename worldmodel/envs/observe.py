@@ -11,6 +11,7 @@ import numpy as np
 from gymnasium import spaces
 
 from . import spaces as flat
+from .choice import NOTES, choose, notes_of
 from .config import EnvConfig, EnvError
 from .wrappers import Step
 
@@ -27,6 +28,7 @@ class Observe(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Observations as a flat dict: images uint8 [H, W, C], vectors float32 [N], discrete values
     one-hot float32 [N], and `action_mask` float32 [A] where there is one.
 
+    Its metadata hold under NOTES, by key, how people should know it is read or why it is left out.
     blind: while true, observations are empty dicts, and frames are drawn only where drawing might
     change the environment; for rows that nobody will see.
 
@@ -41,8 +43,10 @@ class Observe(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._running = False
         self._ended = False
         self._native = env.observation_space
-        found = list(flat.leaves(self._native))
-        chosen, self._frame_key = _choose(found, config, env)
+        found = list(flat.leaves(self._native, config))
+        chosen, self._frame_key = choose(found, config, env)
+        notes = notes_of(found, chosen, self._frame_key, config)
+        self.metadata = {**env.metadata, NOTES: notes}
         self._image = ImageReader(config)
         self._leaves: list[tuple[flat.Leaf, Reader]] = []
         self._mask: Callable[[Any], np.ndarray] | None = None
@@ -120,18 +124,22 @@ class Observe(gymnasium.Wrapper[Any, Any, Any, Any]):
     def _reader(self, leaf: flat.Leaf) -> tuple[spaces.Space[Any], Reader]:
         """The outer space of one leaf and the function that reads it."""
         if leaf.kind == "image":
-            assert isinstance(leaf.space, spaces.Box)
-            layout = flat.image_layout(leaf.space)
-            shape = leaf.space.shape
-            channels = {"HWC": shape[-1], "CHW": shape[0], "HW": 1}[layout]
+            channels = leaf.form.size(leaf.space.shape or ())[2]
 
             def read_image(value: Any) -> np.ndarray:
                 array = flat.read_array(leaf, value)
-                if layout == "CHW":
-                    array = array.transpose(1, 2, 0)
-                return self._image.resize(array, channels)
+                try:
+                    return self._image.resize(leaf.form.read(array), channels)
+                except ValueError as error:
+                    if isinstance(error, EnvError):
+                        raise
+                    hint = f"Make its observation_space say so, or set ranges.{leaf.key}=[low,high]"
+                    raise EnvError(f"{leaf.label} {error}. {hint}.") from error
 
             return self._image.space(channels), read_image
+        if leaf.asked == "one_hot":
+            counts = flat.symbol_counts(leaf)
+            return flat.OneHot(counts), lambda value: flat.read_symbols(leaf, counts, value)
         if leaf.kind == "discrete":
             sizes = flat.class_counts(leaf.space)
             return flat.OneHot(sizes), lambda value: flat.read_one_hot(leaf, sizes, value)
@@ -221,8 +229,10 @@ def _recorded(
                 f"record names '{key}', which agents see and replay keeps anyhow. Leave it out of "
                 "record, or of what is observed (pixels, state, keys)."
             )
-        if leaves[key].kind not in ("vector", "discrete"):
-            raise EnvError(f"record names '{key}', which holds no numbers but {leaves[key].kind}s.")
+        if leaves[key].kind not in ("vector", "symbols", "discrete"):
+            raise EnvError(
+                f"record names '{key}', which holds no plain numbers ({leaves[key].kind})."
+            )
     return [leaves[key] for key in dict.fromkeys(config.record)]
 
 
@@ -231,7 +241,7 @@ def _number_reader(leaf: flat.Leaf) -> tuple[spaces.Space[Any], Reader]:
     size = int(np.prod(leaf.space.shape or ()))
 
     def read(value: Any) -> np.ndarray:
-        array = flat.read_array(leaf, value) if leaf.kind == "vector" else np.asarray(value)
+        array = np.asarray(value) if leaf.kind == "discrete" else flat.read_array(leaf, value)
         return array.astype(np.float32).reshape(size)
 
     return flat.Recorded(size), read
@@ -240,47 +250,3 @@ def _number_reader(leaf: flat.Leaf) -> tuple[spaces.Space[Any], Reader]:
 def _action_size(space: spaces.Space[Any]) -> int:
     """Length of an encoded discrete action, and 0 for a continuous one."""
     return 0 if isinstance(space, spaces.Box) else sum(flat.class_counts(space))
-
-
-def _choose(
-    found: list[flat.Leaf], config: EnvConfig, env: gymnasium.Env[Any, Any]
-) -> tuple[list[flat.Leaf], str]:
-    """The leaves to read, and the key of the rendered frame ("" for none).
-
-    Raises EnvError where nothing is left, where a chosen leaf cannot be read, and where pixels
-    are asked of an environment that has none.
-    """
-    names = [leaf.key for leaf in found]
-    chosen = [leaf for leaf in found if leaf.key != flat.MASK_KEY]
-    if config.keys is not None:
-        for key in config.keys:
-            if key not in names:
-                raise EnvError(f"keys names '{key}', but the observation has {sorted(names)}.")
-        chosen = [leaf for leaf in chosen if leaf.key in config.keys]
-    frame_key = ""
-    if not config.pixels:
-        chosen = [leaf for leaf in chosen if leaf.kind != "image"]
-    elif not any(leaf.kind == "image" for leaf in chosen):
-        if env.render_mode != "rgb_array":
-            raise EnvError(
-                f"pixels is true, but the observation has no image ({env.observation_space}) and "
-                f"the environment cannot render: its render_mode is {env.render_mode!r} instead of "
-                f"'rgb_array'. Set pixels to false to learn from its vectors."
-            )
-        chosen = chosen if config.state else []
-        frame_key = "frame" if any(leaf.key == "image" for leaf in chosen) else "image"
-    for leaf in chosen:
-        if leaf.kind == "unusable":
-            raise EnvError(
-                f"{leaf.label} is a {type(leaf.space).__name__} space, which has no fixed size. "
-                f"Allowed: Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of them. "
-                f"Leave it out with keys."
-            )
-        if names.count(leaf.key) > 1:
-            raise EnvError(f"Two observations would both be named '{leaf.key}'. Rename one.")
-    if not chosen and not frame_key:
-        raise EnvError(
-            f"Nothing to observe: neither an image nor a vector is left of "
-            f"{env.observation_space} with pixels={config.pixels} and keys={config.keys}."
-        )
-    return chosen, frame_key

@@ -1,12 +1,15 @@
 """From gymnasium spaces of any shape to a flat dict of images, vectors and one-hot values.
 
     native leaf                        kind       becomes
-    Box uint8 [H, W, C], [C, H, W],    image      uint8 [H', W', C]
-        [H, W], sides of 8 or more
+    Box of a picture                   image      uint8 [H', W', C]
+    Box of few whole numbers           symbols    float32 [N], or one-hot side by side
     any other Box                      vector     float32 [N], flattened
     Discrete, MultiDiscrete,           discrete   float32 [N], one-hot factors side by side
         MultiBinary
-    Text, Sequence, Graph, ...         -          an error, unless left out by `keys`
+    Text, Sequence, Graph, ...         unusable   an error, unless left out by `keys`
+
+What a Box is, `worldmodel.images` decides, or the settings `kinds` and `ranges`. Without pixels,
+an array whose sides are below SMALLEST_FRAME is no picture but symbols.
 
 Nested names are joined with "_"; an observation that is not a dict is called "image" or "state".
 """
@@ -15,18 +18,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from gymnasium import Space, spaces
 
-from .config import EnvError
+from worldmodel import images
+from worldmodel.images import Form
+
+from .config import EnvConfig, EnvError
 
 # The same word as in worldmodel.types, which this file does not import at run time: environment
 # processes must start without torch.
 MASK_KEY = "action_mask"
-SMALLEST_IMAGE = 8  # a uint8 grid with shorter sides (7x7 symbols, say) is no picture
+SMALLEST_FRAME = 32  # pixels of a side, at least; without pixels, what is smaller is symbols
+MOST_SYMBOLS = 1 << 16  # entries of a one-hot grid
+PLAIN = EnvConfig("none")
 
 
 class OneHot(spaces.Box):
@@ -46,12 +54,15 @@ class Recorded(spaces.Box):
 
 @dataclass(frozen=True)
 class Leaf:
-    """One value inside a native observation: where it is, its flat name and its kind."""
+    """One value inside a native observation: where it is, its flat name and its kind; the form of
+    a Box, and what the settings say that it is."""
 
     path: tuple[Any, ...]
     key: str
     kind: str
     space: Space[Any]
+    form: Form = field(default_factory=lambda: Form(images.VECTOR), compare=False)
+    asked: str = ""
 
     @property
     def label(self) -> str:
@@ -59,39 +70,66 @@ class Leaf:
         return f"observation '{'/'.join(map(str, self.path))}'" if self.path else "observation"
 
 
-def kind_of(space: Space[Any]) -> str:
-    """image, vector, discrete or unusable."""
-    if isinstance(space, spaces.Box):
-        return "image" if image_layout(space) else "vector"
-    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
-        return "discrete"
-    return "unusable"
-
-
-def image_layout(space: spaces.Box) -> str:
-    """HWC, CHW or HW for the Box of a picture, and "" for any other Box."""
-    shape = space.shape
-    if space.dtype != np.uint8 or len(shape) not in (2, 3):
-        return ""
-    layout = "HW" if len(shape) == 2 else "HWC"
-    if len(shape) == 3 and shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4):
-        layout = "CHW"
-    sides = (shape[layout.index("H")], shape[layout.index("W")])
-    return layout if min(sides) >= SMALLEST_IMAGE else ""
-
-
-def leaves(space: Space[Any], path: tuple[Any, ...] = ()) -> Iterator[Leaf]:
-    """Every value inside a space, depth first."""
+def leaves(
+    space: Space[Any], config: EnvConfig = PLAIN, path: tuple[Any, ...] = ()
+) -> Iterator[Leaf]:
+    """Every value inside a space, depth first, as the settings have it read. Raises EnvError where
+    they ask for what cannot be."""
     if isinstance(space, spaces.Dict):
         for key, inner in space.spaces.items():
-            yield from leaves(inner, (*path, key))
+            yield from leaves(inner, config, (*path, key))
     elif isinstance(space, spaces.Tuple):
         for index, inner in enumerate(space.spaces):
-            yield from leaves(inner, (*path, index))
+            yield from leaves(inner, config, (*path, index))
     else:
-        kind = kind_of(space)
-        key = "_".join(str(p) for p in path).replace(".", "_").replace("/", "_")
-        yield Leaf(path, key or ("image" if kind == "image" else "state"), kind, space)
+        yield _leaf(space, config, path)
+
+
+def flat_name(path: Sequence[Any]) -> str:
+    """The name of a nested observation: its keys joined with "_", and so are "." and "/"."""
+    return "_".join(str(p) for p in path).replace(".", "_").replace("/", "_")
+
+
+def _leaf(space: Space[Any], config: EnvConfig, path: tuple[Any, ...]) -> Leaf:
+    key = flat_name(path)
+    if not isinstance(space, spaces.Box):
+        classes = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+        return Leaf(path, key or "state", "discrete" if isinstance(space, classes) else "unusable",
+                    space)  # fmt: skip
+    names = (key,) if key else ("image", "state")
+    asked = next((config.kinds[name] for name in names if name in config.kinds), "")
+    span = next((config.ranges[name] for name in names if name in config.ranges), None)
+    low_high = None if span is None else (span[0], span[1])
+    assert space.dtype is not None
+    form = images.study(space.shape, space.dtype, space.low, space.high, asked, low_high)
+    if not config.pixels and not asked and form.kind in (images.IMAGE, images.UNCLEAR):
+        sides = form.size(space.shape)[:2] if form.layout else space.shape
+        if min(sides) < SMALLEST_FRAME:
+            form = images.study(space.shape, space.dtype, space.low, space.high, "vector", low_high)
+    picture = form.kind == images.IMAGE or images.layout_of(space.shape)
+    return Leaf(path, key or ("image" if picture else "state"), form.kind, space, form, asked)
+
+
+def symbol_counts(leaf: Leaf) -> tuple[int, ...]:
+    """Number of classes of each entry of a grid of symbols. Raises EnvError where that is not
+    known, or more than can be."""
+    assert leaf.space.shape is not None
+    low, high = (np.asarray(x, np.float64) for x in (leaf.form.low, leaf.form.high))
+    whole = leaf.space.dtype is not None and np.dtype(leaf.space.dtype).kind in "biu"
+    if not whole or not np.isfinite([low.min(), high.max()]).all():
+        raise EnvError(
+            f"kinds asks for '{leaf.key}' as one_hot, but it is {leaf.space}, not whole numbers "
+            f"between two bounds. Say kinds.{leaf.key}=vector."
+        )
+    counts = np.ravel(np.broadcast_to(high - low + 1, leaf.space.shape))
+    if counts.sum() > MOST_SYMBOLS:
+        raise EnvError(
+            f"'{leaf.key}' as one_hot would have {counts.sum():,.0f} entries, "
+            f"{counts.max():,.0f} for each of {len(counts):,} symbols; allowed: {MOST_SYMBOLS:,}. "
+            f"Say the smallest and the largest symbol, as in ranges.{leaf.key}=[0,10], or "
+            f"kinds.{leaf.key}=vector."
+        )
+    return tuple(int(n) for n in counts)
 
 
 def class_counts(space: Space[Any]) -> tuple[int, ...]:
@@ -165,10 +203,25 @@ def read_one_hot(leaf: Leaf, sizes: tuple[int, ...], value: Any) -> np.ndarray:
             f"{leaf.label} must be whole numbers of shape {list(shape)} ({leaf.space}), but is "
             f"{index.dtype} {list(index.shape)}: {value!r}."
         )
-    start = getattr(leaf.space, "start", 0)
-    flat = np.ravel(index.astype(np.int64) - start)
+    flat = np.ravel(index.astype(np.int64) - getattr(leaf.space, "start", 0))
     if (flat < 0).any() or (flat >= sizes).any():
         raise EnvError(f"{leaf.label} is {value!r}, which lies outside of {leaf.space}.")
+    return _one_hot(flat, sizes)
+
+
+def read_symbols(leaf: Leaf, sizes: tuple[int, ...], value: Any) -> np.ndarray:
+    """float32 [sum(sizes)] of a grid of symbols. Raises EnvError for one that is not known."""
+    flat = np.ravel(read_array(leaf, value).astype(np.int64) - np.asarray(leaf.form.low, np.int64))
+    if (flat < 0).any() or (flat >= sizes).any():
+        worst = np.flatnonzero((flat < 0) | (flat >= sizes))[0]
+        raise EnvError(
+            f"{leaf.label} holds the symbol {np.ravel(value)[worst]}, outside of "
+            f"[{np.min(leaf.form.low)}, {np.max(leaf.form.high)}]. Say ranges.{leaf.key}=[...]."
+        )
+    return _one_hot(flat, sizes)
+
+
+def _one_hot(index: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
     out = np.zeros(sum(sizes), np.float32)
-    out[flat + np.concatenate([[0], np.cumsum(sizes)[:-1]])] = 1.0
+    out[index + np.concatenate([[0], np.cumsum(sizes)[:-1]])] = 1.0
     return out
