@@ -27,7 +27,8 @@ from worldmodel.ood import store
 @dataclass
 class DeployCommand:
     """run: a run folder, or an export folder. env: another environment than the run's, by id.
-    shift: what changes, by name (worldmodel/envs/shifts.py); empty: nothing. strength: mild,
+    shift: what changes, by name (worldmodel/envs/shifts.py), or your own (module:Class,
+    file.py:Class); empty: nothing. strength: mild,
     middle, strong, or a number in the shift's unit. onset: tick of every episode at which it
     begins. episodes, seed: of each way to play them. guard: with the detector. pace: keep to the
     period, as a robot does; false: one tick after the other. graph, expected: of an

@@ -15,8 +15,11 @@ from typing import Any
 
 import torch
 
+from agents.run.cli import see_working_folder
 from agents.run.report import code_version, versions
 from worldmodel import config
+from worldmodel.envs.config import EnvError
+from worldmodel.envs.shifts import shift_named
 
 # Each is scripts.studies.bench_NAME, imported only when its name is asked for.
 MEASURES = (
@@ -27,6 +30,7 @@ MEASURES = (
 
 def bench_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
     """Measure what the words ask for; the process's exit code."""
+    see_working_folder()
 
     def work() -> int:
         name, rest = split_choice("what", arguments, MEASURES)
@@ -56,6 +60,15 @@ def check_known(kind: str, names: Iterable[str], known: Iterable[str]) -> None:
     for name in names:
         if name not in known:
             raise config.ConfigError(config.unknown(kind, name, known))
+
+
+def check_shifts(names: Iterable[str]) -> None:
+    """ConfigError, with the nearest name, unless all are shifts, of the catalogue or a user's."""
+    try:
+        for name in names:
+            shift_named(name)
+    except EnvError as error:
+        raise config.ConfigError(str(error)) from error
 
 
 def machine() -> dict[str, Any]:

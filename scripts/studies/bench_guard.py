@@ -21,10 +21,10 @@ from omegaconf import MISSING
 from agents.deploy import sources
 from agents.deploy.config import DeployConfig
 from agents.deploy.trial import World, alone, fallback_alone, guarded
-from scripts.studies.bench import check_known
+from scripts.studies.bench import check_known, check_shifts
 from worldmodel.accel import devices
 from worldmodel.config import check_ranges
-from worldmodel.envs.shifts import LEVELS, SHIFTS
+from worldmodel.envs.shifts import LEVELS, SHIFTS, shift_named
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Settings:
     deploy: DeployConfig = field(default_factory=DeployConfig)
 
     def __post_init__(self) -> None:
-        check_known("shift", self.shifts, SHIFTS)
+        check_shifts(self.shifts)
         check_known("level", self.levels, LEVELS)
         check_ranges(self, {
             "episodes": (1, 1e6), "onset": (0, 1e9), "tolerated": (0, 1), "threads": (0, 1024),
@@ -61,7 +61,7 @@ def measure(settings: Settings) -> Iterator[Mapping[str, Any]]:
     engine, spec = sources.Source(settings.run, guard=False).engine()
     shorts: list[float] = []
     for name, level in product(settings.shifts, settings.levels):
-        world = World(env, name, SHIFTS[name].strength(level), settings.onset)
+        world = World(env, name, shift_named(name).strength(level), settings.onset)
         with sources.open_runtime(settings.run, deploy) as runtime:
             runtime.start()
             watched = guarded(runtime, world, count, seed, pace=False)
@@ -71,7 +71,7 @@ def measure(settings: Settings) -> Iterator[Mapping[str, Any]]:
         shorts += short.tolist()
         yield {
             "shift": name,
-            "kind": SHIFTS[name].kind,
+            "kind": shift_named(name).kind,
             "level": level,
             "guarded": round(watched.mean, 1),
             "policy": round(policy.mean, 1),

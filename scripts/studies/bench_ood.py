@@ -19,6 +19,7 @@ What was played lies in `folder`, so that a study that was stopped goes on.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -33,12 +34,12 @@ from omegaconf import MISSING
 import agents
 from agents.deploy.fit import Env, FitConfig, play, recorded_tracks
 from scripts.studies import bench_ood_plots as plots
-from scripts.studies.bench import check_known
+from scripts.studies.bench import check_known, check_shifts
 from scripts.studies.tracks import cached
 from worldmodel import seeding
 from worldmodel.accel import devices
 from worldmodel.config import check_ranges
-from worldmodel.envs.shifts import LEVELS, SHIFTS, Shifted
+from worldmodel.envs.shifts import LEVELS, SHIFTS, Shifted, shift_named
 from worldmodel.ood import store
 from worldmodel.ood.api import Track
 from worldmodel.ood.config import KNOWN, DetectorConfig
@@ -71,7 +72,7 @@ class Settings:
     detector: DetectorConfig = field(default_factory=DetectorConfig)
 
     def __post_init__(self) -> None:
-        check_known("shift", self.shifts, SHIFTS)
+        check_shifts(self.shifts)
         check_known("level", self.levels, LEVELS)
         names = ("episodes", "normal", "unusual", "within")
         check_ranges(self, dict.fromkeys(names, (1, 1e9)))
@@ -146,12 +147,13 @@ class Study:
 
     def shifted(self, name: str, level: str) -> list[Track]:
         """Episodes in which the world changes at the onset."""
-        strength, onset = SHIFTS[name].strength(level), self.settings.onset
+        strength, onset = shift_named(name).strength(level), self.settings.onset
 
         def wrap(env: Env, seed: int) -> Env:
             return Shifted(env, name, strength, onset, self.usual, seed)
 
-        return self.episodes(f"{name}-{level}", self.settings.episodes, wrap=wrap)
+        plain = re.sub(r"[^\w.]+", "-", name)  # a user's may hold what no file name does
+        return self.episodes(f"{plain}-{level}", self.settings.episodes, wrap=wrap)
 
     @cached_property
     def detector(self) -> Detector:
@@ -197,7 +199,7 @@ class Study:
 
     def judged(self, name: str) -> Iterator[dict[str, Any]]:
         """All rows of one shift."""
-        s, shift = self.settings, SHIFTS[name]
+        s, shift = self.settings, shift_named(name)
         for level in dict.fromkeys(s.levels):
             for index, column in enumerate(self.columns):
                 ordinary, shifted = (

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from scripts.studies import unseen
 from worldmodel.envs import EnvConfig, EnvError, make_env
 from worldmodel.envs.pictures import Scene, brighter, covered, moved, noisy, simpler
-from worldmodel.envs.shifts import LEVELS, SHIFTS, Shifted, shift_named
+from worldmodel.envs.shifts import LEVELS, SHIFTS, Change, Shifted, shift_named
 
 PENDULUM = EnvConfig("Pendulum-v1", image_size=[32, 32], action_repeat=1)
+FORCES = [0.7, -0.4, 0.9, -0.8, 0.3, 0.7, -0.6, 0.2]
 VISIBLE = [name for name, shift in SHIFTS.items() if shift.kind == "visible"]
 
 
@@ -21,7 +23,7 @@ def episode(name: str | None, onset: int = 3, steps: int = 8, **how: Any) -> lis
     if name is not None:
         env = Shifted(env, name, onset=onset, **how)
     pictures = [env.reset()[0]["image"]]
-    pictures += [env.step(np.array([0.7], np.float32))[0]["image"] for _ in range(steps)]
+    pictures += [env.step(np.array([force], np.float32))[0]["image"] for force in FORCES[:steps]]
     env.close()
     return pictures
 
@@ -132,6 +134,46 @@ def test_the_same_seed_gives_the_same_episode() -> None:
     for one, two in zip(episode("noise", seed=4), episode("noise", seed=4), strict=True):
         np.testing.assert_array_equal(one, two)
     assert any((a != b).any() for a, b in zip(episode("noise"), episode("noise", seed=5)))  # noqa: B905
+
+
+class Wind(Change):
+    strengths = (0.1, 0.2, 0.3)
+
+    def action(self, action: Any) -> Any:
+        return np.asarray(action) + np.float32(self.strength)
+
+
+class Nameless(Change):
+    pass
+
+
+def test_a_shift_of_ones_own_is_named_by_its_class(usual: list[np.ndarray]) -> None:
+    seen = episode(f"{__name__}:Wind", onset=4)
+    for before, after in zip(usual[:4], seen[:4], strict=True):
+        np.testing.assert_array_equal(before, after)
+    assert (seen[8] != usual[8]).any()
+    by_hand = make_env(PENDULUM, 0)
+    by_hand.reset()
+    for tick in range(8):
+        obs = by_hand.step(np.array([FORCES[tick] + (0.2 if tick >= 3 else 0)], np.float32))[0]
+    np.testing.assert_array_equal(seen[8], obs["image"])
+    by_hand.close()
+    for name, why in (
+        (f"{__name__}:Nameless", "three numbers as strengths"),
+        (f"{__name__}:episode", "derive it from"),
+        ("nowhere_at_all:Wind", "There is no module"),
+        ("wind", "module:Class or file.py:Class"),
+    ):
+        with pytest.raises(EnvError, match=why):
+            shift_named(name)
+
+
+@pytest.mark.parametrize("name", unseen.NAMES)
+def test_the_unseen_shifts_begin_at_their_onset(name: str, usual: list[np.ndarray]) -> None:
+    seen = episode(name, strength=shift_named(name).strengths[2], steps=8)
+    for before, after in zip(usual[:3], seen[:3], strict=True):
+        np.testing.assert_array_equal(before, after)
+    assert any((a != b).any() for a, b in zip(usual[3:], seen[3:], strict=True))
 
 
 def test_what_cannot_be_shown_is_said() -> None:

@@ -12,16 +12,14 @@ each, and returns [T] numbers.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 
-from .config import EnvError, unknown
+from .config import EnvError
+from .named import found
 from .observe import Observe
 from .wrappers import Step
 
@@ -36,7 +34,7 @@ class RewardFunction:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.call: Callable[..., Any] = _found(name)
+        self.call: Callable[..., Any] = found(name, "function")
         self.vectorised = bool(getattr(self.call, "vectorised", False))
 
     def one(
@@ -159,54 +157,6 @@ class Rewarded(gymnasium.Wrapper[Any, Any, Any, Any]):
             action = np.clip(np.asarray(action, np.float32), -1.0, 1.0)
         reward = self._function.one(before, action, self._before, known)
         return self._before, reward, terminated, truncated, info
-
-
-def _found(name: str) -> Callable[..., Any]:
-    """The function behind a name."""
-    where, colon, attribute = name.rpartition(":")
-    if not colon or not where or not attribute:
-        raise EnvError(
-            f"'{name}' does not name a function. Write module:function or file.py:function."
-        )
-    module = _file(where, name) if where.endswith(".py") else _module(where, name)
-    found = getattr(module, attribute, None)
-    if found is None:
-        own = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-        raise unknown(f"function in '{where}'", attribute, own)
-    if not callable(found):
-        raise EnvError(f"'{name}' is a {type(found).__name__}, not a function.")
-    return found
-
-
-def _module(where: str, name: str) -> Any:
-    try:
-        return importlib.import_module(where)
-    except ModuleNotFoundError as error:
-        if error.name and not (where + ".").startswith(error.name + "."):
-            raise EnvError(
-                f"The module of '{name}' needs '{error.name}', which is not installed."
-            ) from error
-        raise EnvError(
-            f"There is no module '{where}' for '{name}'. It must be importable from the folder "
-            "that the command is given in; a file may be named too, as in file.py:function."
-        ) from error
-    except Exception as error:
-        raise EnvError(f"The module of '{name}' cannot be imported: {error!r}.") from error
-
-
-def _file(where: str, name: str) -> Any:
-    path = Path(where)
-    if not path.is_file():
-        raise EnvError(f"There is no file '{where}' for '{name}' (looked in '{Path.cwd()}').")
-    spec = importlib.util.spec_from_file_location(f"reward_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise EnvError(f"The file of '{name}' cannot be run: {error!r}.") from error
-    return module
 
 
 def _at(part: Any, index: int) -> Any:
