@@ -1,8 +1,6 @@
 """Run a deployed agent in its environment: `python scripts/deploy.py run=runs/demo shift=blur`."""
 
-import sys
-
-from agents.deploy.cli import deploy_command
+from worldmodel.entry import enter
 
 if __name__ == "__main__":
-    raise SystemExit(deploy_command(print, sys.argv[1:]))
+    enter("agents.deploy.cli:deploy_command", __file__, __doc__)

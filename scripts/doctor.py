@@ -18,6 +18,10 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # it works where nothing is installed
+
+from worldmodel.entry import HELP, enter
+
 GIB = 2**30
 REINSTALL = "run `make setup`; if that changes nothing, delete .venv and run it again"
 RENDER_TIMEOUT_S = 180
@@ -200,15 +204,9 @@ def _cuda_device(index: int) -> Check:
 
 def run_probe(code: str, timeout_s: float = RENDER_TIMEOUT_S) -> tuple[bool, str]:
     """Run a snippet in its own process, which may crash or hang; (worked, its last line)."""
-    root = Path(__file__).resolve().parent.parent
+    root, command = Path(__file__).resolve().parent.parent, [sys.executable, "-c", code]
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            cwd=root,
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, cwd=root)
     except subprocess.TimeoutExpired:
         return False, f"no answer within {timeout_s:.0f} s"
     if done.returncode < 0:
@@ -329,18 +327,20 @@ def as_text(checks: Sequence[Check]) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: Sequence[str]) -> int:
+def doctor_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
     """Print every finding; the exit code says whether training can work."""
     known = {"--json", "json=true", "json=false"}
+    if any(argument in HELP for argument in arguments):
+        return 0  # the text above says it all
     unknown = [argument for argument in arguments if argument not in known]
     if unknown:
-        print(f"Unknown argument '{unknown[0]}'. Known: {', '.join(sorted(known))}.")
+        say(f"error: Unknown argument '{unknown[0]}'. Known: {', '.join(sorted(known))}.")
         return 2
     checks = all_checks()
     as_json = "--json" in arguments or "json=true" in arguments
-    print(json.dumps([asdict(check) for check in checks], indent=2) if as_json else as_text(checks))
+    say(json.dumps([asdict(check) for check in checks], indent=2) if as_json else as_text(checks))
     return exit_code(checks)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    enter(doctor_command, __file__, __doc__)

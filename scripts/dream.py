@@ -1,8 +1,6 @@
 """See what a trained world model dreams: `python scripts/dream.py run=runs/demo`."""
 
-import sys
-
-from agents.apps.dreams.cli import dream_command
+from worldmodel.entry import enter
 
 if __name__ == "__main__":
-    raise SystemExit(dream_command(print, sys.argv[1:]))
+    enter("agents.apps.dreams.cli:dream_command", __file__, __doc__)

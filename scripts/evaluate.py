@@ -1,6 +1,6 @@
 """Play episodes with a trained agent: `python scripts/evaluate.py run=runs/demo episodes=20`."""
 
-from agents.run.cli import evaluate_command
+from worldmodel.entry import enter
 
 if __name__ == "__main__":
-    raise SystemExit(evaluate_command(print))
+    enter("agents.run.cli:evaluate_command", __file__, __doc__)

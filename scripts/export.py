@@ -1,8 +1,6 @@
 """Export a trained agent as graphs: `python scripts/export.py run=runs/demo`."""
 
-import sys
-
-from agents.deploy.cli import export_command
+from worldmodel.entry import enter
 
 if __name__ == "__main__":
-    raise SystemExit(export_command(print, sys.argv[1:]))
+    enter("agents.deploy.cli:export_command", __file__, __doc__)

@@ -1,8 +1,6 @@
 """Fit a run's detector of the unknown: `python scripts/fit_detector.py run=runs/demo`."""
 
-import sys
-
-from agents.deploy.fit import fit_detector_command
+from worldmodel.entry import enter
 
 if __name__ == "__main__":
-    raise SystemExit(fit_detector_command(print, sys.argv[1:]))
+    enter("agents.deploy.fit:fit_detector_command", __file__, __doc__)

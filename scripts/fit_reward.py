@@ -5,7 +5,7 @@ python scripts/fit_reward.py run=runs/demo list=true
 python scripts/fit_reward.py run=runs/demo remove=hang
 """
 
-from agents.apps.rewards.cli import fit_reward_command
+from worldmodel.entry import enter
 
 if __name__ == "__main__":
-    raise SystemExit(fit_reward_command(print))
+    enter("agents.apps.rewards.cli:fit_reward_command", __file__, __doc__)

@@ -1,8 +1,6 @@
 """Step into the dream of a trained world model: `python scripts/play.py run=runs/demo`."""
 
-import sys
-
-from agents.apps.play.cli import play_command
+from worldmodel.entry import enter
 
 if __name__ == "__main__":
-    raise SystemExit(play_command(print, sys.argv[1:]))
+    enter("agents.apps.play.cli:play_command", __file__, __doc__)

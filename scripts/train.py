@@ -1,6 +1,6 @@
 """Train an agent: `python scripts/train.py [agent=...] [experiment=...] [key=value ...]`."""
 
-from agents.run.cli import train_command
+from worldmodel.entry import enter
 
 if __name__ == "__main__":
-    raise SystemExit(train_command(print))
+    enter("agents.run.cli:train_command", __file__, __doc__)

@@ -3,9 +3,7 @@
 python scripts/train_in_dreams.py run=runs/demo control={spin: 1.0}
 """
 
-import sys
-
-from agents.apps.reuse import dreams_command
+from worldmodel.entry import enter
 
 if __name__ == "__main__":
-    sys.exit(dreams_command(print, sys.argv[1:]))
+    enter("agents.apps.reuse:dreams_command", __file__, __doc__)

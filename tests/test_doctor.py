@@ -25,8 +25,8 @@ from scripts.doctor import (
     check_package,
     check_pygame,
     check_python,
+    doctor_command,
     exit_code,
-    main,
     memory_bytes,
     run_probe,
 )
@@ -121,7 +121,7 @@ def test_json_output_is_json(
     found = [Check("torch", Level.FAIL, "gone", "install it")]
     monkeypatch.setattr("scripts.doctor.all_checks", lambda: found)
     for argument in ("--json", "json=true"):
-        assert main([argument]) == 1
+        assert doctor_command(print, [argument]) == 1
         assert json.loads(capsys.readouterr().out)[0]["level"] == "FAIL"
 
 

@@ -42,8 +42,8 @@ def composed(*words: str) -> TrainConfig:
 def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str]:
     """The exit code of scripts/train.py with these words, and what it said."""
     said: list[str] = []
-    monkeypatch.setattr(sys, "argv", ["train.py", *words])
-    return cli.train_command(said.append), "\n".join(said)
+    monkeypatch.setattr(sys, "argv", ["train.py"])  # where Hydra reads them
+    return cli.train_command(said.append, words), "\n".join(said)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -49,9 +49,10 @@ def launch(
     task: Callable[[DictConfig], int],
     directory: Path,
     name: str,
+    words: Sequence[str],
     say: Callable[[str], None],
 ) -> int:
-    """Compose from the command line, run `task` (or a sweep of it), and return an exit code.
+    """Compose from the words of a command, run `task` (or a sweep of it), and return an exit code.
 
     0 or what `task` returned; 2 for a wrong setting and 1 for a run that cannot go on, both said
     in one line without a traceback (HYDRA_FULL_ERROR=1 shows it).
@@ -67,12 +68,13 @@ def launch(
     wrapped = hydra_main(version_base="1.3", config_path=str(directory.resolve()), config_name=name)
 
     def call() -> int:
+        sys.argv[1:] = words  # where Hydra reads them
         before = os.environ.get(FULL_ERROR)
         os.environ[FULL_ERROR] = "1"  # otherwise Hydra prints and exits before we can explain
         try:
             wrapped(job)()
         except (HydraException, OmegaConfBaseException) as error:
-            raise _explain(error, _known_keys(directory, name, sys.argv[1:])) from error
+            raise _explain(error, _known_keys(directory, name, words)) from error
         except ValueError as error:
             if isinstance(error, ConfigError) or not _raised_in_hydra(error):
                 raise
@@ -105,8 +107,10 @@ def _explain(error: Exception, known: Iterable[str]) -> ConfigError:
             return ConfigError(unknown(found.group(1), found.group(2), options))
         return ConfigError(text.split("\nConfig search path")[0])
     if isinstance(error, OverrideParseException):
-        line = text.split("\nSee ")[0].replace("\n", ": ")
-        return ConfigError(f"{line}. Settings are given as key=value, with quotes round odd text.")
+        return ConfigError(
+            f"Cannot read '{error.override}'. Settings are given as key=value, with quotes round "
+            "odd text."
+        )
     absent = re.match(r"(?:In '([^']*)': )?Could not override '([^'@]*)'. No match in", text)
     if absent:
         where = f"configs/{absent[1]}.yaml: " if absent[1] else ""

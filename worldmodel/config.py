@@ -19,6 +19,10 @@ import yaml  # type: ignore[import-untyped]
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from worldmodel.entry import HELP
+from worldmodel.usage import usage
+from worldmodel.words import at_home, literal, texts
+
 T = TypeVar("T")
 DEEPEST = 24  # levels of one YAML text; ours have six
 LONGEST = 1 << 20  # characters of one YAML text; ours have some thousands
@@ -38,6 +42,10 @@ class ConfigError(ValueError):
 
 class RunError(RuntimeError):
     """A run cannot go on, for a reason outside the code; the message says what to do."""
+
+
+class HelpAsked(Exception):
+    """Somebody wants to know what can be given; the message says that."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
@@ -108,6 +116,7 @@ def build(config: DictConfig, schema: type[T], like: T | None = None, saved: boo
                 f"These settings have no value: {', '.join(missing)}. "
                 f"Give them, for example {missing[0]}=..."
             )
+        _go_home(merged, texts(schema if like is None else like))
         built = OmegaConf.to_object(merged)
         known = keys_of(built)  # finds wrong types behind interpolations
     except OmegaConfBaseException as error:
@@ -134,40 +143,56 @@ def _empty_dicts(schema: DictConfig, config: DictConfig) -> None:
                 _empty_dicts(ours, theirs)
 
 
+def _go_home(config: Any, keys: Iterable[str]) -> None:
+    """Replace `~` at the beginning of settings that are text by the home folder."""
+    for key in keys:
+        value = OmegaConf.select(config, key, throw_on_missing=False)
+        if isinstance(value, str) and at_home(value) != value:
+            OmegaConf.update(config, key, at_home(value))
+
+
 def from_cli(schema: type[T], arguments: Sequence[str]) -> T:
-    """A dataclass object from `key=value` words; ConfigError where one does not fit."""
-    return build(parse(arguments, (f.name for f in fields(schema))), schema)  # type: ignore[arg-type]
+    """A dataclass object from `key=value` words; ConfigError where one does not fit, HelpAsked
+    where one asks for help."""
+    if any(word in HELP for word in arguments):
+        raise HelpAsked(usage(schema))
+    return build(parse(arguments, schema), schema)
 
 
-def parse(arguments: Sequence[str], known: Iterable[str] = ()) -> DictConfig:
-    """`key=value` words as a config that knows no schema; ConfigError where one cannot be read.
-    known: keys to name where a word is none of that form."""
+def parse(arguments: Sequence[str], schema: Any) -> DictConfig:
+    """`key=value` words for a dataclass (a class or an object), unchecked; ConfigError where one
+    cannot be read. Settings that are text are taken as they stand, the others as YAML."""
+    text, parsed = texts(schema), OmegaConf.create()
     for word in arguments:
-        if "=" not in word:
+        key, equals, value = word.partition("=")
+        if not equals:
+            known = ", ".join(field.name for field in fields(schema))
             raise ConfigError(
-                f"Cannot read '{word}': settings are given as key=value. "
-                f"Known: {', '.join(known) or 'see --help'}."
+                f"Cannot read '{word}': settings are given as key=value. Known: {known}."
             )
         try:
-            check_yaml(word.partition("=")[2])
-            OmegaConf.from_dotlist([word])
+            if key in text:
+                plain = literal(value, text[key])
+                meant = plain and plain.replace("${", "\\${")  # OmegaConf's own escape
+                OmegaConf.update(parsed, key, meant)
+            else:
+                check_yaml(value)
+                parsed.merge_with_dotlist([word])
         except UNREADABLE as error:
             raise ConfigError(
                 f"Cannot read '{word}' ({first_line(error)}). Settings are given as key=value, "
-                "with quotes round odd text."
+                "with quotes round odd text, and every key once."
             ) from error
-    try:
-        return OmegaConf.from_dotlist(list(arguments))
-    except UNREADABLE as error:  # each can be read, but not all of them together
-        raise ConfigError(
-            f"Cannot read '{' '.join(arguments)}' ({first_line(error)}). Give every key once."
-        ) from error
+    return parsed
 
 
 def guarded(call: Callable[[], int], say: Callable[[str], None]) -> int:
     """Run `call`; turn expected errors into one line and an exit code (2 settings, 1 the run)."""
     try:
         return call()
+    except HelpAsked as asked:
+        say(str(asked))
+        return 0
     except (OmegaConfBaseException, ConfigError, RunError) as error:
         if WANTS_TRACEBACK:
             raise

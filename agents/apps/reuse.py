@@ -23,7 +23,6 @@ import agents
 from agents.apps.rewards.score import score
 from agents.apps.rewards.store import with_heads
 from agents.run import report
-from agents.run.cli import see_working_folder
 from agents.run.config import CONFIG, TrainConfig
 from agents.run.train import train
 from worldmodel import config, seeding
@@ -46,7 +45,6 @@ class DreamConfig:
 
 def dreams_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
     """Train an actor in the dreams of a run's model, and score it; the process's exit code."""
-    see_working_folder()
     return config.guarded(lambda: _train(list(arguments), say), say)
 
 
@@ -103,7 +101,7 @@ def run_settings(folder: Path) -> TrainConfig:
 
 def changed(settings: TrainConfig, overrides: Sequence[str]) -> TrainConfig:
     """The same settings with `key=value` words applied; ConfigError where one does not fit."""
-    words = config.parse(overrides, config.keys_of(settings))
+    words = config.parse(overrides, settings)
     return config.build(words, TrainConfig, settings)
 
 

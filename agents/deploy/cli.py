@@ -14,11 +14,9 @@ from agents.deploy import sources
 from agents.deploy.config import DeployConfig
 from agents.deploy.export.write import ExportOptions, export_agent
 from agents.deploy.trial import Trial, World, alone, fallback_alone, guarded
-from agents.run.cli import see_working_folder
 from worldmodel import config
 from worldmodel.accel import devices
 from worldmodel.config import ConfigError
-from worldmodel.envs import EnvError
 from worldmodel.envs.shifts import LEVELS, shift_named
 from worldmodel.log import write_json
 from worldmodel.ood import store
@@ -84,15 +82,7 @@ class DeployCommand:
 
 def deploy_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
     """Play episodes with a deployed agent, and print what came of them; an exit code."""
-    see_working_folder()
-
-    def start() -> int:
-        try:
-            return _deploy(config.from_cli(DeployCommand, list(arguments)), say)
-        except EnvError as error:
-            raise ConfigError(str(error)) from error
-
-    return config.guarded(start, say)
+    return config.guarded(lambda: _deploy(config.from_cli(DeployCommand, arguments), say), say)
 
 
 def _deploy(asked: DeployCommand, say: Callable[[str], None]) -> int:
@@ -184,11 +174,10 @@ class ExportCommand(ExportOptions):
 
 def export_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
     """Export a run's agent; an exit code."""
-    see_working_folder()
-    return config.guarded(lambda: _export(list(arguments), say), say)
+    return config.guarded(lambda: _export(arguments, say), say)
 
 
-def _export(arguments: list[str], say: Callable[[str], None]) -> int:
+def _export(arguments: Sequence[str], say: Callable[[str], None]) -> int:
     asked = config.from_cli(ExportCommand, arguments)
     if asked.detector not in ("auto", "no"):
         raise ConfigError(config.unknown("detector", asked.detector, ("auto", "no")))

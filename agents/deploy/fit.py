@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -250,7 +250,7 @@ def pictures(detector: Detector, settings: FitConfig) -> Callable[[Path], None]:
     return draw
 
 
-def fit_detector_command(say: Said, arguments: list[str]) -> int:
+def fit_detector_command(say: Said, arguments: Sequence[str]) -> int:
     """`scripts/fit_detector.py`; the process's exit code."""
 
     def work() -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,6 +19,7 @@ from worldmodel.accel.ranks import launched_first
 from worldmodel.compose import launch, store
 from worldmodel.envs.config import MOST_ENVS
 from worldmodel.log import write_video
+from worldmodel.words import for_hydra, texts
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 GROUP = "agent"
@@ -57,22 +57,15 @@ def complete_words(words: Sequence[str]) -> list[str]:
     return done if "experiment" in given else [*done, "experiment=none"]
 
 
-def see_working_folder() -> None:
-    """Let `module:Class` names find modules in the folder that the command was given in."""
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.append(here)
-
-
-def train_command(say: Callable[[str], None]) -> int:
+def train_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
     """Train as the command line says; under torchrun as one of its ranks."""
-    see_working_folder()
     wrong = say if launched_first() else lambda text: None  # all ranks read the same words
 
     def start() -> int:
-        sys.argv[1:] = complete_words(sys.argv[1:])
-        register(sys.argv[1:])
-        return launch(job, CONFIGS, "train", wrong)
+        words = complete_words(arguments)
+        register(words)
+        known = texts(TrainConfig)
+        return launch(job, CONFIGS, "train", for_hydra(words, known, _sweeps(words)), wrong)
 
     def job(composed: DictConfig) -> int:
         def go() -> int:
@@ -82,6 +75,10 @@ def train_command(say: Callable[[str], None]) -> int:
         return config.guarded(go, wrong)
 
     return config.guarded(start, wrong)
+
+
+def _sweeps(words: Sequence[str]) -> bool:
+    return "-m" in words or "--multirun" in words
 
 
 @dataclass
@@ -100,12 +97,10 @@ class EvaluateConfig:
         config.check_ranges(self, ranges)
 
 
-def evaluate_command(say: Callable[[str], None], arguments: Sequence[str] | None = None) -> int:
+def evaluate_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
     """Play whole episodes with the agent of a run folder; returns and a video go to its
     `evaluation` folder."""
-    see_working_folder()
-    words = sys.argv[1:] if arguments is None else arguments
-    return config.guarded(lambda: _evaluate(words, say), say)
+    return config.guarded(lambda: _evaluate(arguments, say), say)
 
 
 def _evaluate(words: Sequence[str], say: Callable[[str], None]) -> int:

@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 
-from agents.run.cli import see_working_folder
 from agents.run.report import code_version, versions
 from worldmodel import config
-from worldmodel.envs.config import EnvError
+from worldmodel.entry import HELP
 from worldmodel.envs.shifts import shift_named
 
 # Each is scripts.studies.bench_NAME, imported only when its name is asked for.
@@ -30,8 +29,6 @@ MEASURES = (
 
 def bench_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
     """Measure what the words ask for; the process's exit code."""
-    see_working_folder()
-
     def work() -> int:
         name, rest = split_choice("what", arguments, MEASURES)
         module: Any = importlib.import_module(f"scripts.studies.bench_{name}")
@@ -46,8 +43,13 @@ def bench_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
 
 def split_choice(key: str, words: Sequence[str], known: Iterable[str]) -> tuple[str, list[str]]:
     """The value of `key=value`, which must stand there once, and all other words. Raises
-    ConfigError."""
+    ConfigError, and HelpAsked where help is asked for without it."""
     chosen = [word.partition("=")[2] for word in words if word.startswith(f"{key}=")]
+    if not chosen and any(word in HELP for word in words):
+        names = ", ".join(sorted(known))
+        raise config.HelpAsked(
+            f"Give {key}=NAME; with --help beside it, its settings. Known: {names}."
+        )
     if len(chosen) != 1:
         raise config.ConfigError(f"Give {key}=NAME, once. Known: {', '.join(sorted(known))}.")
     if chosen[0] not in known:
@@ -64,11 +66,8 @@ def check_known(kind: str, names: Iterable[str], known: Iterable[str]) -> None:
 
 def check_shifts(names: Iterable[str]) -> None:
     """ConfigError, with the nearest name, unless all are shifts, of the catalogue or a user's."""
-    try:
-        for name in names:
-            shift_named(name)
-    except EnvError as error:
-        raise config.ConfigError(str(error)) from error
+    for name in names:
+        shift_named(name)
 
 
 def machine() -> dict[str, Any]:

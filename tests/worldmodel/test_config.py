@@ -152,5 +152,5 @@ def test_a_saved_dict_is_all_there_is_and_a_given_one_is_added(tmp_path: Path) -
     saved = config.read(tmp_path / "config.yaml")
     assert config.build(saved, Run, saved=True) == run
     assert config.build(saved, Run).paid.weights == {"reward": 1.0, "spin": 2.0}
-    more = config.build(config.parse(["steps=7"]), Run, run)
+    more = config.build(config.parse(["steps=7"], Run), Run, run)
     assert more == Run(run.paid, 7)

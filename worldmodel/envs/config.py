@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from worldmodel.config import ConfigError
 from worldmodel.images import ASKED
 
 # Beyond these, a slip of the finger takes the machine down before anything else can say so.
@@ -16,7 +17,7 @@ MOST_ENVS = 1024  # of one vector, each perhaps a process
 MOST_REPEATS = 1000  # environment steps for one action
 
 
-class EnvError(ValueError):
+class EnvError(ConfigError):
     """An environment, or a request for one, breaks a rule: what was wrong, what was given, what is
     allowed, what to do."""
 

@@ -14,7 +14,6 @@ from agents.apps.dreams.drawings import draw_futures, draw_strips
 from agents.apps.dreams.episodes import DreamConfig, Experience, experience, windows
 from agents.base import Policy
 from agents.run import report
-from agents.run.cli import see_working_folder
 from worldmodel import config, seeding
 from worldmodel.accel.devices import keep_freed_memory, set_threads
 from worldmodel.capabilities import Decodes
@@ -27,7 +26,6 @@ REPORT, SUMMARY = "report.html", "summary.json"
 
 def dream_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
     """Write the dreams of a run folder; the process's exit code."""
-    see_working_folder()
     return config.guarded(lambda: _dream(list(arguments), say), say)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-import signal
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from agents.apps.episodes import Episodes
 from agents.apps.play.driver import Stage
 from agents.apps.play.session import Session
 from agents.apps.play.world import World
-from agents.run.cli import see_working_folder
 from worldmodel import config
 from worldmodel.accel import devices
 
@@ -46,18 +44,7 @@ class PlayConfig:
 
 def play_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
     """Serve the page of a run's dream until Ctrl-C; the process's exit code."""
-    see_working_folder()
-    before = signal.signal(signal.SIGTERM, _ask_to_end)  # so that a kill closes everything, too
-    try:
-        return config.guarded(lambda: _play(arguments, say), say)
-    except KeyboardInterrupt:  # before the page was there
-        return 128 + signal.SIGINT
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _ask_to_end(number: int, frame: object) -> None:
-    raise SystemExit(128 + number)
+    return config.guarded(lambda: _play(arguments, say), say)
 
 
 def _play(words: Sequence[str], say: Callable[[str], None]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,21 +10,18 @@ from agents.apps.episodes import Episodes
 from agents.apps.rewards.pipeline import FitConfig, fit_head
 from agents.apps.rewards.report import write_episode
 from agents.apps.rewards.store import remove_head
-from agents.run.cli import see_working_folder
 from worldmodel import config
 from worldmodel.config import ConfigError, RunError
 from worldmodel.rssm.fitted import FOLDER, checkpoint_name, head_names, read_head
 
 
-def fit_reward_command(say: Callable[[str], None], arguments: Sequence[str] | None = None) -> int:
+def fit_reward_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
     """Fit, list or remove reward heads of a run; the exit code."""
-    see_working_folder()
-    words = sys.argv[1:] if arguments is None else arguments
-    return config.guarded(lambda: _command(words, say), say)
+    return config.guarded(lambda: _command(arguments, say), say)
 
 
 def _command(words: Sequence[str], say: Callable[[str], None]) -> int:
-    settings = config.from_cli(FitConfig, _quoted(words))
+    settings = config.from_cli(FitConfig, words)
     config.read(Path(settings.run) / "config.yaml")  # ConfigError where it is no run
     asked = {
         "list=true": settings.list,
@@ -76,15 +72,3 @@ def _line(run: str | Path, name: str) -> str:
         quality = f"held-out R2 {found['r2']:.3f}"
     stale = "" if stored.checkpoint == checkpoint_name(run) else ", of an older checkpoint"
     return f"{stored.source['reward']}  ({quality}{stale})"
-
-
-def _quoted(words: Sequence[str]) -> list[str]:
-    """The words with a source in quotes, since YAML would read its colons and commas."""
-    out = []
-    for word in words:
-        key, equals, value = word.partition("=")
-        if key in ("reward", "name", "run", "into", "remove") and value[:1] not in ("'", '"', ""):
-            escaped = value.replace("'", "''")
-            word = f"{key}{equals}'{escaped}'"
-        out.append(word)
-    return out

@@ -1,0 +1,143 @@
+"""The one way into every command: `enter("module:function", __file__, __doc__)`.
+
+A command is a function of `say`, which takes the lines that it prints, and of its words; it returns
+an exit code. Here is what holds for all of them: names like `module:Class` are found in the folder
+that the command was given in; text that a terminal cannot show is spelled out; Ctrl-C and SIGTERM
+close what is open and say one line; and a pipe that nobody reads ends a command without noise.
+
+Nothing heavy is imported before `enter` runs, so that all of it holds for the imports too.
+"""
+
+from __future__ import annotations
+
+import codecs
+import importlib
+import io
+import os
+import select
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+Say = Callable[[str], None]
+Command = Callable[[Say, Sequence[str]], int]
+
+HELP = ("-h", "--help")
+PLAIN = "worldmodel.plain"  # an error handler of encodings
+SPELLED = {"±": "+-", "…": "..."}
+INTERRUPTED, UNREAD = 128 + signal.SIGINT, 128 + 13  # 13: SIGPIPE, which not every system has
+
+
+class OutputGone(Exception):
+    """Nobody reads what the command prints, as in `command | head -1`."""
+
+
+def enter(command: str | Command, script: str, about: str | None) -> NoReturn:
+    """Run a command with the words of the command line, and exit with its code.
+
+    command: a function, or "module:function". script: the file that was started. about: what it
+    says of itself, before the settings, where help is asked for.
+    """
+    codecs.register_error(PLAIN, _spelled)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=PLAIN, line_buffering=True)
+    signal.signal(signal.SIGTERM, _ask_to_end)
+    try:
+        code = _run(command, Path(script).resolve().parent, about)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+        _last_word("stopped by Ctrl-C.")
+    except OutputGone:
+        code = UNREAD
+    except BrokenPipeError:
+        if not _unread():
+            raise
+        code = UNREAD
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left to do but to end
+    if code == UNREAD or _unread():
+        _drop_output()
+    sys.exit(code)
+
+
+def say(text: str) -> None:
+    """Print a line. Raises OutputGone where nobody reads it."""
+    try:
+        print(text)
+    except BrokenPipeError as error:
+        raise OutputGone from error
+
+
+def see_working_folder() -> None:
+    """Let `module:Class` names find modules in the folder that the command was given in; behind
+    all others, so that no file of that folder stands in for one of a library."""
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)
+
+
+def _run(command: str | Command, folder: Path, about: str | None) -> int:
+    """The exit code of a command whose script lies in `folder`."""
+    words = sys.argv[1:]
+    if any(word in HELP for word in words) and about:
+        say(about.strip() + "\n")
+    # The other scripts are no modules; the folder above, which has them as a package, is in front
+    # until they are imported, and then gives way to a package `scripts` of the user's.
+    sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != folder]
+    sys.path.insert(0, str(folder.parent))
+    try:
+        call = _imported(command) if isinstance(command, str) else command
+    except ModuleNotFoundError as error:
+        say(f"error: {error}. Run `make setup`; `make doctor` says what else is missing.")
+        return 1
+    sys.path.remove(str(folder.parent))
+    see_working_folder()
+    return call(say, words)
+
+
+def _imported(name: str) -> Command:
+    module, _, function = name.partition(":")
+    found: Command = getattr(importlib.import_module(module), function)
+    return found
+
+
+def _ask_to_end(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
+def _last_word(text: str) -> None:
+    """One line, by the first of several ranks, and none where nobody reads it."""
+    if os.environ.get("RANK", "0") == "0":
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:
+            _drop_output()
+
+
+def _unread() -> bool:
+    """Whether standard output or error is a pipe whose reader is gone."""
+    if not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    for number in (1, 2):
+        poll.register(number, 0)  # errors alone
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _drop_output() -> None:
+    """Send what is still in the buffers nowhere, so that Python does not complain at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            os.dup2(nowhere, stream.fileno())
+
+
+def _spelled(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Characters that an encoding lacks: written out, or as an escape."""
+    assert isinstance(error, UnicodeEncodeError)
+    part = error.object[error.start : error.end]
+    text = "".join(SPELLED.get(c) or c.encode("ascii", "backslashreplace").decode() for c in part)
+    return text, error.end
