@@ -29,6 +29,7 @@ MEASURES = (
 
 def bench_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
     """Measure what the words ask for; the process's exit code."""
+
     def work() -> int:
         name, rest = split_choice("what", arguments, MEASURES)
         module: Any = importlib.import_module(f"scripts.studies.bench_{name}")
