@@ -58,6 +58,13 @@ class TrainConfig:
     offline_alignment: str = "auto"  # auto, taken_at, led_to: where equal lengths leave it open
     offline_done: str = "auto"  # auto, terminated, truncated: what a lone flag `done` means
     offline_action_range: list[float] | None = None  # [low, high] of recorded actions
+    offline_actions: str = "auto"  # auto, continuous, discrete, one_hot: what recorded actions are
+    # Which axis of stacked arrays counts the episodes: auto, episodes_first, steps_first.
+    offline_axes: str = "auto"
+    # Which array is what, where its name does not say: {reward: my_score}, {observation: [a, b]},
+    # or null where there is none. Parts: observation, next_observation, action, reward, is_first,
+    # is_last, terminated, truncated, done, episode, skip.
+    offline_names: dict[str, Any] = field(default_factory=dict)
     from_run: str = ""  # a run whose weights this one starts with
     load_parts: list[str] = field(default_factory=list)  # which of its parts; [] means all
     env: EnvConfig = field(default_factory=EnvConfig)

@@ -15,9 +15,13 @@ from worldmodel import checkpoint, seeding
 from worldmodel.config import ConfigError
 from worldmodel.envs import env_spec, make_env
 from worldmodel.envs.actions import native_space
+from worldmodel.envs.observe import native_observations
+from worldmodel.log import write_picture
 from worldmodel.replay import Replay, clear, holds_committed
 from worldmodel.replay.datasets import Convention, Dataset
 from worldmodel.types import EnvSpec
+
+FIRST_FRAME = "first_frame.png"  # of a recording, as the model sees it
 
 
 def recording(settings: TrainConfig, say: Callable[[str], None]) -> Dataset:
@@ -25,16 +29,27 @@ def recording(settings: TrainConfig, say: Callable[[str], None]) -> Dataset:
     where one is named; says what was found. Raises ValueError where anything does not fit."""
     bounds = settings.offline_action_range
     limits: Any = None if bounds is None else tuple(bounds)
-    convention = Convention(settings.offline_alignment, settings.offline_done, limits)
+    convention = Convention(
+        settings.offline_alignment, settings.offline_done, limits, settings.offline_actions,
+        settings.offline_axes, settings.offline_names,
+    )  # fmt: skip
     if settings.has_env:
         with closing(make_env(replace(settings.env, num_envs=1))) as env:
-            world = env_spec(env), native_space(env)
-        dataset = Dataset(settings.offline, convention, *world)
+            spec, spaces = env_spec(env), (native_space(env), native_observations(env))
+        dataset = Dataset(
+            settings.offline, convention, spec, spaces[0], None, spaces[1], settings.env
+        )
     else:
         height, width = settings.env.image_size
-        dataset = Dataset(settings.offline, convention, image_size=(height, width))
+        size = (height, width)
+        dataset = Dataset(settings.offline, convention, image_size=size, config=settings.env)
     for line in dataset.findings:
         say(line)
+    picture = dataset.summary.picture()
+    if picture is not None:
+        path = settings.folder / FIRST_FRAME
+        write_picture(path, picture)
+        say(f"  first frame: {path} ({', '.join(dataset.summary.frames)})")
     return dataset
 
 

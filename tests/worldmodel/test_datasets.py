@@ -130,7 +130,7 @@ def test_what_is_asked_for_must_not_contradict_what_is_there(tmp_path: Path) -> 
         Dataset(save(tmp_path / "d", [steps()]), Convention("led_to"))
 
 
-@pytest.mark.parametrize("change", ["action", "reward", "state", "terminals"])
+@pytest.mark.parametrize("change", ["action", "reward", "terminals"])
 def test_lengths_that_fit_nothing_are_refused(tmp_path: Path, change: str) -> None:
     arrays = {**steps(), "terminals": np.zeros(6, bool)}
     arrays[change] = arrays[change][:-2]
@@ -230,7 +230,7 @@ def test_pictures_come_in_many_shapes(tmp_path: Path) -> None:
         ({"reward": np.full(6, np.inf)}, "reward of step 0 is not finite"),
         ({"action": np.full((6, 1), np.nan)}, "action of step 0 is not finite"),
         ({"image": np.zeros((7, 32, 32, 3), np.int64)}, "pictures 'image' are int64"),
-        ({"image": np.full((7, 32, 32, 3), 300.0)}, "must lie in"),
+        ({"image": np.full((7, 32, 32, 3), 300.0)}, "which of its values are black"),
         ({"reward": np.zeros((6, 2))[None]}, "reward"),
         ({"done": np.full(6, 3)}, "'done' must hold True and False"),
         ({"is_terminal": np.arange(6) == 2}, "holds several episodes, so all its arrays"),

@@ -148,6 +148,15 @@ class Observe(gymnasium.Wrapper[Any, Any, Any, Any]):
         return box, lambda value: flat.read_array(leaf, value).astype(np.float32).reshape(-1)
 
 
+def native_observations(env: gymnasium.Env[Any, Any]) -> spaces.Space[Any]:
+    """The observation space of an environment from `make_env` as its author declared it."""
+    layer = env
+    while not isinstance(layer, Observe):
+        assert isinstance(layer, gymnasium.Wrapper), "not an environment from make_env"
+        layer = layer.env
+    return layer.env.observation_space
+
+
 class ImageReader:
     """Crops, resizes and, on request, greys frames: uint8 [h, w, C] -> uint8 [H, W, C]."""
 
@@ -177,20 +186,16 @@ class ImageReader:
             image = image[top : max(0, height - bottom), left : max(0, width - right)]
             if image.size == 0:
                 raise EnvError(f"crop {self._crop} leaves nothing of a {height}x{width} frame.")
-        if image.shape[:2] == self._size:
-            image = np.array(image)
-        elif image.ndim == 3 and channels > 4:  # OpenCV takes four channels at once
-            parts = [_area(image[..., i : i + 4], self._size) for i in range(0, channels, 4)]
-            image = np.dstack(parts)
-        else:
-            image = _area(image, self._size)
+        image = np.array(image) if image.shape[:2] == self._size else area(image, self._size)
         if self._gray and channels == 3:
             image, channels = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), 1
         return image.reshape(*self._size, channels)
 
 
-def _area(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def area(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Area average [h, w, C] -> [H, W, C]; one channel may lose its axis."""
+    if image.ndim == 3 and image.shape[2] > 4:  # OpenCV takes four channels at once
+        return np.dstack([area(image[..., i : i + 4], size) for i in range(0, image.shape[2], 4)])
     height, width = size
     while image.shape[0] >= 4 * height and image.shape[1] >= 4 * width:
         # Halving first costs a third of one large step and averages the same area.

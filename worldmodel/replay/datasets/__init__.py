@@ -1,13 +1,16 @@
 """Experience that somebody recorded, from files into the replay: our own replays, NPZ and HDF5
-episodes, Minari datasets.
+episodes, folders of LeRobot, Minari datasets.
 
+recording  what a recording is made of: its episodes as they were recorded, and as steps
 sources    where episodes come from, each with the names that its arrays bear
+names      what the arrays are, by the names that other tools give them
+parts      where one episode ends and the next begins
 align      which action led to which observation, and how episodes ended
 readers    images, vectors and actions as a model takes them
-dataset    all of it checked, described in a few lines, and written to a replay
+dataset    all of it checked, described in a table, and written to a replay
 """
 
-from worldmodel.replay.datasets.align import ALIGNMENTS, ENDINGS, Convention, DatasetError
 from worldmodel.replay.datasets.dataset import Dataset
+from worldmodel.replay.datasets.recording import ALIGNMENTS, ENDINGS, Convention, DatasetError
 
 __all__ = ["ALIGNMENTS", "ENDINGS", "Convention", "Dataset", "DatasetError"]

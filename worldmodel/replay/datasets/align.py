@@ -7,99 +7,79 @@ Recordings keep T actions in one of three ways:
     led_to     (o_0, 0) (o_1, a_0) ...             beside the observation it led to (as ours)
 
 The last two have equal lengths and differ by one step; a model trained with the wrong one learns a
-world in which actions come a step too late. So there is no default: they are told apart by what
-else was recorded (next observations, is_first, first actions of zero), or asked for.
+world in which actions come a step too late. So there is no default. In this order they are told
+apart by the lengths, by what the user says, by next observations that continue the episode, by
+what the tool that wrote the file documents, by fillers of zeros in the first rows (led_to) or in
+the last (taken_at); or asked for. `is_first` alone tells nothing.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
-from worldmodel.types import EnvSpec
+from worldmodel.replay.datasets.recording import (
+    Convention,
+    DatasetError,
+    Episode,
+    Format,
+    Raw,
+    flat,
+    is_hot,
+)  # fmt: skip
 
-ALIGNMENTS = ("auto", "taken_at", "led_to")
-ENDINGS = ("auto", "terminated", "truncated")
-
-
-class DatasetError(ValueError):
-    """A recording cannot be used as it is; the message says where, why, and what to do."""
-
-
-@dataclass(frozen=True)
-class Convention:
-    """What a recording does not say itself. alignment: see above. done: what a lone `done` flag
-    means, "terminated" (the future is worth nothing) or "truncated" (only cut off). action_range:
-    [low, high] of its continuous actions, where no environment and no dataset says it."""
-
-    alignment: str = "auto"
-    done: str = "auto"
-    action_range: tuple[float, float] | None = None
-
-    def __post_init__(self) -> None:
-        for name, value, known in (
-            ("offline_alignment", self.alignment, ALIGNMENTS),
-            ("offline_done", self.done, ENDINGS),
-        ):
-            if value not in known:
-                raise DatasetError(f"{name} is '{value}'. Known: {', '.join(known)}.")
-        bounds = self.action_range
-        if bounds is not None and not (len(bounds) == 2 and bounds[0] < bounds[1]):
-            raise DatasetError(
-                f"offline_action_range is {list(bounds)}; it must be [low, high] with low < high."
-            )
+FEW = 0.1  # a share of the episodes that is no rule
 
 
 @dataclass
-class Raw:
-    """The arrays of one episode as they were recorded, [T, ...] or [T + 1, ...]; flags are bool
-    or None where there are none. where: file and episode, for messages."""
+class Evidence:
+    """What the values of the episodes say of their alignment, counted over `episodes`.
 
-    where: str
-    obs: dict[str, np.ndarray]
-    action: np.ndarray
-    reward: np.ndarray | None = None
-    next_obs: dict[str, np.ndarray] = field(default_factory=dict)
-    is_first: np.ndarray | None = None
-    terminal: np.ndarray | None = None
-    cut: np.ndarray | None = None
-    done: np.ndarray | None = None
+    first, second, last: how many have an action of zeros in that row (and in the first no reward),
+    where zeros are no action like any other. opens: how many begin without a reward; pays: how
+    many have one in their last row. moves: whether any action is not zero.
+    """
 
+    episodes: int = 0
+    first: int = 0
+    second: int = 0
+    last: int = 0
+    opens: int = 0
+    pays: int = 0
+    moves: bool = False
 
-@dataclass
-class Episode:
-    """T steps between T + 1 observations: action[t] leads from obs[t] to obs[t + 1] and earns
-    reward[t]. terminated: whether the last observation is an end of the world; else the episode
-    was cut off there. encoded: actions are ours already."""
+    def note(self, raw: Raw) -> None:
+        """Count one episode."""
+        self.episodes += 1
+        numbers = flat(raw.action)
+        a_class = raw.action.dtype.kind in "iub" and not is_hot(numbers)
+        zero = np.asarray((numbers == 0).all(axis=1)) & (not a_class)
+        quiet = raw.reward is None or not raw.reward[:1].any()
+        self.opens += quiet
+        self.pays += raw.reward is not None and bool(raw.reward[-1:].any())
+        self.first += bool(zero[:1].any()) and quiet
+        self.second += bool(zero[1:2].any())
+        self.last += bool(zero[-1:].any())
+        self.moves |= bool(numbers.any())
 
-    where: str
-    obs: dict[str, np.ndarray]
-    action: np.ndarray
-    reward: np.ndarray
-    terminated: bool
-    encoded: bool = False
+    @property
+    def fillers_first(self) -> bool:
+        """Whether each episode begins with a filler, and not because zeros are usual there."""
+        usual = max(self.second, self.last) > FEW * self.episodes
+        return self.moves and self.first == self.episodes and not usual
 
-    def __len__(self) -> int:
-        return len(self.action)
+    @property
+    def fillers_last(self) -> bool:
+        """Whether each episode ends with a filler."""
+        return self.moves and self.last == self.episodes and self.first <= FEW * self.episodes
 
-
-@dataclass
-class Source:
-    """A recording: what it is, and its episodes, each time from the start. spec, action_space,
-    observation_space: what it says of its world itself, or None. own: rows of our own."""
-
-    kind: str
-    episodes: Callable[[], Iterator[Raw]]
-    own: Callable[[], Iterator[Episode]] | None = None
-    spec: EnvSpec | None = None
-    observation_space: Any = None
-    action_space: Any = None
-    ignored: set[str] = field(default_factory=set)
+    @property
+    def rewards_arrive(self) -> bool:
+        """Whether rewards stand beside the observation that they came with: none beside the first
+        ones, some beside the last."""
+        return self.opens == self.episodes and self.pays > 0
 
 
 @dataclass
@@ -113,33 +93,33 @@ class Aligner:
     convention: Convention
     way: str = ""
     why: str = ""
-    lost_ends: int = 0  # terminal observations that were not recorded
-    ended: str = ""
+    format: Format = field(default_factory=Format)
+    arrives: bool = False  # a reward stands beside the observation that it came with
+    lost: int = 0  # last steps that led to an observation which was not recorded,
+    lost_ends: int = 0  # of which so many were terminal,
+    lost_reward: float = 0.0  # with so much reward
+    repeated: int = 0  # episodes that go on after a flag of their end
+    ends: str = ""  # what says how episodes ended
 
     def study(self, episodes: Iterable[Raw]) -> None:
         """Find out how the recording is aligned; all episodes must agree."""
-        first_zero, moves, count = True, False, 0
-        done_only = False
+        evidence, of_row, done_only, begun = Evidence(), True, False, False
         for raw in episodes:
-            count += 1
             way, why = self._by_shape(raw)
-            if self.way and way != self.way:
+            if begun and way != self.way:
                 raise DatasetError(
-                    f"{raw.where} has {_rows(raw)} observations for {len(raw.action)} actions, but "
-                    f"the episodes before it are of the other kind ({self.why}). Record all in one "
-                    "way."
+                    f"{raw.where} has {rows_of(raw)} observations for {len(raw.action)} actions, "
+                    f"but the episodes before it are of the other kind ({self.why}). Record all in "
+                    "one way."
                 )
-            self.way, self.why = way, why
-            action = flat(raw.action)
-            whole = raw.action.dtype.kind in "iub"  # 0 is an action like any other there
-            still = not action[:1].any() and (raw.reward is None or not raw.reward[:1].any())
-            first_zero &= still and not whole
-            moves |= bool(action[1:].any())
+            self.way, self.why, self.format, begun = way, why, raw.format, True
+            evidence.note(raw)
+            of_row &= raw.of_row
             done_only |= _only_done(raw)
-        if not count:
+        if not begun:
             raise DatasetError("The dataset holds no episode.")
-        self._decide(first_zero and moves)
-        if done_only and self.convention.done == "auto":
+        self._decide(evidence, of_row)
+        if done_only and self.convention.done == "auto" and not self.format.done:
             raise DatasetError(
                 "The recording has a flag `done` alone, which does not say whether an episode "
                 "ended for good or was only cut off by a time limit; values differ by all that "
@@ -148,7 +128,7 @@ class Aligner:
 
     def _by_shape(self, raw: Raw) -> tuple[str, str]:
         """What one episode's lengths and keys say: ("", "") where they leave it open."""
-        rows, actions = _rows(raw), len(raw.action)
+        rows, actions, asked = rows_of(raw), len(raw.action), self.convention.alignment
         if rows == actions + 1:
             return "between", f"{rows} observations for {actions} actions"
         if rows != actions:
@@ -156,32 +136,37 @@ class Aligner:
                 f"{raw.where} has {rows} observations for {actions} actions. Allowed: as many, or "
                 "one observation more."
             )
-        if raw.next_obs:
+        if raw.next_obs and asked != "led_to":
             _check_next(raw)
             return "taken_at", "the next observations are there and continue it"
-        if raw.is_first is not None:
-            return "led_to", "rows with is_first, as in our own replays"
         return "", ""
 
-    def _decide(self, first_zero: bool) -> None:
+    def _decide(self, evidence: Evidence, of_row: bool) -> None:
         """Settle what the shapes left open, and hold it against what was asked for."""
-        asked = self.convention.alignment
-        if self.way == "":
-            if asked != "auto":
-                self.way, self.why = asked, "as offline_alignment says"
-            elif first_zero:
-                self.way, self.why = "led_to", "first actions and first rewards are all zero"
-            else:
+        asked, known = self.convention.alignment, self.format
+        if self.way:
+            if asked not in ("auto", self.way):
                 raise DatasetError(
-                    "The recording has as many observations as actions, and nothing in it says "
-                    "whether an action stands beside the observation it was chosen at or the one "
-                    "that it led to. Say it: offline_alignment=taken_at or =led_to."
+                    f"offline_alignment is {asked}, but the recording says otherwise: {self.why}. "
+                    "Leave it out."
                 )
-        elif asked not in ("auto", self.way):
+        elif asked != "auto":
+            self.way, self.why = asked, "as offline_alignment says"
+        elif evidence.fillers_first and not (known.alignment and known.firm):
+            self.way, self.why = "led_to", "first actions and first rewards are all zero"
+        elif known.alignment:
+            self.way, self.why = known.alignment, f"as {known.name} documents it"
+        elif of_row and evidence.fillers_last:
+            self.way, self.why = "taken_at", "the last action of each episode is a filler of zeros"
+        else:
             raise DatasetError(
-                f"offline_alignment is {asked}, but the recording says otherwise: {self.why}. "
-                "Leave it out."
+                "The recording has as many observations as actions, and nothing in it says "
+                "whether an action stands beside the observation it was chosen at or the one "
+                "that it led to. Say it: offline_alignment=taken_at or =led_to."
             )
+        self.arrives = self.way == "taken_at" and (
+            known.arrives or (of_row and evidence.rewards_arrive)
+        )
 
     def align(self, raw: Raw) -> Episode:
         """One episode as steps between observations; `study` came before."""
@@ -196,27 +181,41 @@ class Aligner:
         elif self.way == "taken_at" and raw.next_obs:
             obs = {k: np.concatenate([v, raw.next_obs[k][-1:]]) for k, v in obs.items()}
         elif self.way == "taken_at":  # nobody recorded where the last action led
-            action, reward = action[:-1], reward[:-1]
-            self.lost_ends += terminated
-            terminated = False
+            action = action[:-1]
+            if not raw.of_row:
+                self.lost += 1
+                self.lost_ends += terminated
+                self.lost_reward += float(np.sum(reward[-1:])) if not self.arrives else 0.0
+                terminated = False
+            reward = reward[1:] if self.arrives else reward[:-1]
         return Episode(raw.where, obs, action, reward, terminated)
 
     def _terminated(self, raw: Raw) -> bool:
-        flag = raw.terminal
-        if flag is None and raw.done is not None:
-            done = raw.done
+        flag, self.ends = raw.terminal, "flags of the end"
+        done = raw.last if raw.done is None else raw.done
+        says = self.convention.done
+        who = (self.format.name if says == "auto" else "") or "offline_done"
+        if flag is None and done is not None:
             if raw.cut is not None:
                 flag = done & ~raw.cut
-            elif self.convention.done == "terminated":
+            elif says == "auto" and raw.success is not None and self.format.done == "truncated":
+                flag, self.ends = done & raw.success, "done with success"
+            elif (self.format.done if says == "auto" else says) == "terminated":
                 flag = done
+                self.ends = f"`done`, as {who} says"
+            else:
+                self.ends = f"`done` marks the last row, as {who} says"
         if flag is None:
+            if raw.cut is None and done is None:
+                self.ends = "no flag was recorded"
             return False
         inside = np.flatnonzero(flag[:-1])
-        if len(inside):
+        if len(inside) and not (raw.whole or flag[inside[0] :].all()):
             raise DatasetError(
                 f"{raw.where} goes on after its end: terminal at {int(inside[0])} of {len(flag)} "
                 "rows. Give is_first, or one file for each episode."
             )
+        self.repeated += bool(len(inside))
         return bool(flag[-1])
 
     def describe(self) -> str:
@@ -226,56 +225,16 @@ class Aligner:
             "taken_at": "action t was chosen at observation t",
             "led_to": "action t led to observation t",
         }[self.way]
-        return f"{meaning} ({self.why})"
+        beside = "; rewards stand beside the observation that they came with"
+        return f"{meaning} ({self.why}){beside if self.arrives else ''}"
+
+    def forget(self) -> None:
+        """Begin to count anew, before another pass over the episodes."""
+        self.lost, self.lost_ends, self.lost_reward, self.repeated = 0, 0, 0.0, 0
 
 
-def split(raw: Raw, ids: np.ndarray | None = None) -> Iterator[Raw]:
-    """The episodes of one long recording: parted where is_first begins one, where `ids` change,
-    or after the rows that end one."""
-    length = len(raw.action)
-    if ids is not None:
-        begins = np.flatnonzero(ids[1:] != ids[:-1]) + 1
-    elif raw.is_first is not None:
-        begins = np.flatnonzero(raw.is_first)
-    else:
-        ends = np.zeros(length, bool)
-        for flag in (raw.terminal, raw.cut, raw.done):
-            if flag is not None and len(flag) == length:
-                ends |= flag
-        begins = np.flatnonzero(ends) + 1
-    edges = [0, *(int(i) for i in begins if 0 < i < length), length]
-    if len(edges) == 2:
-        yield raw
-        return
-    short = {k: len(v) for k, v in raw.obs.items() if len(v) != length}
-    if short:
-        raise DatasetError(
-            f"{raw.where} holds several episodes, so all its arrays must have one length; it has "
-            f"{length} actions and {short}."
-        )
-    for number, (a, b) in enumerate(itertools.pairwise(edges)):
-
-        def part(x: np.ndarray | None, a: int = a, b: int = b) -> np.ndarray | None:
-            return None if x is None else x[a:b]
-
-        action = part(raw.action)
-        assert action is not None
-        yield Raw(
-            f"{raw.where}, episode {number}",
-            {k: v[a:b] for k, v in raw.obs.items()},
-            action,
-            part(raw.reward),
-            {k: v[a:b] for k, v in raw.next_obs.items()},
-            *(part(x) for x in (raw.is_first, raw.terminal, raw.cut, raw.done)),
-        )
-
-
-def flat(array: np.ndarray) -> np.ndarray:
-    """[T, ...] -> [T, N], for T = 0 too."""
-    return array.reshape(len(array), math.prod(array.shape[1:]))
-
-
-def _rows(raw: Raw) -> int:
+def rows_of(raw: Raw) -> int:
+    """How many observations an episode has. Raises DatasetError where they differ."""
     lengths = {k: len(v) for k, v in raw.obs.items()}
     if len(set(lengths.values())) != 1:
         raise DatasetError(f"{raw.where}: the observations differ in length: {lengths}.")
@@ -283,8 +242,8 @@ def _rows(raw: Raw) -> int:
 
 
 def _only_done(raw: Raw) -> bool:
-    alone = raw.terminal is None and raw.cut is None
-    return raw.done is not None and alone and bool(raw.done.any())
+    flags = [flag for flag in (raw.done, raw.last) if flag is not None and flag.any()]
+    return raw.terminal is None and raw.cut is None and bool(flags)
 
 
 def _check_next(raw: Raw) -> None:
@@ -296,8 +255,7 @@ def _check_next(raw: Raw) -> None:
                 f"{raw.where}: the next observation '{key}' is {list(after.shape)}, but the "
                 f"observation is {shape}."
             )
-        same = np.isclose(after[:-1], raw.obs[key][1:], rtol=1e-4, atol=1e-4)
-        wrong = np.flatnonzero(~flat(same).all(-1))
+        wrong = np.flatnonzero(~same_rows(after[:-1], raw.obs[key][1:]))
         if len(wrong):
             raise DatasetError(
                 f"{raw.where}: the next observation '{key}' of step {int(wrong[0])} is not the "
@@ -309,11 +267,15 @@ def _check_next(raw: Raw) -> None:
         raise DatasetError(f"{raw.where}: next observations of {missing} are missing.")
 
 
+def same_rows(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Which rows [T, ...] of two arrays are the same, bool [T]."""
+    return np.asarray(flat(np.isclose(one, other, rtol=1e-4, atol=1e-4)).all(axis=-1))
+
+
 def _check_lengths(raw: Raw) -> None:
-    rows, actions = _rows(raw), len(raw.action)
-    for name in ("reward", "is_first", "terminal", "cut", "done"):
-        value = getattr(raw, name)
-        if value is not None and len(value) not in {rows, actions}:
+    rows, actions = rows_of(raw), len(raw.action)
+    for name, value in raw.flags().items():
+        if len(value) not in {rows, actions}:
             raise DatasetError(
                 f"{raw.where}: '{name}' has {len(value)} entries for {actions} actions and {rows} "
                 "observations."

@@ -10,7 +10,7 @@ import math
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ UNREADABLE = (
     RuntimeError, tokenize.TokenError, zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error,
 )  # fmt: skip
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+OBJECTS = np.array("Python objects, which are never loaded")  # instead of them
 
 
 class Unreadable(ValueError):
@@ -33,15 +34,16 @@ class Unreadable(ValueError):
 def read_npz(path: Path, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
     """The arrays of an NPZ file by name, or those of the given names that it has.
 
-    Raises Unreadable where it is none, holds objects, or does not fit into the memory.
+    What holds Python objects is never loaded: OBJECTS stands for it. Raises Unreadable where the
+    file is no archive, or does not fit into the memory.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise Unreadable("it is no NPZ archive")
             wanted = [name for name in file.files if names is None or name in names]
-            _check_archive(file.zip, wanted)
-            arrays = {name: file[name] for name in wanted}
+            objects = _check_archive(file.zip, wanted)
+            arrays = {name: OBJECTS if name in objects else file[name] for name in wanted}
     except Unreadable:
         raise
     except UNREADABLE as error:
@@ -61,9 +63,10 @@ def npz_names(path: Path) -> list[str]:
         raise Unreadable(_reason(error)) from error
 
 
-def _check_archive(archive: Any, names: Collection[str]) -> None:
-    """Every array is as large as its entry, and together they fit into the memory."""
-    total = 0
+def _check_archive(archive: Any, names: Collection[str]) -> set[str]:
+    """Every array is as large as its entry, and together they fit into the memory; returns the
+    names of those that hold Python objects."""
+    total, objects = 0, set()
     for entry in archive.infolist():
         if entry.filename.removesuffix(".npy") not in names:
             continue
@@ -74,11 +77,13 @@ def _check_archive(archive: Any, names: Collection[str]) -> None:
             shape, _, dtype = HEADERS[version](file)
         need = math.prod(shape) * dtype.itemsize
         if dtype.hasobject:
-            raise Unreadable(f"'{entry.filename}' holds Python objects, which are never loaded")
+            objects.add(entry.filename.removesuffix(".npy"))
+            continue
         if any(n < 0 for n in shape) or need > entry.file_size:
             raise Unreadable(f"'{entry.filename}' says that it is larger than it is")
         total += need
     _check_memory(total)
+    return objects
 
 
 def _check_memory(need: int) -> None:
@@ -88,9 +93,11 @@ def _check_memory(need: int) -> None:
                          "free")  # fmt: skip
 
 
-def h5_episodes(path: Path, actions: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """For every group of an HDF5 file that holds an array of one of the names `actions`: the
-    group's own name, and its arrays by theirs ("obs/image").
+def h5_episodes(
+    path: Path, wanted: Callable[[Iterable[str]], bool]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """For every group of an HDF5 file whose names are `wanted`: the group's own name, and its
+    arrays by theirs ("obs/image").
 
     Links are not followed, be it to other places or to other files. Raises Unreadable where the
     file is damaged, keeps its arrays elsewhere, or does not fit into the memory.
@@ -99,7 +106,7 @@ def h5_episodes(path: Path, actions: Collection[str]) -> Iterator[tuple[str, dic
 
     try:
         with h5py.File(path, "r") as file:
-            for group in _groups(file, actions):
+            for group in _groups(file, wanted):
                 yield group.name, _arrays(group)
     except Unreadable:
         raise
@@ -107,11 +114,13 @@ def h5_episodes(path: Path, actions: Collection[str]) -> Iterator[tuple[str, dic
         raise Unreadable(_reason(error)) from error
 
 
-def _groups(group: Any, actions: Collection[str], above: tuple[Any, ...] = ()) -> Iterator[Any]:
-    """The groups below (or this one) that hold actions of their own, in natural order."""
+def _groups(
+    group: Any, wanted: Callable[[Iterable[str]], bool], above: tuple[Any, ...] = ()
+) -> Iterator[Any]:
+    """The groups below (or this one) whose names are wanted, in natural order."""
     import h5py
 
-    if any(name.lower() in actions for name in group):
+    if wanted(group):
         yield group
         return
     place = h5py.h5o.get_info(group.id).addr
@@ -120,7 +129,7 @@ def _groups(group: Any, actions: Collection[str], above: tuple[Any, ...] = ()) -
     for name in sorted(group, key=natural):
         own = isinstance(group.get(name, getlink=True), h5py.HardLink)
         if own and group.get(name, getclass=True) is h5py.Group:
-            yield from _groups(group[name], actions, (*above, place))
+            yield from _groups(group[name], wanted, (*above, place))
 
 
 def _arrays(group: Any) -> dict[str, np.ndarray]:

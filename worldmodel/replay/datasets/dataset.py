@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
+from worldmodel.envs.config import EnvConfig
 from worldmodel.replay.buffer import Replay
-from worldmodel.replay.datasets.align import Aligner, Convention, DatasetError, Episode, Source
-from worldmodel.replay.datasets.readers import ActionReader, guess, read_obs
+from worldmodel.replay.datasets.actions import ActionReader
+from worldmodel.replay.datasets.align import Aligner
+from worldmodel.replay.datasets.names import ROLES, Names
+from worldmodel.replay.datasets.readers import ObsReader, declared
+from worldmodel.replay.datasets.recording import Convention, DatasetError, Episode
 from worldmodel.replay.datasets.sources import open_source
+from worldmodel.replay.datasets.summary import Summary
 from worldmodel.types import EnvSpec, ObsSpec
 
 Rows = dict[str, np.ndarray]  # one episode as replay rows, [T + 1, ...] each
@@ -21,11 +26,13 @@ class Dataset:
     """Recorded experience, ready to go into a replay.
 
     name: a file, a folder, or "minari:ID" (see `sources`). convention: what the recording does
-    not say itself. spec, action_space: what the environment observes, and what it takes natively,
-    where one is named; the recording must fit it. image_size: [H, W] of pictures, else their own.
+    not say itself. spec, action_space, observation_space: what the environment observes, and what
+    it takes and gives natively, where one is named; the recording must fit it. image_size: [H, W]
+    of pictures, else their own. config: keys, kinds and ranges choose and explain what is observed.
 
-    spec: what its rows hold. rows: how many, with the first one of each episode. findings: lines
-    for people. Raises DatasetError, before anything is written, where anything does not fit.
+    spec: what its rows hold. rows: how many, with the first one of each episode. summary: what was
+    found; findings: the same as lines for people. Raises DatasetError, before anything is written,
+    where anything does not fit.
     """
 
     def __init__(
@@ -35,101 +42,126 @@ class Dataset:
         spec: EnvSpec | None = None,
         action_space: Any = None,
         image_size: tuple[int, int] | None = None,
+        observation_space: Any = None,
+        config: EnvConfig | None = None,
     ) -> None:
         convention = convention or Convention()
-        self._source = open_source(name)
+        self._wanted, self._size, self._config = spec, image_size, config or EnvConfig("none")
+        asked = self._config.keys if spec is None else None
+        keys = asked if spec is None else list(spec.obs)
+        names = Names(convention.names, keys, asked is not None)
+        self._source = open_source(name, names, convention.axes)
         self._aligner = Aligner(convention)
-        given = action_space if action_space is not None else self._source.action_space
-        self._actions = ActionReader(given, convention.action_range)
-        self._own = self._source.own is not None
-        if not self._own:
-            self._aligner.study(self._source.episodes())
-        self._wanted, self._size = spec, image_size
-        self.findings: list[str] = []
-        self.spec = self._spec(action_space)
-        self._check_all(name)
-
-    def _spec(self, action_space: Any) -> EnvSpec:
-        """The spec of the rows, the environment's where one is named."""
-        if self._own:
-            ours = self._source.spec
-            assert ours is not None
-            if self._wanted is not None:
-                _check_same(ours, self._wanted)
-            return self._wanted or ours
         native = self._source.action_space
         if action_space is not None and native is not None and not _alike(action_space, native):
             raise DatasetError(
                 f"The dataset's actions are {native}, but the environment takes {action_space}. "
                 "Name the environment of the recording."
             )
-        for episode in self._aligned():
+        given = action_space if action_space is not None else native
+        self._actions = ActionReader(given, convention.action_range, convention.actions)
+        self._readers: dict[str, ObsReader] = {}
+        self._observed = observation_space
+        self._own = self._source.own is not None
+        if not self._own:
+            self._aligner.study(self._source.episodes())
+        self.summary = Summary(name, self._source.kind)
+        self.spec = self._own_spec() if self._own else self._study()
+        self._check_all()
+
+    @property
+    def findings(self) -> list[str]:
+        """What was found, a line each."""
+        return self.summary.lines()
+
+    def _own_spec(self) -> EnvSpec:
+        """The spec of our own rows, the environment's where one is named."""
+        ours = self._source.spec
+        assert ours is not None
+        if self._wanted is not None:
+            _check_same(ours, self._wanted)
+        elif self._config.keys is not None:
+            missing = [key for key in self._config.keys if key not in ours.obs]
+            if missing:
+                raise DatasetError(
+                    f"env.keys names '{missing[0]}', which was not recorded. Known: "
+                    f"{', '.join(ours.obs)}."
+                )
+            ours = EnvSpec({key: ours.obs[key] for key in self._config.keys}, ours.action)
+        return self._wanted or ours
+
+    def _study(self) -> EnvSpec:
+        """See all episodes once, and decide how their arrays are read."""
+        given: dict[str, dict[str, Any]] = {}
+        episodes, self._reward = 0, False
+        for space in (self._source.observation_space, self._observed):
+            given |= declared(space, self._config, self._wanted is not None)
+        counts: dict[str, int] = {}
+        for raw in self._source.episodes():
+            episode = self._aligner.align(raw)
+            self._reward |= raw.reward is not None
+            if not len(episode):
+                continue
+            episodes += 1
             self._actions.study(episode.where, episode.action)
+            for key, value in episode.obs.items():
+                if key not in self._readers:
+                    asked, span = self._config.kinds.get(key, ""), self._config.ranges.get(key)
+                    limits = None if span is None else (span[0], span[1])
+                    self._readers[key] = ObsReader(key, asked, limits, **given.get(key, {}))
+                self._readers[key].study(episode.where, value)
+                counts[key] = counts.get(key, 0) + 1
         notes = self._actions.settle()
         assert self._actions.spec is not None
-        obs = self._observations()
+        self.summary.actions = ", ".join(notes)
         if self._wanted is not None and self._wanted.action != self._actions.spec:
             raise DatasetError(
                 f"The dataset has {self._actions.spec}, but the environment "
                 f"{self._wanted.action}. Name the environment of the recording."
             )
-        self.findings += notes
-        return EnvSpec(obs, self._actions.spec)
+        everywhere = [key for key, count in counts.items() if count == episodes]
+        for key in sorted(set(counts) - set(everywhere)):
+            self._source.out[key] = f"only in {counts[key]} of {episodes} episodes"
+        return EnvSpec(self._observations(everywhere), self._actions.spec)
 
-    def _observations(self) -> dict[str, ObsSpec]:
+    def _observations(self, keys: list[str]) -> dict[str, ObsSpec]:
         """What the rows observe: what the environment does, else all that was recorded."""
-        first = next(self._aligned())
-        if self._wanted is not None:
-            missing = sorted(set(self._wanted.obs) - set(first.obs))
-            if missing:
-                raise DatasetError(
-                    f"The environment observes {sorted(self._wanted.obs)}, but the dataset has "
-                    f"{sorted(first.obs)}: {', '.join(missing)} is missing. Name the environment "
-                    "of the recording (env=..., env.keys, env.pixels), or env=none for no "
-                    "environment."
-                )
-            return dict(self._wanted.obs)
-        declared = _declared(self._source)
-        found = {}
-        for key, value in first.obs.items():
-            spec = declared.get(key) or guess(value)
-            if spec.kind == "image" and self._size is not None:
-                spec = ObsSpec("image", (*self._size, spec.shape[2]))
-            found[key] = spec
-        return found
+        wanted = None if self._wanted is None else self._wanted.obs
+        some = sorted(set(wanted or self._config.keys or ()) - set(keys))
+        if some:
+            raise DatasetError(f"'{some[0]}' was recorded {self._source.out[some[0]]}.")
+        if not keys:
+            raise DatasetError("No observation is there in all episodes.")
+        readers = {key: self._readers[key] for key in wanted or self._config.keys or keys}
+        return {
+            key: reader.settle(None if wanted is None else wanted[key], self._size)
+            for key, reader in readers.items()
+        }
 
-    def _check_all(self, name: str) -> None:
+    def _check_all(self) -> None:
         """Read every episode once, as it will be written, and note what there is."""
-        lengths, ended, total, best, worst, unused = [], 0, 0.0, -np.inf, np.inf, set()
+        summary = self.summary
         for episode, rows in self._episodes():
-            lengths.append(len(episode))
-            ended += episode.terminated
-            total += float(rows["reward"].sum())
-            best = max(best, float(rows["reward"].max()))
-            worst = min(worst, float(rows["reward"].min()))
-            unused |= set(episode.obs) - set(self.spec.obs)
-        if not lengths:
-            raise DatasetError(f"'{name}' holds no episode with a step in it.")
-        self.steps, self.rows = sum(lengths), sum(lengths) + len(lengths)
-        way = (
-            "action t led to observation t (our own rows)"
-            if self._own
-            else self._aligner.describe()
-        )
-        note = f"; the last step of each is left out, {self._aligner.lost_ends} of them terminal"
-        shown = note if self._aligner.way == "taken_at" and self._aligner.lost_ends else ""
-        lines = [
-            f"dataset: {name} ({self._source.kind}): {len(lengths):,} episodes of "
-            f"{min(lengths):,} to {max(lengths):,} steps, {self.steps:,} in all",
-            f"  alignment: {way}{shown}",
-            f"  ends: {ended:,} terminated, {len(lengths) - ended:,} cut off",
-            f"  rewards: from {worst:.4g} to {best:.4g}, {total / len(lengths):.4g} an episode",
-            *(f"  {line}" for line in self.findings),
-        ]
-        unused |= self._source.ignored
-        if unused:
-            lines.append(f"  not used: {', '.join(sorted(unused))}")
-        self.findings = lines
+            summary.count(episode, rows)
+            unused = set(episode.obs) - set(self.spec.obs)
+            self._source.out.update(dict.fromkeys(unused, "not asked for"))
+        if not summary.lengths:
+            raise DatasetError(f"'{summary.name}' holds no episode with a step in it.")
+        self.steps = sum(summary.lengths)
+        self.rows = self.steps + len(summary.lengths)
+        summary.unused = dict(sorted(self._source.out.items()))
+        if self._own:
+            summary.alignment = "action t led to observation t (our own rows)"
+            summary.observed = [f"{k} ({o.kind})" for k, o in self.spec.obs.items()]
+            summary.actions = str(self.spec.action)
+            return
+        summary.align(self._aligner)
+        summary.observed = [self._readers[key].describe() for key in self.spec.obs]
+        if not self._reward:
+            summary.warnings.append(
+                "no reward was found, so all are 0. Looked for: "
+                f"{', '.join(ROLES['reward'])}; offline_names={{reward: NAME}} says which it is"
+            )
 
     def fill(self, replay: Replay) -> None:
         """Add every episode to a replay's first stream, one after another.
@@ -145,6 +177,7 @@ class Dataset:
             replay.add_many(0, rows)
 
     def _aligned(self) -> Iterator[Episode]:
+        self._aligner.forget()
         for raw in self._source.episodes():
             episode = self._aligner.align(raw)
             if len(episode):
@@ -152,17 +185,15 @@ class Dataset:
 
     def _episodes(self) -> Iterator[tuple[Episode, Rows]]:
         """Every episode, and its rows as the replay takes them."""
-        self._aligner.lost_ends = 0
         for episode in self._source.own() if self._source.own else self._aligned():
             yield episode, self._rows(episode)
 
     def _rows(self, episode: Episode) -> Rows:
         where, steps = episode.where, len(episode)
         rows: Rows = {}
-        for key, spec in self.spec.obs.items():
-            if key not in episode.obs:
-                raise DatasetError(f"{where} has no '{key}', which the others have.")
-            rows[key] = read_obs(where, key, episode.obs[key], spec)
+        for key in self.spec.obs:
+            value = episode.obs[key]
+            rows[key] = value if episode.encoded else self._readers[key].read(where, value)
         action = episode.action if episode.encoded else self._actions.read(episode.action)
         reward = np.asarray(episode.reward)
         if reward.shape != (steps,) or reward.dtype.kind not in "biuf":
@@ -178,19 +209,6 @@ class Dataset:
         first, last = np.zeros(steps + 1, bool), np.zeros(steps + 1, bool)
         first[0], last[-1] = True, True
         return rows | {"is_first": first, "is_last": last, "is_terminal": last & episode.terminated}
-
-
-def _declared(source: Source) -> Mapping[str, ObsSpec]:
-    """What a dataset says of its own observations."""
-    from worldmodel.envs.spaces import class_counts, leaves
-
-    found = {}
-    if source.observation_space is not None:
-        for leaf in leaves(source.observation_space):
-            if leaf.kind == "discrete":
-                sizes = class_counts(leaf.space)
-                found[leaf.key] = ObsSpec("discrete", (sum(sizes),), sizes)
-    return found
 
 
 def _alike(one: Any, other: Any) -> bool:

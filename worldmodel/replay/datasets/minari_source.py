@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from worldmodel.replay.datasets.align import DatasetError, Raw, Source
+from worldmodel.envs.spaces import flat_name
+from worldmodel.replay.datasets.names import Names, unusable
+from worldmodel.replay.datasets.recording import DatasetError, Raw, Source
 
 
-def minari_source(name: str) -> Source:
-    """The Minari dataset of that id; it is downloaded where it is not there yet.
+def minari_source(name: str, names: Names) -> Source:
+    """The Minari dataset of that id; it is downloaded where it is not there yet. names: which of
+    its observations are asked for.
 
     Raises DatasetError where the package is missing, or there is no such dataset to be had.
     """
@@ -34,11 +37,18 @@ def minari_source(name: str) -> Source:
     except Exception as error:  # Minari raises whatever its files make it stumble over
         raise DatasetError(f"The Minari dataset '{name}' cannot be read: {error}") from error
 
+    out: dict[str, str] = {}
+
     def episodes() -> Iterator[Raw]:
         for episode in data.iterate_episodes():
+            where = f"minari:{name}, episode {episode.id}"
+            found = _flat(episode.observations)
+            out.update({key: why for key, value in found.items() if (why := unusable(value))})
+            obs = names.pick(where, {k: v for k, v in found.items() if k not in out})
+            out.update({key: "not asked for" for key in found if key not in {*obs, *out}})
             yield Raw(
-                f"minari:{name}, episode {episode.id}",
-                _flat(episode.observations),
+                where,
+                obs,
                 np.asarray(episode.actions),
                 np.asarray(episode.rewards),
                 terminal=np.asarray(episode.terminations, bool),
@@ -46,7 +56,7 @@ def minari_source(name: str) -> Source:
             )
 
     spaces = data.observation_space, data.action_space
-    return Source("Minari", episodes, None, None, *spaces)
+    return Source("Minari", episodes, None, None, *spaces, out)
 
 
 def _flat(value: Any, path: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
@@ -57,5 +67,4 @@ def _flat(value: Any, path: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
     if isinstance(value, tuple):
         return _flat({str(i): inner for i, inner in enumerate(value)}, path)
     array = np.asarray(value)
-    image = array.dtype == np.uint8 and array.ndim > 2
-    return {"_".join(path) or ("image" if image else "state"): array}
+    return {flat_name(path) or ("image" if array.ndim > 2 else "state"): array}

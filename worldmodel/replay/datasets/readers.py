@@ -1,5 +1,6 @@
-"""What was recorded, as a model takes it: images uint8 [H, W, C], vectors float32 [N], one-hot
-classes, actions in [-1, 1] or one-hot."""
+"""Recorded observations as a model takes them: images uint8 [H, W, C], vectors float32 [N], one-hot
+classes. What is a picture, and what of its values is black and white, `worldmodel.images` decides.
+"""
 
 from __future__ import annotations
 
@@ -11,225 +12,192 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from worldmodel.replay.datasets.align import DatasetError, flat
+from worldmodel import images
+from worldmodel.envs.config import EnvConfig
+from worldmodel.envs.spaces import class_counts, leaves, symbol_counts
+from worldmodel.images import Form
+from worldmodel.replay.datasets.recording import DatasetError, flat
 from worldmodel.types import MASK_KEY, ActionSpec, ObsSpec
 
-SLACK = 1e-3  # of the range: how far float rounding may carry an action over its edge
+SMALL = 32  # pixels of a side; below, bytes of a small range are symbols, not brightness
+# Ranges in which pictures of real numbers come, from the narrowest.
+SCALES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
 
 
 @dataclass
-class ActionReader:
-    """Native actions [T, ...] -> encoded float32 [T, A], and what was found on the way.
+class ObsReader:
+    """One observation of a recording: what all its episodes hold, how it is read, and as what.
 
-    space: the native action space of the environment or the dataset, or None; bounds: [low, high]
-    to use instead of its own. `study` sees all episodes first; then `spec` is known.
+    asked: one of images.ASKED, where somebody says what it is; span: [black, white]. declared,
+    start, known: the classes, the first of them, and the shape and form of pictures, where the
+    dataset or the environment says that. `study` sees every episode; then `settle` decides.
     """
 
-    space: Any = None
-    bounds: tuple[float, float] | None = None
-    whole: bool | None = None  # whether actions are whole numbers
-    width: tuple[int, ...] = ()
-    low: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    high: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    spec: ActionSpec | None = None
+    key: str
+    asked: str = ""
+    span: tuple[float, float] | None = None
+    declared: ObsSpec | None = None
+    start: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
+    known: tuple[tuple[int, ...], Form] | None = None
+    dtype: np.dtype | None = None
+    shape: tuple[int, ...] = ()
+    low: float = math.inf
+    high: float = -math.inf
+    form: Form = field(default_factory=lambda: Form(images.VECTOR))
+    spec: ObsSpec | None = None
 
-    def study(self, where: str, action: np.ndarray) -> None:
-        """Note one episode's actions; DatasetError where they are of another kind."""
-        whole = action.dtype.kind in "iub"
-        if not whole and action.dtype.kind != "f":
-            raise DatasetError(f"{where}: actions are {action.dtype}, not numbers.")
-        if not np.isfinite(action).all():
-            t = int(np.argwhere(~np.isfinite(action))[0][0])
-            raise DatasetError(f"{where}: the action of step {t} is not finite: {action[t]}.")
-        width = (math.prod(action.shape[1:]),)
-        if self.whole is None:
-            self.whole, self.width = whole, width
-            self.low, self.high = (np.full(width, x) for x in (np.inf, -np.inf))
-        if (whole, width) != (self.whole, self.width):
+    def study(self, where: str, value: Any) -> None:
+        """Note one episode's values [T, ...]; DatasetError where they are of another kind."""
+        if self.dtype is None:
+            self.dtype, self.shape = value.dtype, value.shape[1:]
+        if value.dtype.kind not in "biuf":
+            raise DatasetError(f"{where}: '{self.key}' is {value.dtype}, not numbers.")
+        if value.shape[1:] != self.shape:
             raise DatasetError(
-                f"{where}: actions are {action.dtype} [T, {width[0]}], those before "
-                f"{'whole' if self.whole else 'real'} numbers [T, {self.width[0]}]."
+                f"{where}: '{self.key}' is {list(value.shape[1:])} in each row, and "
+                f"{list(self.shape)} in the episodes before."
             )
-        if len(action):
-            numbers = flat(action).astype(np.float64)
-            self.low = np.minimum(self.low, numbers.min(0))
-            self.high = np.maximum(self.high, numbers.max(0))
+        if isinstance(value, np.ndarray) and value.size:
+            if value.dtype.kind == "f" and not np.isfinite(value).all():
+                t = int(np.argwhere(~np.isfinite(value))[0][0])
+                raise DatasetError(f"{where}: '{self.key}' is not finite at row {t}.")
+            if math.prod(self.shape) > 1:  # of a picture, perhaps
+                self.low = min(self.low, float(value.min()))
+                self.high = max(self.high, float(value.max()))
 
-    def settle(self) -> list[str]:
-        """Decide how actions are read; returns what to tell. Raises DatasetError where they do
-        not fit the space, or nobody knows their range."""
-        if not self.width:
-            raise DatasetError("The recording holds no episode with a step in it.")
-        size = self.width[0]
-        if isinstance(self.space, spaces.Box) or (self.space is None and not self.whole):
-            return self._continuous(size)
-        if self.space is None and (self.low < 0).any():
+    def settle(self, wanted: ObsSpec | None, size: tuple[int, int] | None) -> ObsSpec:
+        """Decide what it is: what is wanted, what is declared, or what its values say. size:
+        [H, W] of pictures, else their own. Raises DatasetError where that is not clear."""
+        spec = wanted or self.declared
+        if spec is None or spec.kind == "image":
+            self.form = self._form(spec)
+        if spec is None:
+            spec = ObsSpec("vector", (math.prod(self.shape),))
+            if self.form.kind == images.IMAGE:
+                height, width, channels = self.form.size(self.shape)
+                spec = ObsSpec("image", (*(size or (height, width)), channels))
+            elif self.asked == "one_hot":
+                count = int(self.high - self.low) + 1 if math.prod(self.shape) > 1 else 0
+                if not 1 < count <= images.SYMBOLS_BELOW:
+                    raise self._unclear("how many symbols there are")
+                self.start = np.full(math.prod(self.shape), int(self.low))
+                sizes = (count,) * math.prod(self.shape)
+                spec = ObsSpec("discrete", (sum(sizes),), sizes)
+        self.spec = spec
+        return spec
+
+    def _form(self, spec: ObsSpec | None) -> Form:
+        """How pictures are read. Undeclared bytes are brightness from 0 to 255, but for small
+        grids of small numbers; real numbers have one scale in the whole recording."""
+        assert self.dtype is not None
+        low, high = -math.inf, math.inf
+        if self.known is not None:
+            if self.known[0] == self.shape:
+                return self.known[1]
+            form = self.known[1]  # of the same pictures before they were resized
+            low, high = float(np.min(form.low)), float(np.max(form.high))
+        elif self.span is None:
+            grid = len(self.shape) > 1 and min(sorted(self.shape)[-2:]) < SMALL
+            if self.dtype == np.uint8 and not (grid and self.high < images.SYMBOLS_BELOW):
+                low, high = 0, 255
+            elif self.dtype.kind in "ub" and grid and self.high < images.SYMBOLS_BELOW:
+                low, high = 0, max(1.0, self.high)
+            elif self.dtype.kind == "f":
+                inside = [s for s in SCALES if s[0] <= self.low and self.high <= s[1]]
+                low, high = inside[0] if inside else (low, high)
+        asked = self.asked
+        if spec is not None and asked not in images.CHANNELS and images.layout_of(self.shape):
+            asked = "image"
+        form = images.study(self.shape, self.dtype, low, high, asked, self.span)
+        if form.kind == images.UNCLEAR:
+            raise self._unclear(form.why)
+        if spec is not None and form.kind != images.IMAGE:
             raise DatasetError(
-                f"The recorded actions are whole numbers from {_short(self.low)}, but classes "
-                "count from 0. Name the environment of the recording (env=... env.id=...)."
+                f"'{self.key}' is {self.dtype} {list(self.shape)} in each row, but a picture is "
+                f"needed. Say what it is: env.kinds={{{self.key}: channels_last}}."
             )
-        if self.space is None:
-            self.space = spaces.MultiDiscrete(self.high.astype(np.int64) + 1)
-        self.counts = _classes(self.space)
-        start = np.ravel(getattr(self.space, "start", 0))
-        hot = size == sum(self.counts) and len(self.counts) != size
-        if not hot and (not self.whole or size != len(self.counts)):
-            raise self._other(f"{size} {'whole' if self.whole else 'real'} numbers")
-        self.hot, self.start = hot, start
-        top = np.ones(size) if hot else np.asarray(self.counts) - 1
-        shift = 0 if hot else start
-        if (self.low < shift).any() or (self.high > top + shift).any():
-            raise self._other(f"from {_short(self.low)} to {_short(self.high)}")
-        self.spec = ActionSpec("discrete", self.counts)
-        return [f"actions: discrete, {' x '.join(map(str, self.counts))}"]
+        return form
 
-    def _continuous(self, size: int) -> list[str]:
-        found = f"actions: {size} continuous, from {_short(self.low)} to {_short(self.high)}"
-        low, high = (np.full(size, x, np.float64) for x in (-1.0, 1.0))
-        if self.space is not None:
-            low, high = (np.ravel(x).astype(np.float64) for x in (self.space.low, self.space.high))
-            if len(low) != size or (self.whole and not self.bounds):
-                raise self._other(f"{size} {'whole' if self.whole else 'real'} numbers")
-        notes = []
-        if self.bounds is not None:
-            low, high = (np.full(size, x, np.float64) for x in self.bounds)
-            notes.append("as offline_action_range says")
-        elif self.space is None:
-            notes.append("taken as they are")
-        elif (self.low >= -1).all() and (self.high <= 1).all() and (high > 1.5).any():
-            notes.append(
-                "the environment takes more: should they be normalised already, give "
-                "offline_action_range=[-1,1]"
-            )
-        slack = SLACK * (high - low)
-        if not np.isfinite(low).all() or not np.isfinite(high).all():
-            raise DatasetError(
-                f"The actions have no finite range: {self.space}. Give it: "
-                "offline_action_range=[low,high]."
-            )
-        if (self.low < low - slack).any() or (self.high > high + slack).any():
-            if self.space is None and self.bounds is None:
-                raise DatasetError(
-                    f"The actions go from {_short(self.low)} to {_short(self.high)}, and nobody "
-                    "says how far they could: name the environment (env=... env.id=...), or give "
-                    "offline_action_range=[low,high]."
-                )
-            raise self._other(f"from {_short(self.low)} to {_short(self.high)}", low, high)
-        self.middle, self.half = (low + high) / 2, (high - low) / 2
-        self.spec = ActionSpec("continuous", (size,))
-        span = f"[{_short(low)}, {_short(high)}] -> [-1, 1]"
-        return [", ".join([found, span, *notes])]
-
-    def _other(self, given: str, low: Any = None, high: Any = None) -> DatasetError:
-        allowed = f"{self.space}" if low is None else f"{_short(low)} to {_short(high)}"
+    def _unclear(self, what: str) -> DatasetError:
         return DatasetError(
-            f"The recorded actions are {given}, but the action space is {allowed}. Name the "
-            "environment of the recording, or give offline_action_range=[low,high]."
+            f"The pictures '{self.key}' are {self.dtype} {list(self.shape)}, from {self.low:g} to "
+            f"{self.high:g}, and it is not clear {what}. Say it: env.ranges={{{self.key}: [BLACK, "
+            f"WHITE]}}, env.kinds={{{self.key}: channels_first}} or channels_last, vector, "
+            "one_hot; or leave it out with env.keys."
         )
 
-    def read(self, action: np.ndarray) -> np.ndarray:
-        """Encoded actions float32 [T, A]."""
+    def describe(self) -> str:
+        """What was found, for people."""
         assert self.spec is not None
-        numbers = flat(action)
-        if self.spec.kind == "continuous":
-            scaled = (numbers.astype(np.float64) - self.middle) / self.half
-            return np.clip(scaled, -1, 1).astype(np.float32)
-        if self.hot:
-            return numbers.astype(np.float32)
-        index = numbers.astype(np.int64) - self.start
-        return self.spec.encode(index[:, 0] if len(self.counts) == 1 else index)
+        came = f"{self.dtype} {' x '.join(map(str, self.shape))}".strip()
+        if self.spec.kind != "image":
+            return f"{self.key} ({self.spec.kind} of {self.spec.shape[0]}, from {came})"
+        scale = f", {np.min(self.form.low):g} is black and {np.max(self.form.high):g} white"
+        form = " x ".join(map(str, self.spec.shape))
+        return f"{self.key} (image {form}, from {came}{scale if self.form.scaled else ''})"
 
-
-def guess(value: np.ndarray) -> ObsSpec:
-    """What an observation [T, ...] without a declared space must be: a picture or a vector."""
-    shape = value.shape[1:]
-    picture = len(shape) == 3 or (len(shape) == 2 and value.dtype == np.uint8)
-    if picture and min(_hwc(shape)[:2]) >= 8:
-        return ObsSpec("image", _hwc(shape))
-    return ObsSpec("vector", (math.prod(shape),))
-
-
-def read_obs(where: str, key: str, value: np.ndarray, spec: ObsSpec) -> np.ndarray:
-    """An observation [T, ...] in the form of its spec; DatasetError where that cannot be."""
-    if value.dtype.kind not in "biuf":
-        raise DatasetError(f"{where}: '{key}' is {value.dtype}, not numbers.")
-    if value.dtype.kind == "f" and not np.isfinite(value).all():
-        t = int(np.argwhere(~np.isfinite(value))[0][0])
-        raise DatasetError(f"{where}: '{key}' is not finite at row {t}.")
-    if spec.kind == "image":
-        return _image(where, key, value, spec.shape)
-    numbers = flat(value)
-    if (
-        spec.kind == "discrete"
-        and numbers.shape[1] == len(spec.sizes)
-        and value.dtype.kind in "iub"
-    ):
-        return ActionSpec("discrete", spec.sizes).encode(
-            numbers[:, 0] if len(spec.sizes) == 1 else numbers
-        )
-    if numbers.shape[1:] != spec.shape:
-        raise DatasetError(
-            f"{where}: '{key}' has {numbers.shape[1]} numbers, but {list(spec.shape)} are needed "
-            f"({'the mask of actions' if key == MASK_KEY else spec.kind})."
-        )
-    return numbers.astype(np.float32)
-
-
-def _image(where: str, key: str, value: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """uint8 [T, H, W, C], resized to the shape by area."""
-    if value.ndim not in (3, 4):
-        raise DatasetError(
-            f"{where}: '{key}' is {list(value.shape)}; pictures are [T, H, W, C], [T, C, H, W] or "
-            "[T, H, W]."
-        )
-    height, width, channels = _hwc(value.shape[1:])
-    if value.ndim == 4 and (height, width, channels) != value.shape[1:]:
-        value = value.transpose(0, 2, 3, 1)
-    value = value.reshape(len(value), height, width, channels)
-    if value.dtype.kind == "f":
-        if value.size and (value.min() < 0 or value.max() > 255):
+    def read(self, where: str, value: Any) -> np.ndarray:
+        """The values [T, ...] of one episode in the form of the spec."""
+        assert self.spec is not None
+        if self.spec.kind == "image":
+            return self._images(where, np.asarray(value), self.spec.shape)
+        numbers = flat(np.asarray(value))
+        sizes = self.spec.sizes
+        if sizes and numbers.shape[1] == len(sizes) and _whole(numbers):
+            index = numbers.astype(np.int64) - self.start
+            if (index < 0).any() or (index >= sizes).any():
+                raise DatasetError(
+                    f"{where}: '{self.key}' goes from {numbers.min():g} to {numbers.max():g}, but "
+                    f"has {list(sizes)} classes from {list(np.ravel(self.start))} on."
+                )
+            return ActionSpec("discrete", sizes).encode(index[:, 0] if len(sizes) == 1 else index)
+        if numbers.shape[1:] != self.spec.shape:
             raise DatasetError(
-                f"{where}: the pictures '{key}' go from {value.min():g} to {value.max():g}; as "
-                "real numbers they must lie in [0, 1] or [0, 255]."
+                f"{where}: '{self.key}' has {numbers.shape[1]} numbers, but "
+                f"{list(self.spec.shape)} are needed "
+                f"({'the mask of actions' if self.key == MASK_KEY else self.spec.kind})."
             )
-        value = np.rint(value * (255 if value.size and value.max() <= 1 else 1)).astype(np.uint8)
-    if value.dtype != np.uint8:
-        raise DatasetError(f"{where}: the pictures '{key}' are {value.dtype}, not uint8.")
-    if channels != shape[2]:
-        raise DatasetError(
-            f"{where}: the pictures '{key}' have {channels} channels; {shape[2]} are needed."
-        )
-    if (height, width) == tuple(shape[:2]):
-        return value
-    import cv2
+        return numbers.astype(np.float32)
 
-    size = (shape[1], shape[0])
-    resized = [cv2.resize(one, size, interpolation=cv2.INTER_AREA) for one in value]
-    return np.stack(resized).reshape(len(value), *shape)
+    def _images(self, where: str, value: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+        """uint8 [T, H, W, C], resized to the shape by area."""
+        try:
+            value = self.form.read(value)
+        except ValueError as error:
+            raise DatasetError(f"{where}: '{self.key}' {error}.") from error
+        height, width = value.shape[1:3]
+        value = value.reshape(len(value), height, width, -1)
+        channels = value.shape[3]
+        if channels != shape[2]:
+            raise DatasetError(
+                f"{where}: the pictures '{self.key}' have {channels} channels; {shape[2]} are "
+                "needed."
+            )
+        if (height, width) == tuple(shape[:2]):
+            return value
+        from worldmodel.envs.observe import area  # and OpenCV
 
-
-def _hwc(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """(H, W, C) of a picture that may come as [H, W] or [C, H, W]."""
-    if len(shape) == 2:
-        return (*shape, 1)
-    if shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4):
-        return shape[1], shape[2], shape[0]
-    return shape  # type: ignore[return-value]
+        return np.stack([area(one, (shape[0], shape[1])) for one in value]).reshape(-1, *shape)
 
 
-def _classes(space: Any) -> tuple[int, ...]:
-    if isinstance(space, spaces.Discrete):
-        return (int(space.n),)
-    if isinstance(space, spaces.MultiDiscrete):
-        return tuple(int(n) for n in np.ravel(space.nvec))
-    if isinstance(space, spaces.MultiBinary):
-        return (2,) * math.prod(space.shape)
-    raise DatasetError(f"The action space {space} is not supported.")
+def declared(space: Any, config: EnvConfig, wanted: bool) -> dict[str, dict[str, Any]]:
+    """What a space says of each observation, as arguments of ObsReader. wanted: an environment says
+    what they become."""
+    found: dict[str, dict[str, Any]] = {}
+    for leaf in leaves(space, config) if space is not None else ():
+        sizes: tuple[int, ...] = ()
+        if leaf.kind == "discrete":
+            sizes, low = class_counts(leaf.space), np.asarray(getattr(leaf.space, "start", 0))
+        elif leaf.asked == "one_hot":
+            sizes = symbol_counts(leaf)
+            low = np.broadcast_to(leaf.form.low, leaf.space.shape or ())
+        if sizes:
+            spec = None if wanted else ObsSpec("discrete", (sum(sizes),), sizes)
+            found[leaf.key] = {"declared": spec, "start": np.ravel(low).astype(np.int64)}
+        elif isinstance(leaf.space, spaces.Box) and leaf.kind == images.IMAGE:
+            found[leaf.key] = {"known": (leaf.space.shape, leaf.form)}
+    return found
 
 
-def _short(values: Any) -> str:
-    """One number where all are alike."""
-    flat = np.ravel(values)
-    if len(flat) and np.ptp(flat) == 0:
-        return f"{flat[0]:.4g}"
-    return "[" + ", ".join(f"{x:.4g}" for x in flat) + "]"
+def _whole(numbers: np.ndarray) -> bool:
+    return numbers.dtype.kind in "iub" or bool((numbers == np.rint(numbers)).all())

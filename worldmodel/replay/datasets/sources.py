@@ -1,67 +1,72 @@
-"""Where recorded episodes come from: NPZ and HDF5 files, our own replays, Minari.
-
-Arrays are found by their names, those of the usual recordings: action(s), reward(s),
-observation(s) or any other name for what was observed, next_observations, terminals, timeouts,
-done, is_first, is_last, is_terminal; in groups ("obs/image", "next/observations") too.
-"""
+"""Where recorded episodes come from: NPZ and HDF5 files, our own replays, LeRobot, Minari."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from worldmodel.replay.buffer import Replay
-from worldmodel.replay.datasets.align import DatasetError, Episode, Raw, Source, split
-from worldmodel.replay.datasets.arrays import Unreadable, h5_episodes, read_npz
+from worldmodel.replay.datasets.arrays import Unreadable, h5_episodes, natural, read_npz
+from worldmodel.replay.datasets.names import Names
+from worldmodel.replay.datasets.parts import Parter
+from worldmodel.replay.datasets.recording import DatasetError, Episode, Raw, Source
 
-ROLES = {
-    "action": ("action", "actions", "act"),
-    "reward": ("reward", "rewards"),
-    "is_first": ("is_first", "episode_start", "episode_starts"),
-    "terminal": ("is_terminal", "terminal", "terminals", "terminated", "terminations"),
-    "cut": ("timeout", "timeouts", "truncated", "truncation", "truncations"),
-    "done": ("done", "dones", "is_last"),
-    "ids": ("episode", "episodes", "episode_id", "episode_ids"),
-}
-ROLE_OF = {name: role for role, names in ROLES.items() for name in names}
-CONTAINERS = ("observation", "observations", "obs")
-NEXT = ("next_", "next/")
-# Recorded beside experience, and never observed.
-IGNORED = ("info", "infos", "metadata", "deter", "stoch", "logprob", "log_prob", "logits",
-           "discount", "step", "steps", "id", "reset", "seed", "cost", "costs")  # fmt: skip
 SUFFIXES = {".npz": "NPZ", ".hdf5": "HDF5", ".h5": "HDF5"}
+# What cannot be read, and how its owner gets it into a form that can.
+REFUSED = {
+    (".pkl", ".pickle", ".pt", ".pth", ".joblib"): "it may hold code that runs when it is opened. "
+    "Open it with the tool that wrote it, and save its arrays with numpy.savez",
+    (".tfrecord", ".array_record"): "read it with tensorflow_datasets, and save each episode's "
+    "steps with numpy.savez (observation, action, reward, is_first, is_last, is_terminal)",
+    (".npy", ".csv", ".json", ".jsonl", ".zarr", ".parquet", ".arrow", ".memmap", ".mat"):
+    "save the arrays of each episode under their names with numpy.savez",
+}  # fmt: skip
 
 
-def open_source(name: str) -> Source:
-    """The recording of that name: a file, a folder, or "minari:ID".
+def open_source(name: str, names: Names | None = None, axes: str = "auto") -> Source:
+    """The recording of that name: a file, a folder, or "minari:ID". names, axes: what its arrays
+    are (see Parter).
 
     Raises DatasetError where there is none, or it cannot be read.
     """
+    parter = Parter(names or Names(), axes)
     if name.startswith("minari:"):
         from worldmodel.replay.datasets.minari_source import minari_source
 
-        return minari_source(name.removeprefix("minari:"))
+        return minari_source(name.removeprefix("minari:"), parter.names)
     path = Path(name)
     if path.is_dir():
         for place in (path, path / "replay"):
             if (place / "index.json").is_file():
                 return _ours(place)
-        files = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES)
-        if files:
-            return _files(files)
-        raise DatasetError(
-            f"There is no dataset in '{path}'. A folder may hold one of our runs or replays, or "
-            "episodes as .npz, .hdf5 or .h5 files."
+        files = sorted(
+            (p for p in path.iterdir() if p.suffix.lower() in SUFFIXES),
+            key=lambda p: natural(p.name),
         )
-    if path.is_file() and path.suffix in SUFFIXES:
-        return _files([path])
+        if files:
+            return _files(files, parter)
+        raise DatasetError(
+            f"There is no dataset in '{path}'. A folder may hold one of our runs or replays, "
+            "episodes as .npz, .hdf5 or .h5 files, or a dataset of LeRobot."
+            + _hint({p.suffix.lower() for p in path.rglob("*")})
+        )
+    if path.is_file() and path.suffix.lower() in SUFFIXES:
+        return _files([path], parter)
     what = "is no dataset" if path.exists() else "does not exist"
     raise DatasetError(
         f"'{name}' {what}. Known: a run or replay folder of ours, a folder of .npz, .hdf5 or .h5 "
-        "episodes, one such file, or minari:ID."
+        "episodes, one such file, a folder of LeRobot, or minari:ID."
+        + (_hint({path.suffix.lower()}) if path.exists() else "")
     )
+
+
+def _hint(suffixes: set[str]) -> str:
+    for refused, what in REFUSED.items():
+        if found := sorted(suffixes & set(refused)):
+            return f" A {found[0]} file is not read: {what}."
+    return ""
 
 
 def _ours(place: Path) -> Source:
@@ -95,26 +100,25 @@ def _ours(place: Path) -> Source:
     return Source("our own replay", none, episodes, replays[0].spec)
 
 
-def _files(paths: list[Path]) -> Source:
-    kinds = " and ".join(sorted({SUFFIXES[path.suffix] for path in paths}))
-    source = Source(f"{kinds}, {len(paths)} file{'s' * (len(paths) > 1)}", lambda: iter(()))
+def _files(paths: list[Path], parter: Parter) -> Source:
+    kinds = " and ".join(sorted({SUFFIXES[path.suffix.lower()] for path in paths}))
 
     def episodes() -> Iterator[Raw]:
         for path in paths:
-            for where, arrays in _arrays(path):
-                yield from _parted(where, arrays, source.ignored)
+            for where, arrays in _arrays(path, parter.names):
+                yield from parter.episodes(where, arrays)
 
-    source.episodes = episodes
-    return source
+    kind = f"{kinds}, {len(paths)} file{'s' * (len(paths) > 1)}"
+    return Source(kind, episodes, out=parter.out)
 
 
-def _arrays(path: Path) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+def _arrays(path: Path, names: Names) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """The arrays of each episode of a file, by name; a group that has actions is an episode."""
     try:
-        if path.suffix == ".npz":
+        if path.suffix.lower() == ".npz":
             yield str(path), read_npz(path)
             return
-        for name, arrays in h5_episodes(path, ROLES["action"]):
+        for name, arrays in h5_episodes(path, names.are_episode):
             yield str(path) if name == "/" else f"{path}:{name}", arrays
     except ImportError as error:
         raise DatasetError(
@@ -122,116 +126,3 @@ def _arrays(path: Path) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
         ) from error
     except Unreadable as error:
         raise DatasetError(f"'{path}' cannot be read: {error}.") from error
-
-
-def _parted(where: str, arrays: Mapping[str, np.ndarray], ignored: set[str]) -> Iterator[Raw]:
-    """The episodes of one set of arrays: stacked [N, T, ...], one after another, or just one."""
-    raw, ids = named(where, arrays, ignored)
-    if raw.reward is not None and raw.reward.ndim == 2 and raw.reward.shape[1] > 1:
-        _check_stacked(raw)
-        for i in range(len(raw.action)):
-            flags = (raw.is_first, raw.terminal, raw.cut, raw.done)
-            yield Raw(
-                f"{where}, episode {i}",
-                {k: v[i] for k, v in raw.obs.items()},
-                raw.action[i],
-                raw.reward[i],
-                {k: v[i] for k, v in raw.next_obs.items()},
-                *(None if flag is None else flag[i] for flag in flags),
-            )
-        return
-    yield from split(raw, ids)
-
-
-def _check_stacked(raw: Raw) -> None:
-    """Raises DatasetError unless every array is [N, T, ...] of the same N."""
-    parts = {**raw.obs, **{f"next {k}": v for k, v in raw.next_obs.items()}, "action": raw.action}
-    for name in ("reward", "is_first", "terminal", "cut", "done"):
-        value = getattr(raw, name)
-        if value is not None:
-            parts[name] = value
-    wrong = {k: list(v.shape) for k, v in parts.items() if v.ndim < 2 or len(v) != len(raw.action)}
-    if wrong:
-        raise DatasetError(
-            f"{raw.where} has rewards [N, T] of {len(raw.action)} episodes, so that all its arrays "
-            f"must be [N, T, ...]; others are {wrong}."
-        )
-
-
-def _check_shapes(raw: Raw, ids: np.ndarray | None) -> None:
-    """Raises DatasetError where arrays hold nothing, or flags and rewards more than one number a
-    row (or, stacked, a row of an episode)."""
-    for name, value in {**raw.obs, **raw.next_obs, "action": raw.action}.items():
-        if 0 in value.shape[1:]:
-            raise DatasetError(
-                f"{raw.where}: '{name}' is {list(value.shape)}, so it holds nothing."
-            )
-    stacked = raw.reward is not None and raw.reward.ndim == 2
-    for name in ("reward", "is_first", "terminal", "cut", "done"):
-        value = getattr(raw, name)
-        if value is not None and value.ndim != 1 + stacked:
-            raise DatasetError(
-                f"{raw.where}: '{name}' is {list(value.shape)}; one entry for each row is needed."
-            )
-    if ids is not None and (ids.ndim != 1 or len(ids) != len(raw.action)):
-        raise DatasetError(
-            f"{raw.where}: the numbers of episodes are {list(ids.shape)}; one for each of "
-            f"{len(raw.action)} actions is needed."
-        )
-
-
-def named(
-    where: str, arrays: Mapping[str, np.ndarray], ignored: set[str]
-) -> tuple[Raw, np.ndarray | None]:
-    """Arrays by their part in an episode, and the episode that each row belongs to, if told.
-
-    Names that mean nothing here are noted in `ignored`. Raises DatasetError without actions or
-    observations.
-    """
-    roles: dict[str, np.ndarray] = {}
-    obs: dict[str, np.ndarray] = {}
-    after: dict[str, np.ndarray] = {}
-    for name, value in arrays.items():
-        lower = name.lower()
-        role = ROLE_OF.get(lower)
-        following = next((p for p in NEXT if lower.startswith(p)), None)
-        if lower.split("/")[0] in IGNORED or value.ndim == 0 or value.dtype.kind in "SUO":
-            ignored.add(name)
-        elif role:
-            roles[role] = value
-        elif following:
-            after[_key(name[len(following) :], value)] = value
-        else:
-            obs[_key(name, value)] = value
-    if "action" not in roles or not obs:
-        raise DatasetError(
-            f"{where} has no {'observation' if 'action' in roles else 'actions'}; its arrays are "
-            f"{', '.join(sorted(arrays)) or 'none'}. Actions are found by the names "
-            f"{', '.join(ROLES['action'])}; observations bear any other name."
-        )
-    flags = {k: _flag(where, k, roles[k]) for k in ("is_first", "terminal", "cut", "done")
-             if k in roles}  # fmt: skip
-    reward = roles.get("reward")
-    if reward is not None and reward.ndim == 2 and reward.shape[1] == 1:
-        reward = reward[:, 0]
-    ids = roles.get("ids")
-    if ids is not None and ids.ndim == 2 and ids.shape[1] == 1:
-        ids = ids[:, 0]
-    raw = Raw(where, obs, roles["action"], reward, after, **flags)
-    _check_shapes(raw, ids)
-    return raw, ids
-
-
-def _flag(where: str, name: str, value: np.ndarray) -> np.ndarray:
-    if value.dtype.kind not in "biuf" or not np.isin(value, (0, 1)).all():
-        raise DatasetError(f"{where}: '{name}' must hold True and False alone.")
-    flag = value.astype(bool)
-    return flag[:, 0] if flag.ndim == 2 and flag.shape[1] == 1 else flag
-
-
-def _key(name: str, value: np.ndarray) -> str:
-    """A flat name for an observation, as environments give it."""
-    parts = name.replace(".", "/").split("/")
-    if parts[0].lower() in CONTAINERS:
-        parts = parts[1:]
-    return "_".join(parts) or ("image" if value.ndim > 2 else "state")
