@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -278,6 +279,15 @@ def test_discrete_actions(space: Any, action: Any, native: Any, sizes: tuple[int
     env.step(env_spec(env).action.decode(env_spec(env).action.encode(action)))
     assert np.array_equal(inner.actions[0], native)
     assert space.contains(inner.actions[0])
+    assert type(inner.actions[0]) is type(space.sample())  # np.int64, say, which has item and shape
+
+
+def test_an_action_entry_with_equal_bounds_stays_at_them() -> None:
+    space = spaces.Box(np.array([-2, 3, 0], "f4"), np.array([2, 3, 10], "f4"))
+    env, native = odd(box(1), np.zeros(1, np.float32), pixels=False, action_space=space)
+    env.reset()
+    env.step(np.array([-1.0, 0.7, 1.0]))
+    assert native.actions[0].tolist() == [-2, 3, 10]
 
 
 @pytest.mark.parametrize("action", [3, -1, 0.5, np.array([0, 1])])
@@ -296,7 +306,10 @@ def test_wrong_box_actions_are_errors(action: Any) -> None:
         env.step(action)
 
 
-@pytest.mark.parametrize("space", [box(2), spaces.Dict({"a": spaces.Discrete(2)}), spaces.Text(3)])
+@pytest.mark.parametrize(
+    "space",
+    [box(2), spaces.Box(1, 1, (2,)), spaces.Dict({"a": spaces.Discrete(2)}), spaces.Text(3)],
+)
 def test_unsupported_action_spaces_are_errors(space: Any) -> None:
     with pytest.raises(EnvError, match="action space"):
         odd(box(1), np.zeros(1, np.float32), pixels=False, action_space=space)
@@ -359,7 +372,7 @@ OK = np.zeros(2, np.float32)
         ((np.array([0, np.nan], np.float32), 0.0, False, False, {}), r"nan at index \[1\]"),
         (({"a": OK}, 0.0, False, False, {}), "observation"),
         ((OK, float("inf"), False, False, {}), "reward is inf"),
-        ((OK, np.zeros(1), False, False, {}), "reward must be one number"),
+        ((OK, np.zeros(2), False, False, {}), "reward must be one number"),
         ((OK, None, False, False, {}), "reward must be one number"),
         ((OK, 0.0, None, False, {}), "terminated must be True or False"),
         ((OK, 0.0, False, "no", {}), "truncated must be True or False"),
@@ -373,7 +386,7 @@ def test_misbehaviour_is_one_clear_error(result: Any, message: str) -> None:
         env.step(0)
 
 
-@pytest.mark.parametrize("reward", [1, np.float32(1), np.array(1.0), True])
+@pytest.mark.parametrize("reward", [1, np.float32(1), np.array(1.0), True, np.ones(1), [[1]]])
 def test_any_scalar_reward_is_fine(reward: Any) -> None:
     env, _ = odd(box(2), OK, pixels=False, result=(OK.astype(np.float64), reward, False, False, {}))
     env.reset()
@@ -420,6 +433,43 @@ def test_pixels_of_an_environment_that_cannot_draw_are_an_error() -> None:
 class Blind(OddSpacesEnv):
     def __init__(self) -> None:
         super().__init__(box(2), OK)
+
+
+class Demanding(OddSpacesEnv):
+    """Cannot be made without a size; its close never works."""
+
+    def __init__(self, size: int, level: str = "easy", port: int = 1) -> None:
+        if port > 1:
+            raise OSError(f"address in use: {port}")
+        super().__init__(box(2), OK)
+
+    def close(self) -> None:
+        raise RuntimeError("connection closed already")
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({}, "Could not make .*:Demanding: TypeError: .*'size'. Give it: env.kwargs.size=...$"),
+        ({"size": 1, "port": 2}, r"OSError: address in use: 2 \(test_envs.py, line .*'port': 2}.$"),
+        ({"size": 1, "levle": "hard"}, "Did you mean 'level'"),
+    ],
+)
+def test_a_constructor_that_raises_is_one_line(kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(EnvError, match=message):
+        make_env(EnvConfig("tests.worldmodel.test_envs:Demanding", kwargs=kwargs, pixels=False))
+
+
+def test_a_close_that_raises_is_a_warning_and_hides_no_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = EnvConfig("tests.worldmodel.test_envs:Demanding", kwargs={"size": 1})
+    with pytest.raises(EnvError, match="Set pixels to false"):
+        make_env(config)
+    make_env(replace(config, pixels=False)).close()
+    make_vector(replace(config, pixels=False), 1).close()
+    words = "close() of the environment failed: RuntimeError: connection closed already"
+    assert [words in record.message for record in caplog.records] == [True] * 3
 
 
 # Names and settings

@@ -26,6 +26,7 @@ from .observe import Observe
 from .reward import Rewarded, RewardFunction
 from .spaces import OneHot, Recorded, class_counts
 from .vector import Vector
+from .wrappers import close_gently
 
 if TYPE_CHECKING:
     from worldmodel.types import EnvSpec
@@ -74,7 +75,7 @@ def make_env(config: EnvConfig, seed: int | None = None) -> Episodes:
         own = config.reward
         env = Episodes(seen if own is None else Rewarded(seen, RewardFunction(own)), seed)
     except BaseException:
-        native.close()
+        close_gently(native)
         raise
     env.action_space.seed(seed)
     return env

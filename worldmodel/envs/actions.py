@@ -14,7 +14,7 @@ from .spaces import class_counts
 
 class Actions(gymnasium.ActionWrapper[Any, Any, Any]):
     """Box actions become float32 [A] in [-1, 1], clipped at the edge; discrete ones keep their
-    meaning and start at 0.
+    meaning and start at 0. An entry whose bounds are equal stays at them, whatever is asked.
 
     Raises EnvError for action spaces that are neither bounded float Boxes nor Discrete,
     MultiDiscrete or MultiBinary, and for actions of a wrong shape, class or not finite.
@@ -48,7 +48,7 @@ class Actions(gymnasium.ActionWrapper[Any, Any, Any]):
         start = getattr(native, "start", 0)
         assert native.shape is not None
         moved = (index.reshape(native.shape) + start).astype(native.dtype)
-        return moved if native.shape else int(moved)
+        return moved[()]  # one whole number as the space's own `sample` gives it: np.int64
 
     def _continuous(self, action: np.ndarray, native: spaces.Box) -> np.ndarray:
         if action.shape != self.action_space.shape:
@@ -82,10 +82,11 @@ def _outer(space: Space[Any]) -> Space[Any]:
     if isinstance(space, spaces.MultiBinary):
         return spaces.MultiDiscrete([2] * int(np.prod(space.shape)))
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
-        if not np.isfinite([space.low, space.high]).all() or (space.low >= space.high).any():
+        low, high = space.low, space.high
+        if not np.isfinite([low, high]).all() or (low > high).any() or (low == high).all():
             raise EnvError(
-                f"The action space {space} has an entry without two finite bounds, so it cannot be "
-                f"scaled to [-1, 1]. Give it finite bounds with low < high."
+                f"The action space {space} has an entry without two finite bounds, or none that "
+                f"can move, so it cannot be scaled to [-1, 1]. Give it finite bounds, low < high."
             )
         return spaces.Box(-1.0, 1.0, (int(np.prod(space.shape)),), np.float32)
     raise EnvError(

@@ -9,6 +9,7 @@ import numpy as np
 from gymnasium import spaces
 
 from .config import EnvConfig, EnvError, unknown
+from .making import made
 from .rendering import prepare
 from .wrappers import Guard, Repeat
 
@@ -43,7 +44,7 @@ class ControlSuite(gymnasium.Env[Any, Any]):
         kwargs = {"random": 0, **config.kwargs}
         if config.time_limit is not None:
             kwargs["time_limit"] = float("inf")  # ours replaces it
-        self._env = suite.load(domain, task, task_kwargs=kwargs)
+        self._env = made(config, lambda: suite.load(domain, task, task_kwargs=kwargs))
         self.metadata = {"render_modes": ["rgb_array"]}
         self.render_mode = "rgb_array" if config.pixels else None
         self.observation_space = spaces.Dict(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
-from collections.abc import Mapping
 from typing import Any
 
 # pygame's SDL would open a window and catch the signals that are meant to stop the process.
@@ -17,7 +16,8 @@ import numpy as np
 from gymnasium.envs import registration
 
 from .config import EnvConfig, EnvError, unknown
-from .wrappers import Guard, Repeat
+from .making import made, parameters_of, place_of
+from .wrappers import Guard, Repeat, error_words
 
 
 def build(config: EnvConfig) -> gymnasium.Env[Any, Any]:
@@ -37,9 +37,13 @@ def _user_class(name: str) -> Any:
         return None
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and not (module_name + ".").startswith(error.name + "."):
-            raise  # the module is there, but something that it needs is not
+    except Exception as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if not missing or not (module_name + ".").startswith(missing + "."):
+            raise EnvError(  # it is there, but fails, or something that it needs is not there
+                f"Cannot import the module '{module_name}' of environment '{name}': "
+                f"{error_words(error)}{place_of(error)}."
+            ) from error
         raise EnvError(
             f"Cannot import the module '{module_name}' of environment '{name}'. Write "
             f"package.module:Name and install the package or add its folder to PYTHONPATH."
@@ -59,10 +63,7 @@ def _user_class(name: str) -> Any:
 def _construct(target: Any, config: EnvConfig) -> gymnasium.Env[Any, Any]:
     """A user's class, with render_mode where it takes one."""
     kwargs = _kwargs(config)
-    try:
-        parameters: Mapping[str, inspect.Parameter] = inspect.signature(target).parameters
-    except (TypeError, ValueError):
-        parameters = {}
+    parameters = parameters_of(target)
     takes_mode = "render_mode" in parameters
     if config.pixels and takes_mode and (_renders(target) or not inspect.isclass(target)):
         kwargs.setdefault("render_mode", "rgb_array")
@@ -70,7 +71,7 @@ def _construct(target: Any, config: EnvConfig) -> gymnasium.Env[Any, Any]:
         open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         if parameters and name not in parameters and not open_ended:
             raise unknown(f"argument of '{config.id}'", name, parameters)
-    env = target(**kwargs)
+    env = made(config, lambda: target(**kwargs), parameters)
     if not isinstance(env, gymnasium.Env):
         raise EnvError(
             f"'{config.id}' made a {type(env).__name__}, but must make a gymnasium.Env. Derive it "
@@ -91,24 +92,27 @@ def _registered(config: EnvConfig) -> gymnasium.Env[Any, Any]:
             ) from error
         raise unknown("environment", name, registration.registry) from error
     kwargs = _kwargs(config)
-    entry = spec.entry_point
-    if config.pixels and entry is not None:
-        if "mujoco" in str(entry):
-            from .rendering import choose_backend
+    if config.pixels and "mujoco" in str(spec.entry_point):
+        from .rendering import choose_backend
 
-            choose_backend()
-        if _renders(registration.load_env_creator(entry) if isinstance(entry, str) else entry):
-            kwargs.setdefault("render_mode", "rgb_array")
+        choose_backend()
+    target = made(config, lambda: _entry(spec))
+    if config.pixels and _renders(target):
+        kwargs.setdefault("render_mode", "rgb_array")
     if config.time_limit is not None:
         kwargs["max_episode_steps"] = -1  # ours replaces it
-    try:
-        env = gymnasium.make(spec, disable_env_checker=True, **kwargs)
-        _steady_camera(env)
-        return env
-    except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
-            raise
-        raise EnvError(f"'{name}' does not take {sorted(kwargs)}: {error}") from error
+    env = made(
+        config,
+        lambda: gymnasium.make(spec, disable_env_checker=True, **kwargs),
+        parameters_of(target),
+    )
+    _steady_camera(env)
+    return env
+
+
+def _entry(spec: registration.EnvSpec) -> Any:
+    entry = spec.entry_point
+    return registration.load_env_creator(entry) if isinstance(entry, str) else entry
 
 
 def _steady_camera(env: gymnasium.Env[Any, Any]) -> None:

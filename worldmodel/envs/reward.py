@@ -86,6 +86,8 @@ class RewardFunction:
             value = np.asarray(self.call(observation, *arguments, dict(info)))
         except Exception as error:
             raise self._raised(error, where, observation) from error
+        if shape == () and value.size == 1:
+            value = value.reshape(())  # an array of one number is one number
         returned = f"The reward function '{self.name}' returned"
         if value.shape != shape or value.dtype.kind not in "fiub":
             raise EnvError(f"{returned} {_shown(value)} at {where}; {asked}.")

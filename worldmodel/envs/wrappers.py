@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import gymnasium
@@ -10,12 +11,17 @@ import numpy as np
 from .config import EnvError
 
 Step = tuple[Any, float, bool, bool, dict[str, Any]]
+_log = logging.getLogger(__name__)
 LARGEST_REWARD = 1e35  # a thousand of them, the most that an action repeat adds up, fit in float32
 
 
 class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Raises EnvError where an environment's step or reset does not return what gymnasium asks
-    for, or its reward is not one finite number; rewards leave as floats, flags as bools."""
+    for, or its reward is not one finite number; rewards leave as floats, flags as bools. An array
+    of one number is one number. A close that fails is a warning."""
+
+    def close(self) -> None:
+        close_gently(self.env)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         result = self.env.reset(seed=seed, options=options)
@@ -51,9 +57,29 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
         return obs, reward, terminated, truncated, info
 
 
+def close_gently(env: gymnasium.Env[Any, Any]) -> None:
+    """Close an environment; what goes wrong is a warning, since another error may be under way."""
+    try:
+        env.close()
+    except (Exception, SystemExit) as error:
+        _log.warning("warning: close() of the environment failed: %s", error_words(error))
+
+
+def error_words(error: BaseException) -> str:
+    """What somebody else's error says, in one line."""
+    name = type(error).__name__
+    try:
+        lines = str(error).strip().splitlines()
+    except Exception:  # it need not know how to say what it is
+        return name
+    return f"{name}: {lines[0][:200]}" if lines else name
+
+
 def _scalar(what: str, value: Any, kinds: str, allowed: str) -> np.ndarray:
     """A number or flag as a 0-d array, of one of these kinds of dtype."""
     array = np.asarray(value)
+    if array.size == 1 and array.dtype.kind in kinds:
+        array = array.reshape(())
     if array.shape != () or array.dtype.kind not in kinds:
         raise EnvError(
             f"{what} must be {allowed}, but is {value!r} ({type(value).__name__}). Return it so "
