@@ -159,10 +159,30 @@ class EnvSpec:
         """What models and policies see: every key but those that are only recorded."""
         return {key: obs for key, obs in self.obs.items() if obs.kind != "recorded"}
 
+    def differences(self, other: EnvSpec) -> list[str]:
+        """Where another spec is not this one, a few words each; more keys are no difference."""
+        lines = [
+            f"'{key}' is {_brief(other.obs.get(key))} instead of {_brief(spec)}"
+            for key, spec in self.obs.items()
+            if other.obs.get(key) != spec
+        ]
+        if other.action != self.action:
+            lines.append(f"actions are {_brief(other.action)} instead of {_brief(self.action)}")
+        return lines
+
     @property
     def has_mask(self) -> bool:
         """Whether observations say which actions are allowed."""
         return MASK_KEY in self.obs
+
+
+def _brief(spec: ObsSpec | ActionSpec | None) -> str:
+    """A spec in a few words."""
+    if spec is None:
+        return "missing"
+    shape = " x ".join(map(str, spec.shape if isinstance(spec, ObsSpec) else spec.sizes))
+    classes = f" of classes {list(spec.sizes)}" if isinstance(spec, ObsSpec) and spec.sizes else ""
+    return f"{spec.kind} {shape}{classes}"
 
 
 _PARTS = ("action", "reward", "is_first", "is_last", "is_terminal")  # of every batch

@@ -132,7 +132,8 @@ def play(
     """
     count = min(TOGETHER, episodes)
     seeds = [seeding.spawn(seed, f"environment {index}") for index in range(count)]
-    envs = [wrap(make_env(policy.env, s), seeding.spawn(s, "around it")) for s in seeds]
+    made = [make_env(policy.env, s, whole=True, spec=policy.spec) for s in seeds]
+    envs = [wrap(e, seeding.spawn(s, "around it")) for e, s in zip(made, seeds, strict=True)]
     # Each environment plays its own share: else short episodes would crowd out long ones.
     shares = [episodes // count + (index < episodes % count) for index in range(count)]
     player = _Player(policy, envs, mode, jolts, np.random.default_rng(seed))

@@ -29,9 +29,9 @@ class World:
     strength: float | None = None
     onset: int = 20
 
-    def make(self, seed: int) -> Any:
-        """The environment. Raises EnvError for what cannot be."""
-        env = make_env(self.env, seed)
+    def make(self, seed: int, spec: EnvSpec) -> Any:
+        """The environment. Raises EnvError for what cannot be, and where it is not of that spec."""
+        env = make_env(self.env, seed, whole=True, spec=spec)
         if not self.name:
             return env
         return Shifted(env, self.name, self.strength, self.onset, seed=seed)
@@ -71,7 +71,7 @@ def guarded(
     say: takes a line after each of them."""
     trial, rest = Trial(), Rest()
     clock, period = runtime.clock, runtime.config.period_ms / 1e3
-    env = world.make(seed)
+    env = world.make(seed, runtime.spec)
     calm()
     try:
         with no_garbage_pauses():
@@ -120,7 +120,7 @@ def alone(engine: Engine, spec: EnvSpec, world: World, episodes: int, seed: int)
         sent = spec.action.clip(sent)
         return np.asarray(spec.action.decode(sent)[0])
 
-    return _played(act, world, episodes, seed)
+    return _played(act, world, spec, episodes, seed)
 
 
 def fallback_alone(
@@ -139,14 +139,18 @@ def fallback_alone(
         tick += 1
         return np.asarray(spec.action.decode(safe(obs, info)))
 
-    return _played(act, world, episodes, seed)
+    return _played(act, world, spec, episodes, seed)
 
 
 def _played(
-    act: Callable[[dict[str, np.ndarray], bool], np.ndarray], world: World, episodes: int, seed: int
+    act: Callable[[dict[str, np.ndarray], bool], np.ndarray],
+    world: World,
+    spec: EnvSpec,
+    episodes: int,
+    seed: int,
 ) -> Trial:
     trial = Trial()
-    env = world.make(seed)
+    env = world.make(seed, spec)
     try:
         for _ in range(episodes):
             trial.returns.append(sum(_rewards(env, act)))

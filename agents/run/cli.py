@@ -118,6 +118,6 @@ def _evaluate(words: Sequence[str], say: Callable[[str], None]) -> int:
     frames = frames_of(result, policy.agent, policy.spec, policy.env, settings.seed)
     if frames:
         write_video(folder / "episode.mp4", frames)
-    say(f"{result.mean:.1f} ± {result.std:.1f} over {len(result.returns)} episodes")
+    say(result.line())
     say(f"returns and video: {os.fspath(folder)}")
     return 0

@@ -11,7 +11,8 @@ import numpy as np
 from agents.base import Agent, random_actions
 from worldmodel import checkpoint, tree
 from worldmodel.config import RunError
-from worldmodel.envs import Vector
+from worldmodel.envs import Vector, check_fits
+from worldmodel.envs.wrappers import CUT_OFF
 from worldmodel.replay import Replay
 from worldmodel.types import EnvSpec
 
@@ -47,6 +48,7 @@ class Collector:
 
     seed: of the random actions; the environments were seeded when they were made.
     saved: what `state_dict` said, to go on in the middle of the same episodes.
+    first_seed: with which the first episodes begin, instead of the environments' own.
     steps counts real transitions over all environments; the rows of a reset do not count.
     """
 
@@ -57,26 +59,38 @@ class Collector:
     mode: str = "sample"
     saved: InitVar[Mapping[str, Any] | None] = None
     say: Callable[[str], None] = lambda text: None
+    first_seed: InitVar[int | None] = None
     steps: int = 0
     rows: dict[str, np.ndarray] = field(init=False)
     seen: dict[str, np.ndarray] = field(init=False)  # all that arrived last, unknown keys included
     state: Any = field(init=False, default=None)
     failures: list[tuple[int, str]] = field(init=False, default_factory=list)  # of the last step
     acted: Acted | None = field(init=False, default=None)  # what `finish` is to record
+    cut_off: np.ndarray = field(init=False)  # whose episode the last rows cut off, as endless
 
-    def __post_init__(self, saved: Mapping[str, Any] | None) -> None:
+    def __post_init__(self, saved: Mapping[str, Any] | None, first_seed: int | None) -> None:
+        check_fits(self.envs, self.spec)
         self.num_envs = self.envs.num_envs
         self.rng = np.random.default_rng(self.seed)
         self.returns = np.zeros(self.num_envs)
         self.lengths = np.zeros(self.num_envs, np.int64)
+        self.cut_off = np.zeros(self.num_envs, bool)
         if saved is None:
-            obs, infos = guarded(self.envs.reset)
-            self._note_failures(infos)
-            nothing = np.zeros(self.num_envs, bool)
-            self.rows = self._rows(obs, np.zeros(self.num_envs), nothing, nothing, ~nothing, None)
+            self.begin_episodes(first_seed)
         else:
             with checkpoint.explain_errors("collector", "this run"):
                 self._resume(saved)
+
+    def begin_episodes(self, seed: int | None = None) -> None:
+        """New episodes in all environments, numbered anew from a seed where one is given; rows
+        that were not acted on yet are dropped. Raises RunError where an environment fails."""
+        assert self.acted is None, "a step is under way"
+        obs, infos = guarded(lambda: self.envs.reset(seed=seed))
+        self._note_failures(infos)
+        nothing = np.zeros(self.num_envs, bool)
+        self.rows = self._rows(obs, np.zeros(self.num_envs), nothing, nothing, ~nothing, None)
+        self.returns = np.zeros(self.num_envs)
+        self.lengths = np.zeros(self.num_envs, np.int64)
 
     def _resume(self, saved: Mapping[str, Any]) -> None:
         """Bring environments, agent and generators back to where they were.
@@ -149,6 +163,7 @@ class Collector:
             columns = {name: extras[name] for name in replay.columns}
             guarded(lambda: replay.add(rows | columns))
         self._note_failures(infos)
+        self.cut_off = np.asarray(infos.get(CUT_OFF, np.zeros(self.num_envs)), bool)
         # With autoreset at the next step, the row after a last one begins a new episode; so does
         # that of an environment which failed, and replay closes its old episode as truncated.
         is_first = rows["is_last"] | infos["restarted"]

@@ -40,8 +40,10 @@ class TrainConfig:
     log_every: int = free(1000)  # agent steps between two lines of metrics
     eval_every: int = free(50_000)  # agent steps between two evaluations; 0 means none
     eval_episodes: int = free(5)  # of each evaluation on the way
-    final_episodes: int = free(20)  # of the evaluation at the end
-    eval_envs: int = free(10)  # environments that play evaluation episodes at the same time
+    final_episodes: int = free(20)  # of the evaluation at the end; 0 means none
+    # Environments that play evaluation episodes at the same time, made for it; 0 means the training
+    # environment itself, between two of its episodes: a robot, a world of which there is only one.
+    eval_envs: int = free(10)
     video_every: int = free(50_000)  # agent steps between two films of a dream; 0 means none
     checkpoint_minutes: float = free(5.0)  # of training between two checkpoints
     checkpoints_kept: int = free(2)  # newest ones; should one be damaged, the one before it is used
@@ -75,11 +77,16 @@ class TrainConfig:
         some, many, positive = (0, math.inf), (1, math.inf), (1e-9, 1e12)
         check_ranges(self, {
             "steps": many, "threads": some, "prefill": some, "log_every": many, "eval_every": some,
-            "eval_episodes": many, "final_episodes": many, "eval_envs": many, "video_every": some,
+            "eval_episodes": many, "final_episodes": some, "eval_envs": some, "video_every": some,
             "seed": some, "checkpoints_kept": many, "nonfinite_limit": many, "max_rollbacks": some,
             "updates": some, "train_ratio": positive, "checkpoint_minutes": positive,
             "max_minutes": positive,
         })  # fmt: skip
+        if self.eval_envs == 0 and (self.offline or self.env.num_envs > 1):
+            raise ConfigError(
+                "eval_envs=0 plays evaluations on the training environment, of which there must be "
+                "one: give env.num_envs=1, or eval_envs=1 for an environment beside it."
+            )
         if not self.offline and not self.has_env:
             raise ConfigError(
                 "env=none is for learning from a recording: name one with offline=..., or name an "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,19 +14,24 @@ import torch
 from agents.base import Agent, check_mode
 from agents.run.collect import Collector
 from worldmodel import seeding
-from worldmodel.envs import EnvConfig, EnvError, make_vector
+from worldmodel.config import RunError
+from worldmodel.envs import EnvConfig, EnvError, Vector, make_vector
 from worldmodel.log import as_rgb
 from worldmodel.replay import Replay
 from worldmodel.types import Batch, EnvSpec
 
+MOST_FRAMES = 2000  # of a film that is rendered for it
+
 
 @dataclass
 class EvalResult:
-    """Returns and lengths (agent steps) of the episodes, and the rows of a recorded one."""
+    """Returns and lengths (agent steps) of the episodes, and the rows of a recorded one. cut_off:
+    how many of them nothing ended within `env.longest_episode` steps."""
 
     returns: list[float]
     lengths: list[int]
     rows: list[dict[str, np.ndarray]] = field(default_factory=list)
+    cut_off: int = 0
 
     @property
     def mean(self) -> float:
@@ -36,6 +42,14 @@ class EvalResult:
     def std(self) -> float:
         """Standard deviation of the returns between episodes."""
         return float(np.std(self.returns))
+
+    def line(self) -> str:
+        """Mean, deviation and number, and what was cut off, for people."""
+        cut = ""
+        if self.cut_off:
+            cut = f" ({self.cut_off} cut off after {max(self.lengths):,} steps, as nothing ended "
+            cut += "them; env.longest_episode, or env.time_limit for all episodes)"
+        return f"{self.mean:.1f} ± {self.std:.1f} over {len(self.returns)} episodes{cut}"
 
     def batch(self, spec: EnvSpec) -> Batch:
         """The recorded episode as a batch [1, T, ...] on the CPU."""
@@ -58,31 +72,42 @@ def evaluate(
     record: bool = False,
     replay: Replay | None = None,
     watch: Callable[[Collector], None] = lambda collector: None,
+    inside: Vector | None = None,
 ) -> EvalResult:
-    """Play exactly `episodes` episodes, to their ends, in environments of their own.
+    """Play exactly `episodes` episodes, to their ends, in environments of their own; those that
+    nothing ends are cut off after `env.longest_episode` steps.
 
     The episodes are shared out before the first one starts, so that short ones do not crowd out
     long ones. The same seed gives the same episodes, and the global random generators are left
     as they were found. record: keep the rows of the first environment's first episode. replay:
     where all rows go, one stream for each of the min(num_envs, episodes) environments. watch: is
-    called whenever rows have arrived.
+    called whenever rows have arrived. inside: environments to play in instead of own ones, which
+    stand at the end of the last episode afterwards.
 
     Raises ValueError for impossible numbers and RunError where the environment fails.
     """
     check_mode(mode)
+    num_envs = num_envs if inside is None else inside.num_envs
     if episodes < 1 or num_envs < 1:
         raise ValueError(f"episodes={episodes} and num_envs={num_envs} must be at least 1.")
-    num_envs = min(num_envs, episodes)
+    num_envs = min(num_envs, episodes) if inside is None else num_envs
     quota = np.full(num_envs, episodes // num_envs)
     quota[: episodes % num_envs] += 1
     before = seeding.rng_state()
     seeding.seed_everything(seeding.spawn(seed, "evaluation"))
     env = replace(env, atari=replace(env.atari, life_loss=False))  # a score is of the whole game
-    envs = make_vector(env, num_envs, seeding.spawn(seed, "evaluation environments"))
+    seed_envs = seeding.spawn(seed, "evaluation environments")
     try:
-        return _play(Collector(envs, spec, agent, seed, mode), quota, record, replay, watch)
+        envs = inside or make_vector(env, num_envs, seed_envs, whole=True)
+        try:
+            first = None if inside is None else seed_envs
+            collector = Collector(envs, spec, agent, seed, mode, first_seed=first)
+            limit = math.inf if inside is None else env.longest_episode
+            return _play(collector, quota, record, replay, watch, limit)
+        finally:
+            if inside is None:
+                envs.close()
     finally:
-        envs.close()
         seeding.set_rng_state(before)
 
 
@@ -95,17 +120,15 @@ def frames_of(
     if images:
         return [np.concatenate([as_rgb(row[key]) for key in images], 1) for row in result.rows]
     shown = replace(env, pixels=True, state=True, keys=None, image_size=[256, 256])
-    try:
-        envs = make_vector(shown, 1, seed)
-    except EnvError:
-        return []
-    with closing(envs):
+    frames: list[np.ndarray] = []
+    with suppress(EnvError, RunError), closing(make_vector(shown, 1, seed, whole=True)) as envs:
         collector = Collector(envs, spec, agent, seed, "mode")
-        picture = next(k for k, v in collector.seen.items() if v.dtype == np.uint8)
-        frames = [collector.seen[picture][0]]
-        while not collector.rows["is_last"][0]:
-            collector.step()
+        picture = next((k for k, v in collector.seen.items() if v.dtype == np.uint8), None)
+        while picture is not None and len(frames) < MOST_FRAMES:
             frames.append(collector.seen[picture][0])
+            if collector.rows["is_last"][0]:
+                break
+            collector.step()
     return frames
 
 
@@ -115,8 +138,10 @@ def _play(
     record: bool,
     replay: Replay | None,
     watch: Callable[[Collector], None],
+    limit: float,
 ) -> EvalResult:
-    """Step until every environment has played its share."""
+    """Step until every environment has played its share; episodes of environments that do not cut
+    them off are given up after `limit` steps."""
     finished: list[list[Any]] = [[] for _ in quota]
     result = EvalResult([], [])
     watch(collector)
@@ -125,12 +150,16 @@ def _play(
             result.rows.append(_first(collector.rows))
         collector.step(replay)
         watch(collector)
-        last = collector.rows["is_last"]
+        cut = collector.cut_off | (collector.lengths >= limit)
+        last = collector.rows["is_last"] | cut
         if record and last[0] and not finished[0]:
             result.rows.append(_first(collector.rows))
         for i in np.flatnonzero(last):
             if len(finished[i]) < quota[i]:
                 finished[i].append((collector.returns[i], collector.lengths[i]))
+                result.cut_off += int(cut[i])
+        if (collector.lengths >= limit).any():
+            collector.begin_episodes()
     if replay is not None:
         collector.step(replay)  # a row goes there when it is acted on: the last ones, too
     result.returns = [float(score) for done in finished for score, _ in done]

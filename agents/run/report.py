@@ -72,6 +72,7 @@ def evaluated(result: EvalResult) -> dict[str, Any]:
         "eval_episodes": len(result.returns),
         "eval_returns": result.returns,
         "eval_lengths": result.lengths,
+        "eval_cut_off": result.cut_off,
     }
 
 
@@ -140,6 +141,11 @@ def table(summary: Mapping[str, Any]) -> str:
         lines["return"] = (
             f"{summary['eval_return_mean']:.1f} ± {summary['eval_return_std']:.1f} over "
             f"{summary['eval_episodes']} episodes"
+        )
+    if summary.get("eval_cut_off"):
+        lines["no end"] = (
+            f"{summary['eval_cut_off']} evaluation episodes were cut off, since nothing ended them "
+            "(env.longest_episode)"
         )
     lines |= {
         "agent steps": f"{summary['agent_steps']:,} ({summary['env_frames']:,} frames)",

@@ -41,6 +41,8 @@ def share_of(settings: TrainConfig, ranks: Ranks) -> TrainConfig:
             f"have equal parts of it. Choose a multiple of {size}, for example "
             f"{-(-agent.batch_size // size) * size}."
         )
+    if settings.eval_envs == 0:
+        raise ConfigError("eval_envs=0 is for one environment, not for several ranks of them.")
     replay, seed = settings.replay, settings.seed
     if not settings.offline:  # each rank reads a recording as a whole
         gigabytes = None if replay.capacity_gb is None else replay.capacity_gb / size

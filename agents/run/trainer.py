@@ -34,7 +34,7 @@ from worldmodel import checkpoint, config, seeding
 from worldmodel.accel.devices import keep_freed_memory, set_deterministic, set_threads
 from worldmodel.accel.ranks import RankLost, Ranks
 from worldmodel.config import RunError
-from worldmodel.envs import Vector, describe, env_spec, make_vector, notes
+from worldmodel.envs import EnvError, Vector, describe, env_spec, make_vector, notes
 from worldmodel.log import RunLog
 from worldmodel.replay.datasets import Dataset
 from worldmodel.types import EnvSpec
@@ -68,6 +68,7 @@ class Trainer:
         if not begun:
             ranks.all_or_none(lambda: check_unused(self.folder))
         self._open = ExitStack()  # what `close` closes
+        self._evaluation_due = False  # but waits for the end of an episode
         self.envs, dataset, spec = ranks.all_or_none(lambda: self._open_world(share, begun))
         try:
             self.state = ranks.all_or_none(lambda: self._new_state(share, spec, dataset, begun))
@@ -265,7 +266,10 @@ class Trainer:
             if ranks.first:
                 self.log.scalars(now, values)
         evaluates = settings.has_env and not self.finished
-        evaluates &= crossed(before, now, settings.eval_every)
+        evaluates &= crossed(before, now, settings.eval_every) or self._evaluation_due
+        if evaluates and settings.eval_envs == 0 and (collector := self.state.collector):
+            self._evaluation_due = not collector.rows["is_first"].all()
+            evaluates = not self._evaluation_due
         films = crossed(before, now, settings.video_every)
         if evaluates or films:
             ranks.all_or_none(lambda: self._show(bar, evaluates, films) if ranks.first else None)
@@ -274,22 +278,35 @@ class Trainer:
         state, now = self.state, self.clock
         if evaluates:
             result = self.evaluate(self.config.eval_episodes)
-            self.log.scalars(now, report.scores(result, state.counters))
-            bar.say(
-                f"{bar.unit} {now:,}: evaluation {result.mean:.1f} ± {result.std:.1f} over "
-                f"{len(result.returns)} episodes"
-            )
+            if result is not None:
+                self.log.scalars(now, report.scores(result, state.counters))
+                bar.say(f"{bar.unit} {now:,}: evaluation {result.line()}")
         if films and state.counters.agent_steps >= self.config.prefill and state.can_sample:
             report.log_dream(self.log, now, state)
 
-    def evaluate(self, episodes: int, record: bool = False) -> EvalResult:
-        """Episodes on separate environments with the policy's mode, always the same ones."""
-        began, settings = time.monotonic(), self.config
-        agent, spec, envs = self.state.agent, self.state.spec, settings.eval_envs
+    def evaluate(self, episodes: int, record: bool = False) -> EvalResult | None:
+        """Episodes with the policy's mode, always the same ones, on separate environments (or on
+        the training's, if eval_envs is 0); None, with the reason said, where those fail."""
+        began, settings, collector = time.monotonic(), self.config, self.state.collector
+        inside = self.envs if settings.eval_envs == 0 else None
         seed = seeding.spawn(settings.seed, "evaluation")
-        result = evaluate(agent, spec, settings.env, episodes, seed, envs, record=record)
-        self.state.counters.eval_seconds += time.monotonic() - began
-        return result
+        about = self.state.agent, self.state.spec, settings.env, episodes, seed, settings.eval_envs
+        try:
+            result = evaluate(*about, record=record, inside=inside)
+            if inside is not None and collector is not None:
+                again = f"environments after an evaluation at {collector.steps}"
+                collector.begin_episodes(seeding.spawn(settings.seed, again))
+            return result
+        except (RunError, EnvError) as error:
+            self.say(
+                f"warning: the evaluation failed, and the run goes on without it. {error} Should "
+                "there be no room for other environments beside the training's, give eval_envs=1 "
+                "for the last evaluation, eval_envs=0 to play in the training's own, or "
+                "final_episodes=0 and eval_every=0 for none."
+            )
+            return None
+        finally:
+            self.state.counters.eval_seconds += time.monotonic() - began
 
     def save(self) -> None:
         """Checkpoint everything, all or nothing."""
@@ -302,11 +319,21 @@ class Trainer:
         one dream; None on other ranks than 0."""
         settings, state, first = self.config, self.state, self.ranks.first
         episodes, result = settings.final_episodes, None
-        if settings.has_env:
+        if self.envs is not None and not state.counters.episodes:
+            self.say(
+                f"No episode ended in {state.counters.agent_steps:,} steps of training. Should "
+                "nothing end one, evaluations cut it off (env.longest_episode); env.time_limit=... "
+                "gives training an end, too."
+            )
+        if self.envs is not None and settings.eval_envs:
+            self.envs.close()  # there may be room for no more than these
+        if settings.has_env and episodes:
             result = self.ranks.all_or_none(
                 lambda: self.evaluate(episodes, record=True) if first else None
             )
         self.save()
+        if self.envs is not None:
+            self.envs.close()  # before the film's is made
         if not first:
             return None
         if result is not None:

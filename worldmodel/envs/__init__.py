@@ -26,7 +26,7 @@ from .observe import Observe
 from .reward import Rewarded, RewardFunction
 from .spaces import OneHot, Recorded, class_counts
 from .vector import Vector
-from .wrappers import close_gently
+from .wrappers import CutOff, close_gently
 
 if TYPE_CHECKING:
     from worldmodel.types import EnvSpec
@@ -39,6 +39,7 @@ __all__ = [
     "EnvFailed",
     "RewardFunction",
     "Vector",
+    "check_fits",
     "describe",
     "env_spec",
     "make_env",
@@ -54,13 +55,17 @@ FAMILIES = {
 }
 
 
-def make_env(config: EnvConfig, seed: int | None = None) -> Episodes:
+def make_env(
+    config: EnvConfig, seed: int | None = None, whole: bool = False, spec: EnvSpec | None = None
+) -> Episodes:
     """One environment with flat Dict observations and normalised actions (see `env_spec`).
 
     seed: its own, of which every reset without a seed makes one for its episode; and that of
-    `action_space.sample`.
-    Raises EnvError for unknown names, unusable spaces and impossible settings, and later for
-    whatever the environment does wrong.
+    `action_space.sample`. whole: episodes will be played to their ends, so that they must have
+    one: after config.longest_episode steps at the latest, unless the environment limits them.
+    spec: what it must observe and take.
+    Raises EnvError for unknown names, unusable spaces and impossible settings, where it does not
+    fit the spec, and later for whatever the environment does wrong.
     """
     if config.suite not in FAMILIES:
         raise unknown("suite", config.suite, FAMILIES)
@@ -71,14 +76,38 @@ def make_env(config: EnvConfig, seed: int | None = None) -> Episodes:
     try:
         if config.time_limit is not None:
             native = TimeLimit(native, config.time_limit)
+        elif whole and not _limited(native, config):
+            native = CutOff(native, config.longest_episode)
         seen = Observe(Actions(native), config)
         own = config.reward
         env = Episodes(seen if own is None else Rewarded(seen, RewardFunction(own)), seed)
+        if spec is not None:
+            check_fits(env, spec)
     except BaseException:
         close_gently(native)
         raise
     env.action_space.seed(seed)
     return env
+
+
+def _limited(env: gymnasium.Env[Any, Any], config: EnvConfig) -> bool:
+    """Whether an environment has a time limit of its own."""
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, TimeLimit):
+            return True
+        env = env.env
+    return config.suite == "atari"
+
+
+def check_fits(env: gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any], spec: EnvSpec) -> None:
+    """Raises EnvError, with every difference, unless an environment made here observes all that a
+    spec names and takes its actions."""
+    wrong = spec.differences(env_spec(env))
+    if wrong:
+        raise EnvError(
+            f"The environment is another than the run's: {'; '.join(wrong)}. Give the run's own "
+            "(its env.* settings are in its config.yaml), or start a new run."
+        )
 
 
 @dataclass
@@ -91,10 +120,11 @@ class _Maker:
     config: EnvConfig
     seed: int
     environ: dict[str, str] = field(default_factory=dict)
+    whole: bool = False
 
     def __call__(self) -> Episodes:
         os.environ.update(self.environ)
-        return make_env(self.config, self.seed)
+        return make_env(self.config, self.seed, self.whole)
 
     @property
     def needs_main(self) -> bool:
@@ -108,9 +138,11 @@ class _Maker:
         return not str(getattr(spec, "entry_point", "")).startswith("gymnasium.")
 
 
-def make_vector(config: EnvConfig, num_envs: int | None = None, seed: int | None = None) -> Vector:
+def make_vector(
+    config: EnvConfig, num_envs: int | None = None, seed: int | None = None, whole: bool = False
+) -> Vector:
     """`num_envs` environments (config.num_envs by default) that step together, each with a seed of
-    its own, in this process or in one each.
+    its own, in this process or in one each. whole: as in `make_env`.
 
     Autoreset is NEXT_STEP: the step after a row that ended an episode ignores its action and
     returns the reset observation with reward 0. Raises EnvError as make_env does.
@@ -120,7 +152,7 @@ def make_vector(config: EnvConfig, num_envs: int | None = None, seed: int | None
         raise EnvError(f"num_envs is {count}, but must be at least 1.")
     seeds = env_seeds(seed, count)
     environ = _opengl(config) if config.vector == "async" else {}
-    env = Vector([_Maker(config, s, environ) for s in seeds], seeds, config)
+    env = Vector([_Maker(config, s, environ, whole) for s in seeds], seeds, config)
     env.action_space.seed(seed)
     return env
 

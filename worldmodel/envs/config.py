@@ -73,6 +73,9 @@ class EnvConfig:
     grayscale: bool = False  # one channel instead of three
     action_repeat: int = 1  # environment steps for each agent step, rewards summed; Atari: 4
     time_limit: int | None = None  # agent steps before truncation; null = the environment's own
+    # Agent steps after which an episode is cut off where whole ones are played (evaluations, films,
+    # detectors, scores, trials), unless the environment has a time limit of its own.
+    longest_episode: int = field(default=10_000, metadata={"free": True})
     camera: int | None = None  # index of a MuJoCo camera; null = the usual one
     # pixels cut off at the [top, bottom, left, right] of the frame before it is resized
     crop: list[int] | None = None
@@ -100,6 +103,7 @@ class EnvConfig:
             raise unknown("vector mode", self.vector, ("sync", "async"))
         for name, most in (
             ("action_repeat", MOST_REPEATS), ("num_envs", MOST_ENVS), ("time_limit", math.inf),
+            ("longest_episode", math.inf),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not 1 <= value <= most:

@@ -10,6 +10,7 @@ import numpy as np
 
 from .config import EnvError
 
+CUT_OFF = "cut_off_as_endless"  # in the info of a step
 Step = tuple[Any, float, bool, bool, dict[str, Any]]
 _log = logging.getLogger(__name__)
 LARGEST_REWARD = 1e35  # a thousand of them, the most that an action repeat adds up, fit in float32
@@ -104,3 +105,23 @@ class Repeat(gymnasium.Wrapper[Any, Any, Any, Any]):
             if terminated or truncated:
                 break
         return obs, total, terminated, truncated, info
+
+
+class CutOff(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Truncates an episode that nothing has ended after `limit` steps, with a true CUT_OFF in
+    the info of that step."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any], limit: int) -> None:
+        super().__init__(env)
+        self._limit, self._count = limit, 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        self._count = 0
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> Step:
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        self._count += 1
+        if self._count >= self._limit and not (terminated or truncated):
+            truncated, info = True, {**info, CUT_OFF: True}
+        return obs, float(reward), terminated, truncated, info

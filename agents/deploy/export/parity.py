@@ -135,7 +135,7 @@ def observations(
 
 def _played(policy: Policy, steps: int) -> tuple[list[dict[str, np.ndarray]], np.ndarray]:
     """The agent in its environment."""
-    env = make_env(policy.env, seed=0)
+    env = make_env(policy.env, seed=0, spec=policy.spec)
     seen: list[dict[str, np.ndarray]] = []
     first: list[bool] = []
     try:
