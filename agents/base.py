@@ -57,7 +57,8 @@ class Agent(ABC):
     `Class(spec: EnvSpec, config: Class.Config, device: torch.device)`.
 
     Config: the dataclass of its settings; its field `name` is the name in `agents.AGENTS`.
-    learns: whether it ever updates. joins: whether it can learn as one of several ranks.
+    learns: whether it ever updates. control: the rewards whose weighted sum it maximises, by name;
+    "reward" is the recorded one. joins: whether it can learn as one of several ranks.
     columns: what replay stores beside each row; `act` hands out their values in `extras`.
     priority_exponent: replay draws rows with probabilities p^this; 0 draws them uniformly.
     model: its learned world, or None.
@@ -74,6 +75,7 @@ class Agent(ABC):
     # Set on instances (or as properties) by those that have them.
     columns: Mapping[str, Column] = MappingProxyType({})
     priority_exponent: float = 0.0
+    control: Mapping[str, float] = MappingProxyType({"reward": 1.0})
     model: Any = None
     batch_size: int = 1
     batch_length: int = 1

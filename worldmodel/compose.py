@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import hydra._internal.hydra as hydra_app
 from hydra import compose, initialize_config_dir
 from hydra import main as hydra_main
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from worldmodel.config import (
     FULL_ERROR,
     ConfigError,
     bad_key,
+    check_entry,
+    check_once,
     explain,
     first_line,
     guarded,
     keys_of,
     unknown,
 )
+from worldmodel.maps import Map, given_map, maps_of
 
 
 def store(name: str, node: Any, group: str | None = None, package: str | None = None) -> None:
@@ -39,7 +46,7 @@ def compose_config(directory: Path, name: str, overrides: Sequence[str] = ()) ->
     """Compose a config as the command line would; ConfigError where that fails."""
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(Path(directory).resolve()), version_base="1.3"):
+        with _our_loader(), initialize_config_dir(str(directory.resolve()), version_base="1.3"):
             return compose(name, overrides=list(overrides))
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise _explain(error, _known_keys(directory, name, overrides)) from error
@@ -72,7 +79,8 @@ def launch(
         before = os.environ.get(FULL_ERROR)
         os.environ[FULL_ERROR] = "1"  # otherwise Hydra prints and exits before we can explain
         try:
-            wrapped(job)()
+            with _our_loader():
+                wrapped(job)()
         except (HydraException, OmegaConfBaseException) as error:
             raise _explain(error, _known_keys(directory, name, words)) from error
         except ValueError as error:
@@ -87,6 +95,73 @@ def launch(
         return max(codes, default=0)
 
     return guarded(call, say)
+
+
+class _Loader(ConfigLoaderImpl):
+    """Hydra's loader with our rule for maps (`worldmodel.maps`): what a file or a word gives
+    replaces what the files before it gave."""
+
+    def _parse_overrides_and_create_caching_repo(self, config_name: Any, overrides: Any) -> Any:
+        found = super()._parse_overrides_and_create_caching_repo(config_name, overrides)
+        self._words = found[0]
+        return found
+
+    def _load_single_config(self, default: Any, repo: Any) -> Any:
+        found = super()._load_single_config(default, repo)
+        self._layers.append(copy.deepcopy(found.config))  # what is merged may be written to
+        return found
+
+    def _compose_config_from_defaults_list(self, defaults: Any, repo: Any) -> DictConfig:
+        self._layers: list[Any] = []
+        config = super()._compose_config_from_defaults_list(defaults, repo)
+        for one in maps_of(config):
+            if one.name.startswith("hydra."):
+                continue
+            given = (given_map(layer, one.name) for layer in reversed(self._layers))
+            newest = next((value for value in given if value is not None), None)
+            if one.replaced and newest is not None:
+                OmegaConf.update(config, one.name, newest, merge=False)
+            self._make_room(config, one)
+        return config
+
+    def _make_room(self, config: DictConfig, one: Map) -> None:
+        """Ready a map for what the words, which are merged into it next, give of it."""
+        whole = [word for word in self._words if _gives(word, one.name)]
+        below = [w for w in self._words if w.key_or_group.startswith(f"{one.name}.")]
+        check_once(one, len(whole))
+        if whole and one.replaced:
+            OmegaConf.update(config, one.name, {}, merge=False)
+        node = OmegaConf.select(config, one.name)
+        if whole or one.open:
+            OmegaConf.set_struct(node, False)
+        for word in below if not whole else []:
+            key, added = word.key_or_group, word.is_add() or word.is_force_add()
+            if added and not one.replaced and isinstance(word.value(), dict):
+                OmegaConf.set_struct(node, False)
+                node.merge_with({one.entry_of(key): {}})  # a section, to be filled by the word
+            elif not added and not word.is_delete():
+                check_entry(one, key, node)
+            if one.replaced and isinstance(word.value(), dict):
+                OmegaConf.update(config, key, {}, merge=False, force_add=True)
+
+
+def _gives(word: Any, name: str) -> bool:
+    """Whether a word gives the map of that name, itself or within a section above it."""
+    key, value = f"{word.key_or_group}.", word.value()
+    for part in f"{name}.".removeprefix(key).split(".")[:-1]:
+        value = value.get(part) if isinstance(value, dict) else None
+    return f"{name}.".startswith(key) and isinstance(value, dict)
+
+
+@contextmanager
+def _our_loader() -> Iterator[None]:
+    """Let Hydra compose with our loader, in a sweep too."""
+    theirs = hydra_app.ConfigLoaderImpl
+    hydra_app.ConfigLoaderImpl = _Loader  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        hydra_app.ConfigLoaderImpl = theirs  # type: ignore[misc]
 
 
 def _raised_in_hydra(error: Exception) -> bool:
@@ -131,7 +206,7 @@ def _known_keys(directory: Path, name: str, overrides: Sequence[str]) -> list[st
     for attempt in (chosen, []):
         GlobalHydra.instance().clear()
         try:
-            with initialize_config_dir(str(Path(directory).resolve()), version_base="1.3"):
+            with _our_loader(), initialize_config_dir(str(directory.resolve()), version_base="1.3"):
                 return [*keys_of(compose(name, overrides=attempt)), *groups]
         except (HydraException, OmegaConfBaseException, ValueError):
             continue

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from worldmodel.entry import HELP
+from worldmodel.maps import Map, complete, given_map, maps_of
 from worldmodel.usage import usage
 from worldmodel.words import at_home, literal, texts
 
@@ -101,14 +102,15 @@ def keys_of(config: Any, prefix: str = "") -> dict[str, Any]:
 def build(config: DictConfig, schema: type[T], like: T | None = None, saved: bool = False) -> T:
     """The dataclass object of a composed config; ConfigError where it does not fit. like: an object
     whose values stand where the config has none, in place of the dataclass's own. saved: the config
-    is one that `write` wrote, whose dicts are not added to those.
+    is one that `write` wrote, which names every section of its maps (see `maps_of`).
 
     A ValueError from a dataclass's own check of its fields becomes a ConfigError too.
     """
     try:
         base = OmegaConf.structured(schema if like is None else like)
-        if saved:
-            _empty_dicts(base, config)
+        for one in maps_of(base):
+            if (one.replaced or saved) and given_map(config, one.name) is not None:
+                OmegaConf.update(base, one.name, {}, merge=False)
         merged = OmegaConf.merge(base, config)
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
@@ -132,15 +134,25 @@ def build(config: DictConfig, schema: type[T], like: T | None = None, saved: boo
     return built
 
 
-def _empty_dicts(schema: DictConfig, config: DictConfig) -> None:
-    """Empty the plain dicts of a structured config that another one holds too."""
-    for key in config:
-        ours, theirs = schema.get(key), config.get(key)
-        if isinstance(ours, DictConfig) and isinstance(theirs, DictConfig):
-            if OmegaConf.get_type(ours) is dict:
-                schema[key] = {}
-            else:
-                _empty_dicts(ours, theirs)
+def from_cli(schema: type[T], arguments: Sequence[str], like: T | None = None) -> T:
+    """A dataclass object from `key=value` words, with the values of `like` where there is no word;
+    ConfigError where one does not fit, HelpAsked where one asks for help. A word for one entry of a
+    map, map.entry=value, leaves the others as they are."""
+    if any(word in HELP for word in arguments):
+        raise HelpAsked(usage(schema))
+    base = OmegaConf.structured(schema if like is None else like)
+    words = parse(arguments, schema if like is None else like)
+    keys = [re.sub(r"\[([^\]]*)\]", r".\1", word.partition("=")[0]) for word in arguments]
+    for one in maps_of(base):
+        check_once(one, keys.count(one.name))
+        entries = [key for key in keys if key.startswith(f"{one.name}.")]
+        if entries and one.name not in keys:
+            present = OmegaConf.select(base, one.name)
+            for key in entries:
+                check_entry(one, key, present)
+            if one.replaced:
+                complete(words, one, entries, present)
+    return build(words, schema, like)
 
 
 def _go_home(config: Any, keys: Iterable[str]) -> None:
@@ -151,12 +163,25 @@ def _go_home(config: Any, keys: Iterable[str]) -> None:
             OmegaConf.update(config, key, at_home(value))
 
 
-def from_cli(schema: type[T], arguments: Sequence[str]) -> T:
-    """A dataclass object from `key=value` words; ConfigError where one does not fit, HelpAsked
-    where one asks for help."""
-    if any(word in HELP for word in arguments):
-        raise HelpAsked(usage(schema))
-    return build(parse(arguments, schema), schema)
+def check_once(one: Map, times: int) -> None:
+    """ConfigError where a map is given more than once: is it the last, or all together?"""
+    if times > 1:
+        raise ConfigError(f"'{one.name}' is given {times} times. Give it once.")
+
+
+def check_entry(one: Map, key: str, present: Mapping[str, Any]) -> None:
+    """ConfigError where the dotted key of an entry of a map (or of a setting in it) would silently
+    add one to the entries that are present."""
+    entry = one.entry_of(key)
+    if one.open or entry in present:
+        return
+    if not one.replaced:
+        raise _unknown_key(key, keys_of(present, one.name))
+    held = ", ".join(f"{name}: {value}" for name, value in present.items())
+    raise ConfigError(
+        f"'{one.name}' is {{{held}}}, without '{entry}'. Give all of it, to say what stays: "
+        f"'{one.name}={{{entry}: ...}}' or '{one.name}={{{held}, {entry}: ...}}'."
+    )
 
 
 def parse(arguments: Sequence[str], schema: Any) -> DictConfig:

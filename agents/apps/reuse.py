@@ -78,6 +78,12 @@ def dream_settings(asked: DreamConfig, overrides: Sequence[str] = ()) -> TrainCo
             "that is kept as it is. Use a run of one that can, such as agent=dreamer."
         )
     made = agents.make(policy.agent.name, policy.spec, agent, policy.device)
+    for word in overrides:
+        if "control" in word.partition("=")[0].split("."):
+            raise config.ConfigError(
+                f"'{word}': what is maximised in dreams is the command's own setting, "
+                "control={name: weight, ...}. Give that instead."
+            )
     changes: dict[str, Any] = {
         "run": asked.to or f"{folder}-{'-'.join(asked.control)}",
         "offline": str(old.replay_folder if old.replay.directory else folder / "replay"),
@@ -101,8 +107,7 @@ def run_settings(folder: Path) -> TrainConfig:
 
 def changed(settings: TrainConfig, overrides: Sequence[str]) -> TrainConfig:
     """The same settings with `key=value` words applied; ConfigError where one does not fit."""
-    words = config.parse(overrides, settings)
-    return config.build(words, TrainConfig, settings)
+    return config.from_cli(TrainConfig, overrides, settings)
 
 
 def write_score(settings: TrainConfig, asked: DreamConfig) -> list[str]:

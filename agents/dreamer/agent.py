@@ -75,6 +75,7 @@ class Dreamer(Agent):
         self._pipeline: Pipeline | None = None
         # What the replay stores beside each row: the posterior state.
         self.columns = self.model.columns if config.store_latents else {}
+        self.control = config.model.control
         self.batch_size, self.batch_length = config.batch_size, config.batch_length
         self.min_rows = config.batch_size * config.batch_length  # a batch without repetition
 

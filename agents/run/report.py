@@ -36,6 +36,7 @@ TEXT, WHOLE, NUMBER = (str,), (int,), (int, float)
 READ_AGAIN = {
     "task": TEXT, "agent": TEXT, "device": TEXT, "seed": WHOLE, "agent_steps": WHOLE,
     "env_frames": WHOLE, "updates": WHOLE, "parameters": WHOLE, "wall_clock_s": NUMBER,
+    "maximised": TEXT,
 }  # fmt: skip
 EVALUATED = {"eval_return_mean": NUMBER, "eval_return_std": NUMBER, "eval_episodes": WHOLE}
 
@@ -50,6 +51,7 @@ def summarise(
         "task": settings.env.id,
         "agent": settings.agent.name,
         "seed": settings.seed,
+        "maximised": objective(state.agent.control, settings.env.reward),
         **progress(counters),
         "rollbacks": counters.rollbacks,
         "wall_clock_s": round(counters.train_seconds, 2),
@@ -62,6 +64,17 @@ def summarise(
         "code": code_version(),
         "config": keys_of(settings),
     }
+
+
+def objective(control: Mapping[str, float], function: str | None) -> str:
+    """What an agent maximises, as a sum: "left", "1 x reward + 0.1 x disagreement". function: the
+    one of `env.reward`, where that stands in place of the task's own reward."""
+    names = {name: name for name in control}
+    if function is not None and "reward" in names:
+        names["reward"] = f"reward ({function})"
+    if list(control.values()) == [1.0]:
+        return next(iter(names.values()))
+    return " + ".join(f"{weight:g} x {names[name]}" for name, weight in control.items())
 
 
 def evaluated(result: EvalResult) -> dict[str, Any]:
@@ -148,6 +161,7 @@ def table(summary: Mapping[str, Any]) -> str:
             "(env.longest_episode)"
         )
     lines |= {
+        "maximised": summary["maximised"],
         "agent steps": f"{summary['agent_steps']:,} ({summary['env_frames']:,} frames)",
         "updates": f"{summary['updates']:,}",
         "training": f"{summary['wall_clock_s']:.0f} s on {summary['device']}",

@@ -100,6 +100,8 @@ class Trainer:
         ranks, settings = self.ranks, self.config
         self.say(describe(spec, notes(self.envs) if self.envs else {}))
         agent = agents.make(share.agent.name, spec, share.agent, self.device)
+        if agent.learns:
+            self.say(f"maximised: {report.objective(agent.control, share.env.reward)}")
         if not ranks.first:
             seeding.seed_everything(share.seed)  # all begin alike, and then draw their own
         place = shares.shard(settings.replay_folder, ranks.rank)

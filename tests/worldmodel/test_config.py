@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,8 @@ def test_unknown_names_the_nearest() -> None:
 @dataclass
 class Paid:
     weights: dict[str, float] = field(default_factory=lambda: {"reward": 1.0})
+    given: dict[str, Any] = field(default_factory=dict)
+    heads: dict[str, Inner] = field(default_factory=lambda: {"a": Inner(), "b": Inner()})
 
 
 @dataclass
@@ -146,11 +149,52 @@ class Run:
     steps: int = 1
 
 
-def test_a_saved_dict_is_all_there_is_and_a_given_one_is_added(tmp_path: Path) -> None:
-    run = Run(Paid({"spin": 2.0}), 5)
+GIVEN = {"x": 1, "deep": {"y": 2, "z": 3}}
+
+
+@pytest.fixture(params=["composed", "upon an object"])
+def weigh(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Paid]:
+    """What `key=value` words make of weights {spin: 2} and GIVEN, however these came there."""
+    store("run_schema", Run)
+    (tmp_path / "preset").mkdir()
+    (tmp_path / "main.yaml").write_text("defaults: [run_schema, preset: mine, _self_]\n")
+    text = "# @package _global_\n{}paid: {{weights: {{{}}}, given: {}}}\n"
+    first, mine = text.format("", "more: 7", {"v": 8}), "defaults: [first, _self_]\n"
+    (tmp_path / "preset" / "first.yaml").write_text(first)
+    (tmp_path / "preset" / "mine.yaml").write_text(text.format(mine, "spin: 2", GIVEN))
+
+    def weighed(*asked: str) -> Paid:
+        if request.param == "composed":
+            return config.build(compose_config(tmp_path, "main", asked), Run).paid
+        return config.from_cli(Run, asked, Run(Paid({"spin": 2.0}, GIVEN))).paid
+
+    return weighed
+
+
+def test_a_map_that_is_given_replaces_and_a_section_is_added(weigh: Callable[..., Paid]) -> None:
+    assert weigh() == weigh("steps=7") == Paid({"spin": 2.0}, GIVEN)
+    assert weigh("paid.weights={up: 3}").weights == {"up": 3.0}
+    assert weigh("paid.weights={}").weights == {}
+    assert weigh("paid={weights: {up: 3}}").weights == {"up": 3.0}
+    assert weigh("paid.given={w: {v: 1}}").given == {"w": {"v": 1}}
+    assert weigh("paid.given.deep={w: 1}").given == {"x": 1, "deep": {"w": 1}}
+    # A dotted key is of one entry alone. It adds one where there is no default to be in doubt of.
+    assert weigh("paid.weights.spin=4").weights == {"spin": 4.0}
+    assert weigh("paid.given.deep.y=4").given == {"x": 1, "deep": {"y": 4, "z": 3}}
+    assert weigh("paid.given.w=4", "paid.given.x=5").given == GIVEN | {"w": 4, "x": 5}
+    with pytest.raises(ConfigError) as caught:
+        weigh("paid.weights.up=3")
+    assert str(caught.value).startswith("'paid.weights' is {spin: 2.0}, without 'up'. Give all")
+    with pytest.raises(ConfigError, match=r"'paid.weights' is given 2 times"):
+        weigh("paid.weights={up: 3}", "paid.weights={down: 3}")
+    # Each name of these is a section of its own.
+    assert weigh("paid.heads={c: {rate: 2}}").heads == Paid().heads | {"c": Inner(2.0)}
+    assert weigh("paid.heads={a: {rate: 2}}").heads["a"] == Inner(2.0)
+    with pytest.raises(ConfigError, match=r"Unknown key 'paid.heads.c.rate'. Did you mean 'paid"):
+        weigh("paid.heads.c.rate=3")
+
+
+def test_what_was_written_is_all_there_is(tmp_path: Path) -> None:
+    run = Run(Paid({"spin": 2.0}, GIVEN, {"c": Inner()}), 5)
     config.write(tmp_path / "config.yaml", run)
-    saved = config.read(tmp_path / "config.yaml")
-    assert config.build(saved, Run, saved=True) == run
-    assert config.build(saved, Run).paid.weights == {"reward": 1.0, "spin": 2.0}
-    more = config.build(config.parse(["steps=7"], Run), Run, run)
-    assert more == Run(run.paid, 7)
+    assert config.build(config.read(tmp_path / "config.yaml"), Run, saved=True) == run

@@ -36,9 +36,10 @@ class ModelConfig:
     max-pool, the paper's), "strided" (kernel 4, a quarter of the arithmetic) or "patch" (strided,
     but the stage at the image takes patches of 4x4 pixels: a tenth, and one stage fewer).
     centre_images: measure images from their mean over the first batches (see ImageCentre), not
-    from mid-grey as the paper does. heads: by name.
-    control: weights of the heads whose sum is the reward to maximise; "disagreement" is that of
-    the ensemble, which needs ensemble.members.
+    from mid-grey as the paper does. heads: by name; one that a file or the command line names is
+    added, or changed, and the others stay. control: weights of the heads whose sum is the reward
+    to maximise; a map that is given replaces the default. "disagreement" is that of the ensemble,
+    which needs ensemble.members.
     """
 
     deter: int = 512

@@ -31,7 +31,7 @@ from agents.apps.episodes import Episodes
 from agents.apps.rewards.tables import place, read_table, whole_columns
 from worldmodel import config
 from worldmodel.config import ConfigError
-from worldmodel.envs import EnvError, RewardFunction
+from worldmodel.envs import RewardFunction
 
 PREFIXES = ("key", "labels", "goal", "preferences")
 
@@ -93,10 +93,7 @@ def parse(words: str) -> Source:
 
 def load_function(name: str) -> RewardFunction:
     """A reward function by its name; ConfigError where there is none."""
-    try:
-        return RewardFunction(name)
-    except EnvError as error:
-        raise ConfigError(str(error)) from error
+    return RewardFunction(name)
 
 
 def function_labels(function: RewardFunction, episodes: Episodes) -> Labels:
@@ -105,10 +102,7 @@ def function_labels(function: RewardFunction, episodes: Episodes) -> Labels:
     values = []
     for number in range(len(episodes)):
         before, action, after, info = transitions(episodes, number)
-        try:
-            found = function.batch(before, action, after, info) if len(action) else np.zeros(0)
-        except EnvError as error:
-            raise ConfigError(str(error)) from error
+        found = function.batch(before, action, after, info) if len(action) else np.zeros(0)
         values.append(np.concatenate([[np.nan], found]))
     return Labels(values)
 

@@ -17,7 +17,7 @@ from agents.run.collect import Collector
 from agents.run.evaluate import evaluate
 from worldmodel import config, seeding
 from worldmodel.config import ConfigError
-from worldmodel.envs import EnvError, RewardFunction
+from worldmodel.envs import RewardFunction
 from worldmodel.rssm import Head
 from worldmodel.rssm.fitted import TakesHeads, head_names, read_head
 
@@ -78,12 +78,7 @@ def score(
     judges = {name: _judge(name, policy, run) for name in control}
     env = replace(policy.env, record=list(dict.fromkeys([*policy.env.record, *record])))
     sums = _Sums(policy, judges, seed)
-    try:
-        played = evaluate(
-            policy.agent, policy.spec, env, episodes, seed, num_envs, mode, watch=sums
-        )
-    except EnvError as error:
-        raise ConfigError(str(error)) from error
+    played = evaluate(policy.agent, policy.spec, env, episodes, seed, num_envs, mode, watch=sums)
     share, more = divmod(episodes, len(sums.finished))  # of each environment, as they were played
     found = [one for i, done in enumerate(sums.finished) for one in done[: share + (i < more)]]
     return Score(
