@@ -85,9 +85,10 @@ class DeployConfig:
     a row before the policy returns, `recover_ticks` where the cause was not the score. A tick is
     good when the score is at most leave_level times the threshold, on time and finite.
 
-    max_age_ms: of an observation by its time stamp, which must then be given and rise from tick to
-    tick; null: time stamps are not looked at. max_gap: ticks that a robot's policy may miss and
-    still go on with its memory; after more it starts anew, as in a new episode.
+    max_age_ms: of an observation by its time stamp, seconds of time.monotonic() (not time.time()),
+    which must then be given and rise from tick to tick; null: time stamps are not looked at.
+    max_gap: ticks that a robot's policy may miss and still go on with its memory; after more it
+    starts anew, as in a new episode.
 
     isolation: where the policy runs. thread: in this process. process: in one of its own, which
     keeps the deadline even where the policy holds Python's lock, and is killed and started anew

@@ -92,7 +92,8 @@ class InputCheck:
         if not np.isfinite(taken):
             return "time stamp: missing"
         if taken > now + self.max_age:
-            return f"time stamp: {1e3 * (taken - now):.1f} ms in the future"
+            ahead = 1e3 * (taken - now)
+            return f"time stamp: {ahead:.1f} ms in the future; its clock is time.monotonic()"
         if taken <= self._newest[robot]:
             return "time stamp: the same observation again, or an older one"
         self._newest[robot] = taken

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
-from omegaconf import MISSING, DictConfig
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 import agents
 from agents.run import report
@@ -17,7 +18,7 @@ from agents.run.train import train
 from worldmodel import config
 from worldmodel.accel.ranks import launched_first
 from worldmodel.compose import launch, store
-from worldmodel.envs.config import MOST_ENVS
+from worldmodel.envs.config import MOST_ENVS, EnvConfig
 from worldmodel.log import write_video
 from worldmodel.words import for_hydra, texts
 
@@ -90,6 +91,9 @@ class EvaluateConfig:
     seed: int = 0  # of the evaluation's environments
     mode: str = "mode"  # mode: the likeliest action | sample: as while training
     num_envs: int = 10  # environments that play at the same time
+    # Settings of the environment that are others than in training: env.time_limit=300, say, or
+    # another level, env.kwargs.level=2. What it observes and takes must stay the same.
+    env: dict[str, Any] = field(default_factory=dict)
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -107,15 +111,17 @@ def _evaluate(words: Sequence[str], say: Callable[[str], None]) -> int:
     settings = config.from_cli(EvaluateConfig, words)
     try:
         policy = agents.load(settings.run, settings.device)
-        about = (policy.agent, policy.spec, policy.env)
+        changed = OmegaConf.create(settings.env)
+        env = config.build(changed, EnvConfig, like=policy.env)
+        about = (policy.agent, policy.spec, env)
         many = (settings.episodes, settings.seed, settings.num_envs)
         result = evaluate(*about, *many, settings.mode, record=True)
     except ValueError as error:
         raise config.ConfigError(str(error)) from error
     folder = Path(settings.run) / "evaluation"
-    asked = {"task": policy.env.id, "mode": settings.mode, "seed": settings.seed}
+    asked = {"task": env.id, "mode": settings.mode, "seed": settings.seed, "env": settings.env}
     report.write_returns(folder, result, asked)
-    frames = frames_of(result, policy.agent, policy.spec, policy.env, settings.seed)
+    frames = frames_of(result, policy.agent, policy.spec, env, settings.seed)
     if frames:
         write_video(folder / "episode.mp4", frames)
     say(result.line())

@@ -12,6 +12,7 @@ from agents.base import Agent, random_actions
 from worldmodel import checkpoint, tree
 from worldmodel.config import RunError
 from worldmodel.envs import Vector, check_fits
+from worldmodel.envs.config import EnvUnclear
 from worldmodel.envs.wrappers import CUT_OFF
 from worldmodel.replay import Replay
 from worldmodel.types import EnvSpec
@@ -222,5 +223,7 @@ def guarded(call: Any) -> Any:
     """An environment's answer; its error stops the run with its own words."""
     try:
         return call()
+    except EnvUnclear:  # a setting is missing
+        raise
     except ValueError as error:
         raise RunError(f"The environment failed: {error}") from error

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
 
 from agents.base import Agent, Policy
 from agents.deploy.export import graphs
 from agents.deploy.export.engine import ExportEngine
 from agents.deploy.export.manifest import Export, seal
+from agents.deploy.export.native import native
 from agents.deploy.export.parity import _rounding_decides
 from agents.deploy.export.step import Step
 from agents.deploy.export.write import ExportOptions, export_agent
@@ -28,7 +30,7 @@ from agents.random import Random
 from tests.conftest import Once
 from worldmodel import tree
 from worldmodel.config import ConfigError, RunError
-from worldmodel.envs import EnvConfig
+from worldmodel.envs import EnvConfig, env_spec, make_env
 from worldmodel.models.vae import VAEConfig
 from worldmodel.ood.api import Track
 from worldmodel.ood.config import DetectorConfig
@@ -39,6 +41,7 @@ from worldmodel.types import ActionSpec, EnvSpec, ObsSpec
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
+from agents.deploy.export.standalone import ExportedAgent
 
 STEPS = 150  # of the comparison; an episode that is made up has 100
 IMAGES = {"image": ObsSpec("image", (32, 32, 3))}
@@ -120,6 +123,35 @@ def test_every_graph_goes_the_agents_way(exported: tuple[Policy, Path]) -> None:
         assert found["state"] <= 1e-4
         assert found["ties"] <= 5
     assert manifest["parity"]["float32"]["state"] > 0  # it really was another program
+
+
+def test_the_manifest_says_what_the_environment_takes(exported: tuple[Policy, Path]) -> None:
+    assert "no_such_package" in Export(exported[1]).manifest["native"]["unknown"]  # it is not here
+    kwargs = {
+        "observation_space": spaces.Dict(gear=spaces.Discrete(3, start=-1), x=spaces.Box(0, 1)),
+        "observation": {"gear": 0, "x": np.zeros(1, "f4")},
+        "action_space": spaces.Box(np.array([10, -1], "f4"), np.array([800, 1], "f4")),
+    }
+    env = EnvConfig("tests.envs_for_tests:OddSpacesEnv", pixels=False, kwargs=kwargs)
+    made = policy(env_spec(make_env(env)))
+    made.env = env
+    assert native(made) == {
+        "action": {"low": [10, -1], "high": [800, 1]},
+        "observation": {"gear": {"start": [-1], "classes": [3]}},
+    }
+    env.kwargs["action_space"] = spaces.Discrete(4, start=2)
+    made = Policy(made.agent, env_spec(make_env(env)), env, made.device)
+    assert native(made)["action"] == {"start": [2], "classes": [4]}
+
+
+def test_another_number_of_robots_is_refused_in_one_sentence(
+    exported: tuple[Policy, Path],
+) -> None:
+    agent = ExportedAgent(exported[1], robots=2)
+    agent({"image": frames(1, 2)[0]})
+    for robots in (1, 5):
+        with pytest.raises(ValueError, match=r"obs.image is .*; \[2, 32.*robots=\.\.\."):
+            agent({"image": frames(1, robots)[0]})
 
 
 def frames(count: int, robots: int = 1) -> np.ndarray:

@@ -20,6 +20,7 @@ from agents.run.collect import Collector
 from tests.fuzz.common import ARRAYS, SCALARS, altered, cases, deep, ours
 from tests.fuzz.odd_env import ERRORS, ODD, SPACE, Will, good
 from worldmodel.envs import EnvConfig, Vector, env_spec, make_env, make_vector
+from worldmodel.images import ASKED
 from worldmodel.replay import Replay, ReplayConfig
 
 CONFIG = EnvConfig("tests.fuzz.odd_env:OddEnv", image_size=[32, 32], state=True, num_envs=2)
@@ -112,11 +113,12 @@ def test_answers_of_processes(script: list[Any]) -> None:
 
 # Spaces.
 
-SHAPES = st.lists(st.sampled_from([0, 1, 2, 3, 8, 9]), max_size=4).map(tuple)
+SHAPES = st.lists(st.sampled_from([0, 1, 2, 3, 8, 9, 33]), max_size=4).map(tuple)
 RANGES = [
     (np.uint8, 0, 255), (np.uint8, 0, 1), (np.float32, -np.inf, np.inf), (np.float32, -1, 1),
     (np.float64, -1, np.inf), (np.float64, 0, 255), (np.int64, -1, 1), (np.float16, 0, 1),
-    (np.int8, -1, 1), (np.bool_, 0, 1), (np.float32, 1, 1),
+    (np.int8, -1, 1), (np.bool_, 0, 1), (np.float32, 1, 1), (np.uint16, 0, 65535),
+    (np.int32, -5, 300), (np.float32, 0, 1), (np.uint8, 3, 90),
 ]  # fmt: skip
 BOXES = st.builds(
     lambda kind, shape: spaces.Box(kind[1], kind[2], shape, kind[0]),
@@ -148,6 +150,9 @@ OPTIONS = st.fixed_dictionaries(
     optional={
         "pixels": st.booleans(), "state": st.booleans(), "action_mask": st.booleans(),
         "keys": st.lists(KEYS, max_size=2), "record": st.lists(KEYS, max_size=2),
+        "kinds": st.dictionaries(KEYS, st.sampled_from(ASKED), max_size=2),
+        "ranges": st.dictionaries(KEYS, st.sampled_from([[0, 1], [-1, 300]]), max_size=2),
+        "longest_episode": st.integers(1, 3),
         "grayscale": st.booleans(), "time_limit": st.integers(1, 3),
         "crop": st.lists(st.integers(0, 40), min_size=4, max_size=4),
     },
@@ -168,7 +173,7 @@ def test_spaces(
             kwargs["render_mode"] = "rgb_array"
         config = EnvConfig("tests.envs_for_tests:OddSpacesEnv", image_size=[32, 32],
                            kwargs=kwargs, **options)  # fmt: skip
-        env = make_env(config, 0)
+        env = make_env(config, 0, whole=True)
         try:
             spec = env_spec(env)
             obs, _ = env.reset()

@@ -10,7 +10,7 @@ from gymnasium import spaces
 
 from tests.envs_for_tests import OddSpacesEnv
 from worldmodel import images
-from worldmodel.envs import EnvConfig, EnvError, describe, env_spec, make_env, notes
+from worldmodel.envs import EnvConfig, EnvError, describe, env_spec, make_env, make_vector, notes
 
 BYTES = (np.uint8, 0, 255)
 
@@ -140,7 +140,7 @@ def test_boards_of_few_symbols_are_vectors_or_one_hot() -> None:
     for pixels in (True, False):
         spec, value, words = seen(space, board, pixels=pixels)
         assert (spec.kind, spec.shape, value.max(), value.sum()) == ("vector", (768,), 1, 1)
-        assert "8 x 8 x 12 symbols as numbers; kinds.image says otherwise" in words
+        assert "8 x 8 x 12 symbols as numbers; env.kinds.image says otherwise" in words
     spec, value, _ = seen(space, board, kinds={"image": "one_hot"})
     assert (spec.kind, spec.sizes, value.sum()) == ("discrete", (2,) * 768, 768)
     spec, value, _ = seen(space, board, kinds={"image": "image"})
@@ -160,6 +160,21 @@ def test_bytes_are_symbols_where_a_setting_says_so() -> None:
         seen(space, grid, kinds={"image": "one_hot"})
     with pytest.raises(EnvError, match=r"holds the symbol 10, outside of \[0.*, 9"):
         seen(space, grid, kinds={"image": "one_hot"}, ranges={"image": [0, 9]})
+
+
+@pytest.mark.parametrize("vector", ["sync", "async"])
+def test_symbols_that_are_declared_as_bytes_are_asked_about_once(vector: str) -> None:
+    grid = np.ones((16, 16, 3), np.uint8)
+    grid[3, 5] = (10, 0, 2)
+    kwargs = {"observation_space": spaces.Box(0, 255, grid.shape, np.uint8), "observation": grid}
+    config = EnvConfig("tests.envs_for_tests:OddSpacesEnv", kwargs=kwargs, vector=vector)
+    envs = make_vector(config, 1)
+    with pytest.raises(EnvError, match=r"^observation is .* holds only 0 to 10: .*env.kinds.image"):
+        envs.reset()
+    envs.close()
+    if vector == "sync":
+        for clear in (np.arange(768).astype(np.uint8).reshape(grid.shape), np.ones_like(grid)):
+            assert seen(kwargs["observation_space"], clear)[0].kind == "image"  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

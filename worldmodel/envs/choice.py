@@ -38,7 +38,7 @@ def choose(
                 setting = "keys" if leaf.key in named else "kinds"
                 raise EnvError(
                     f"{setting} names '{leaf.key}', which is an image, but pixels is false. Set "
-                    f"pixels to true, or say what else it is: kinds.{leaf.key}=vector or one_hot."
+                    f"pixels to true, or say what it is: env.kinds.{leaf.key}=vector or one_hot."
                 )
         chosen = [leaf for leaf in chosen if leaf.kind != "image"]
     elif not any(leaf.kind in DRAWN for leaf in own):
@@ -50,7 +50,7 @@ def choose(
         raise EnvError(
             f"Nothing to observe: neither an image nor a vector is left of "
             f"{env.observation_space} with pixels={config.pixels} and keys={config.keys}. Set "
-            "pixels to true, or say what an array is, as in kinds.image=vector or one_hot."
+            "pixels to true, or say what an array is, as in env.kinds.image=vector or one_hot."
         )
     return chosen, frame_key
 
@@ -88,7 +88,7 @@ def _how(leaf: Leaf) -> str:
         return ", ".join(parts)
     if leaf.kind == "symbols":
         kind = "one-hot" if leaf.asked == "one_hot" else "numbers"
-        return f"{shape} symbols as {kind}; kinds.{leaf.key} says otherwise"
+        return f"{shape} symbols as {kind}; env.kinds.{leaf.key} says otherwise"
     return ""
 
 
@@ -97,9 +97,9 @@ def _question(leaf: Leaf) -> str:
     shape, answers = list(leaf.space.shape or ()), ["vector"]
     if not leaf.form.layout:
         answers = ["channels_first", "channels_last", *answers]
-        ask = f"Say it: kinds.{leaf.key}={' or '.join(answers)}"
+        ask = f"Say it: env.kinds.{leaf.key}={' or '.join(answers)}"
     else:
-        ask = f"Say it, as in ranges.{leaf.key}=[0,1], or kinds.{leaf.key}=vector for no picture"
+        ask = f"Say it, as in env.ranges.{leaf.key}=[0,1], or env.kinds.{leaf.key}=vector"
     return (
         f"{leaf.label} is {leaf.space.dtype} {shape}, a picture by its shape, but it does not say "
         f"{leaf.form.why}. {ask}; or leave it out with keys."

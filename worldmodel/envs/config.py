@@ -22,6 +22,10 @@ class EnvError(ConfigError):
     allowed, what to do."""
 
 
+class EnvUnclear(EnvError):
+    """An environment cannot be read without a setting that only its user knows."""
+
+
 def unknown(what: str, name: str, known: Iterable[str], limit: int = 12) -> EnvError:
     """The error for a name that nobody knows, with the nearest known ones."""
     names = sorted(known)
@@ -118,7 +122,7 @@ class EnvConfig:
         for key, span in self.ranges.items():
             if len(span) != 2 or not span[0] < span[1]:
                 raise EnvError(
-                    f"ranges.{key} is {list(span)}, but must be [low, high] with low < high."
+                    f"env.ranges.{key} is {list(span)}, but must be [low, high] with low < high."
                 )
         if self.crop is not None and (len(self.crop) != 4 or min(self.crop) < 0):
             raise EnvError(

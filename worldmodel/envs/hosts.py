@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 
 import gymnasium
 
-from .config import EnvConfig, EnvError
+from .config import EnvConfig, EnvError, EnvUnclear
 from .journal import Episodes
 
 Maker = Callable[[], Episodes]
@@ -175,8 +175,8 @@ class LocalHost:
         try:
             return self._runner.run(*self._command)
         except (Exception, SystemExit) as error:
-            made = self._command[0] != "make"
-            raise HostFailed(reason_of(error), None if made else error) from error
+            tells = self._command[0] == "make" or isinstance(error, EnvUnclear)
+            raise HostFailed(reason_of(error), error if tells else None) from error
 
     def ask_to_end(self) -> None:
         pass

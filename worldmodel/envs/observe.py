@@ -124,17 +124,23 @@ class Observe(gymnasium.Wrapper[Any, Any, Any, Any]):
     def _reader(self, leaf: flat.Leaf) -> tuple[spaces.Space[Any], Reader]:
         """The outer space of one leaf and the function that reads it."""
         if leaf.kind == "image":
-            channels = leaf.form.size(leaf.space.shape or ())[2]
+            height, width, channels = leaf.form.size(leaf.space.shape or ())
+            doubtful = not leaf.asked and min(height, width) < flat.SMALLEST_FRAME
 
             def read_image(value: Any) -> np.ndarray:
+                nonlocal doubtful
                 array = flat.read_array(leaf, value)
+                if doubtful:
+                    doubtful = not flat.check_picture(leaf, array)
                 try:
                     return self._image.resize(leaf.form.read(array), channels)
                 except ValueError as error:
                     if isinstance(error, EnvError):
                         raise
-                    hint = f"Make its observation_space say so, or set ranges.{leaf.key}=[low,high]"
-                    raise EnvError(f"{leaf.label} {error}. {hint}.") from error
+                    raise EnvError(
+                        f"{leaf.label} {error}. Make its observation_space say so, or set "
+                        f"env.ranges.{leaf.key}=[low,high]."
+                    ) from error
 
             return self._image.space(channels), read_image
         if leaf.asked == "one_hot":

@@ -83,8 +83,8 @@ class ProcessHost:
                 began = time.monotonic()  # alive: a long replay goes on
             ok, answer = pickle.loads(message[1:])
             if not ok:
-                words, broke_a_rule = answer
-                raise HostFailed(words, EnvError(words) if broke_a_rule else None)
+                words, kind = answer
+                raise HostFailed(words, None if kind is None else kind(words))
             if isinstance(answer, Spaces):
                 self._share(answer, began + seconds - time.monotonic())
             return answer
@@ -266,7 +266,8 @@ class _Worker:
         try:
             return self._answered(message)
         except (Exception, SystemExit) as error:
-            failed = (False, (reason_of(error), isinstance(error, EnvError)))
+            kind = type(error) if isinstance(error, EnvError) else None
+            failed = (False, (reason_of(error), kind))
             return OTHER + pickle.dumps(failed, 5)
 
     def _answered(self, message: bytes) -> bytes:

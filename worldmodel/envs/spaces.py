@@ -27,12 +27,13 @@ from gymnasium import Space, spaces
 from worldmodel import images
 from worldmodel.images import Form
 
-from .config import EnvConfig, EnvError
+from .config import EnvConfig, EnvError, EnvUnclear
 
 # The same word as in worldmodel.types, which this file does not import at run time: environment
 # processes must start without torch.
 MASK_KEY = "action_mask"
 SMALLEST_FRAME = 32  # pixels of a side, at least; without pixels, what is smaller is symbols
+SYMBOLS_BELOW = 32  # a small picture holds brighter pixels
 MOST_SYMBOLS = 1 << 16  # entries of a one-hot grid
 PLAIN = EnvConfig("none")
 
@@ -110,6 +111,20 @@ def _leaf(space: Space[Any], config: EnvConfig, path: tuple[Any, ...]) -> Leaf:
     return Leaf(path, key or ("image" if picture else "state"), form.kind, space, form, asked)
 
 
+def check_picture(leaf: Leaf, value: np.ndarray) -> bool:
+    """Whether the first values of a small array of bytes are those of a picture: False where one
+    value alone says nothing yet. Raises EnvUnclear where they look like symbols."""
+    least, most = value.min(), value.max()
+    if value.dtype == np.uint8 and least < most < SYMBOLS_BELOW:
+        raise EnvUnclear(
+            f"{leaf.label} is {list(value.shape)} bytes of [0, 255] by its space, but holds only "
+            f"{least} to {most}: a dark picture or a grid of symbols? Say it: "
+            f"env.kinds.{leaf.key}=image, vector or one_hot (and its largest symbol, as in "
+            f"env.ranges.{leaf.key}=[0,{most}])."
+        )
+    return bool(least < most)
+
+
 def symbol_counts(leaf: Leaf) -> tuple[int, ...]:
     """Number of classes of each entry of a grid of symbols. Raises EnvError where that is not
     known, or more than can be."""
@@ -119,15 +134,15 @@ def symbol_counts(leaf: Leaf) -> tuple[int, ...]:
     if not whole or not np.isfinite([low.min(), high.max()]).all():
         raise EnvError(
             f"kinds asks for '{leaf.key}' as one_hot, but it is {leaf.space}, not whole numbers "
-            f"between two bounds. Say kinds.{leaf.key}=vector."
+            f"between two bounds. Say env.kinds.{leaf.key}=vector."
         )
     counts = np.ravel(np.broadcast_to(high - low + 1, leaf.space.shape))
     if counts.sum() > MOST_SYMBOLS:
         raise EnvError(
             f"'{leaf.key}' as one_hot would have {counts.sum():,.0f} entries, "
             f"{counts.max():,.0f} for each of {len(counts):,} symbols; allowed: {MOST_SYMBOLS:,}. "
-            f"Say the smallest and the largest symbol, as in ranges.{leaf.key}=[0,10], or "
-            f"kinds.{leaf.key}=vector."
+            f"Say the smallest and the largest symbol, as in env.ranges.{leaf.key}=[0,10], or "
+            f"env.kinds.{leaf.key}=vector."
         )
     return tuple(int(n) for n in counts)
 
@@ -216,7 +231,7 @@ def read_symbols(leaf: Leaf, sizes: tuple[int, ...], value: Any) -> np.ndarray:
         worst = np.flatnonzero((flat < 0) | (flat >= sizes))[0]
         raise EnvError(
             f"{leaf.label} holds the symbol {np.ravel(value)[worst]}, outside of "
-            f"[{np.min(leaf.form.low)}, {np.max(leaf.form.high)}]. Say ranges.{leaf.key}=[...]."
+            f"[{np.min(leaf.form.low)}, {np.max(leaf.form.high)}]. Say env.ranges.{leaf.key}=[...]."
         )
     return _one_hot(flat, sizes)
 

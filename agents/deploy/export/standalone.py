@@ -79,6 +79,13 @@ class ExportedAgent:
                 if str(array.dtype) != tensor["type"]:
                     raise ValueError(f"{name} is {array.dtype}; {tensor['type']} is needed")
                 feed[name] = array
+        for name, array in feed.items():
+            shape = [self.robots, *self.inputs[name]["shape"][1:]] if name in self.inputs else []
+            if shape and list(np.shape(array)) != shape:
+                raise ValueError(
+                    f"{name} is {list(np.shape(array))}; {shape} is needed: this agent "
+                    f"remembers {self.robots} robots. For others: ExportedAgent(folder, robots=...)"
+                )
         found = dict(zip(self.outputs, self.session.run(self.outputs, feed), strict=True))
         self.state = {
             "state." + name[5:]: value for name, value in found.items() if name.startswith("next.")

@@ -16,6 +16,7 @@ from agents.base import Policy
 from agents.deploy.export import graphs
 from agents.deploy.export.engine import ExportEngine
 from agents.deploy.export.manifest import FORMAT, MANIFEST, Export, seal
+from agents.deploy.export.native import native
 from agents.deploy.export.parity import observations, parity
 from agents.deploy.export.step import Prediction, Step
 from agents.deploy.inference import can_predict
@@ -105,6 +106,7 @@ def _manifest(policy: Policy, detector: Any, about: Mapping[str, Any]) -> dict[s
             "action": "float32 [B, A]: continuous in [-1, 1], discrete one-hot by factor",
             "low_high": policy.spec.action.kind == "continuous" and [-1.0, 1.0],
         },
+        "native": native(policy),
         "detector": None if detector is None else {
             "threshold": float(detector.scorer.threshold), "names": list(detector.scorer.names),
         },
