@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig
 
 import agents
 from agents.run import report
@@ -111,8 +111,8 @@ def _evaluate(words: Sequence[str], say: Callable[[str], None]) -> int:
     settings = config.from_cli(EvaluateConfig, words)
     try:
         policy = agents.load(settings.run, settings.device)
-        changed = OmegaConf.create(settings.env)
-        env = config.build(changed, EnvConfig, like=policy.env)
+        changes = [word.removeprefix("env.") for word in words if word.startswith("env.")]
+        env = config.from_cli(EnvConfig, changes, like=policy.env)
         about = (policy.agent, policy.spec, env)
         many = (settings.episodes, settings.seed, settings.num_envs)
         result = evaluate(*about, *many, settings.mode, record=True)
