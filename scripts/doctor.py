@@ -104,6 +104,16 @@ PACKAGES = (
         required=False,
         install='pip install -c constraints.txt -e ".[atari]"',
     ),
+    *(
+        Package(
+            name, what, required=False, install='pip install -c constraints.txt -e ".[offline]"'
+        )
+        for name, what in (
+            ("minari", "recordings of Minari"),
+            ("h5py", "recordings in HDF5"),
+            ("pyarrow", "recordings of LeRobot"),
+        )
+    ),
 )
 
 

@@ -26,6 +26,8 @@ from tests.fuzz.test_checkpoints import CALLS
 from tests.replay_rows import add, make
 from worldmodel.replay import Replay, ReplayConfig
 from worldmodel.replay.datasets import ALIGNMENTS, ENDINGS, Convention, Dataset, DatasetError
+from worldmodel.replay.datasets.recording import ACTIONS, AXES
+from worldmodel.replay.datasets.vocabulary import MAPPABLE
 
 Arrays = dict[str, Any]
 LENGTH = 6
@@ -33,7 +35,10 @@ NAMES = st.sampled_from([
     "action", "actions", "reward", "rewards", "obs", "observation", "obs/image", "next_obs",
     "next/observations", "image", "state", "is_first", "is_last", "is_terminal", "terminals",
     "timeouts", "done", "dones", "episode", "info", "action_mask", "deter", "..", "../../x", "/x",
-    "a/b", "a.b", "", "é", "x" * 300,
+    "a/b", "a.b", "", "é", "x" * 300, "rew", "next.reward", "next/done", "obs_next",
+    "episode_index", "traj_ids", "frame_index", "timestamp", "masks", "success", "reset",
+    "episode_starts", "my_reward", "actions_0", "observations_0", "terminated_0", "indices", "acts",
+    "terminal", "steps/action",
 ])  # fmt: skip
 T = st.sampled_from([LENGTH, LENGTH, LENGTH + 1, LENGTH + 1, 1, 0, 2])
 
@@ -76,7 +81,11 @@ CONVENTIONS = st.builds(
     st.sampled_from(ALIGNMENTS),
     st.sampled_from(ENDINGS),
     st.sampled_from([None, (-1.0, 1.0), (-1e30, 1e30), (0.0, 5e-324), (-np.inf, np.inf)]),
-)
+    st.sampled_from(ACTIONS),
+    st.sampled_from(AXES),
+    st.dictionaries(st.sampled_from([*MAPPABLE, "x"]), st.one_of(NAMES, st.none(), st.lists(NAMES)),
+                    max_size=1),
+)  # fmt: skip
 
 
 def npz(arrays: Arrays, packed: bool = False) -> bytes:

@@ -1,8 +1,9 @@
 """Experience that somebody recorded, from files into the replay: our own replays, NPZ and HDF5
-episodes, folders of LeRobot, Minari datasets.
+episodes, folders of LeRobot and imitation, Minari datasets.
 
 recording  what a recording is made of: its episodes as they were recorded, and as steps
 sources    where episodes come from, each with the names that its arrays bear
+lerobot, trajectories, minari_source   those that come with a format of their own
 names      what the arrays are, by the names that other tools give them
 parts      where one episode ends and the next begins
 align      which action led to which observation, and how episodes ended

@@ -191,7 +191,7 @@ class Aligner:
         return Episode(raw.where, obs, action, reward, terminated)
 
     def _terminated(self, raw: Raw) -> bool:
-        flag, self.ends = raw.terminal, "flags of the end"
+        flag, self.ends = raw.terminal, raw.says
         done = raw.last if raw.done is None else raw.done
         says = self.convention.done
         who = (self.format.name if says == "auto" else "") or "offline_done"

@@ -6,6 +6,7 @@ than there is: what a file says of its arrays is looked at before they are read.
 
 from __future__ import annotations
 
+import itertools
 import math
 import tokenize
 import zipfile
@@ -107,7 +108,10 @@ def h5_episodes(
     try:
         with h5py.File(path, "r") as file:
             for group in _groups(file, wanted):
-                yield group.name, _arrays(group)
+                if group.name == "/_meta" and "_insertion_idx" in file.attrs:
+                    yield from _buffers(file, _arrays(group))
+                else:
+                    yield group.name, _arrays(group)
     except Unreadable:
         raise
     except UNREADABLE as error:
@@ -148,6 +152,23 @@ def _arrays(group: Any) -> dict[str, np.ndarray]:
     _check_memory(sum(item.size * item.dtype.itemsize for item in found.values() if item.size))
     # An array of a null space has no shape and no values.
     return {name: np.asarray(item[()]) for name, item in found.items() if item.shape is not None}
+
+
+def _buffers(file: Any, arrays: dict[str, np.ndarray]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The written rows of Tianshou's ring buffers, from the oldest on; the file holds all rows that
+    there is room for. A vector of buffers lays them end to end."""
+    room = len(next(iter(arrays.values())))
+    several = "_offset" in file
+    offsets = [int(i) for i in np.ravel(file["_offset"][()])] if several else [0]
+    lengths = np.ravel(file["_lengths"][()]) if several else [file.attrs["_size"]]
+    last = np.ravel(file["last_index"][()])
+    for number, (start, stop) in enumerate(itertools.pairwise([*offsets, room])):
+        length = int(lengths[number])
+        rows = np.arange(start, start + length)
+        if length == stop - start:
+            rows = np.roll(rows, -(int(last[number]) + 1 - start))
+        if length:
+            yield f"buffer {number}", {name: value[rows] for name, value in arrays.items()}
 
 
 def natural(name: str) -> list[tuple[int, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from worldmodel.envs.spaces import flat_name
+from worldmodel.images import layout_of
 from worldmodel.replay.datasets.names import Names, unusable
 from worldmodel.replay.datasets.recording import DatasetError, Raw, Source
 
@@ -67,4 +68,4 @@ def _flat(value: Any, path: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
     if isinstance(value, tuple):
         return _flat({str(i): inner for i, inner in enumerate(value)}, path)
     array = np.asarray(value)
-    return {flat_name(path) or ("image" if array.ndim > 2 else "state"): array}
+    return {flat_name(path) or ("image" if layout_of(array.shape[1:]) else "state"): array}

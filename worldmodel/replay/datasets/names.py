@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from worldmodel.envs.spaces import flat_name
+from worldmodel.images import layout_of
 from worldmodel.replay.datasets.recording import DatasetError
 from worldmodel.replay.datasets.vocabulary import (
     CONTAINERS,
@@ -93,7 +94,7 @@ class Names:
         if lower in self._role_of:
             return self._role_of[lower]
         parts = words_of(lower)
-        if len(parts) > 1 and parts[0] == "next":
+        if len(parts) > 1 and parts[0] in ("next", "collector"):
             parts = parts[1:]
         found = ROLE_OF.get("/".join(parts))
         return None if found in self.given else found
@@ -287,7 +288,7 @@ def _key(name: str, value: np.ndarray) -> str:
     parts = words_of(name)
     if parts[0].lower() in CONTAINERS:
         parts = parts[1:]
-    return flat_name(parts) or ("image" if value.ndim > 2 else "state")
+    return flat_name(parts) or ("image" if layout_of(value.shape[1:]) else "state")
 
 
 def _add(found: dict[str, tuple[str, np.ndarray]], name: str, value: np.ndarray) -> None:

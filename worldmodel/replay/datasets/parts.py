@@ -51,11 +51,23 @@ class Parter:
             sets = self._stacked(where, arrays) or [dict(arrays)]
         for number, one in enumerate(sets):
             place = f"{where}, episode {number}" if len(sets) > 1 else where
-            named = self.names.sort(place, one)
+            named = self.names.sort(place, self._spread(one))
             self.out |= named.out
             raw, ids, counter = _raw(named, form)
             raw.whole = whole or bool(EPISODE.search(where))
             yield from split(raw, ids, counter)
+
+    def _spread(self, arrays: dict[str, Any]) -> dict[str, Any]:
+        """The arrays with flags that are said once for an episode set in its last row."""
+        actions = (v for k, v in arrays.items() if self.names.role(k) == "action" and v.ndim)
+        steps = max((len(v) for v in actions), default=0)
+        once = {
+            k: (np.arange(steps) == steps - 1) & bool(v)
+            for k, v in arrays.items()
+            if v.ndim == 0 and v.dtype.kind in "biuf"
+            and self.names.role(k) in ("terminated", "truncated", "done")
+        }  # fmt: skip
+        return {**arrays, **once}
 
     def _stacked(self, where: str, arrays: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Arrays stacked as [episodes, steps, ...] or [steps, environments, ...], one set for each
@@ -67,6 +79,10 @@ class Parter:
             if role in ("reward", "terminated", "truncated", "done", "is_first", "is_last")
         }
         wide = {k: v for k, v in flags.items() if v.ndim == 2 and v.shape[1] > 1}
+        action = by_role.get("action")
+        if not wide and flags and action is not None and action.ndim > 2 and action.shape[1] == 1:
+            one = {k: v[:, 0] for k, v in arrays.items() if v.ndim > 1 and v.shape[1] == 1}
+            return [one]  # a buffer of one environment
         if not wide:
             return []
         first, second = next(iter(wide.values())).shape
@@ -132,11 +148,6 @@ def _numbered(arrays: Mapping[str, Any], names: Names) -> list[dict[str, Any]]:
             key = match["name"] if part is None else f"{match['name']}/{part}"
             found.setdefault(int(match["episode"]), {})[key] = value
     sets = [one for _, one in sorted(found.items()) if any(names.role(k) == "action" for k in one)]
-    for one in sets:  # d3rlpy says once whether an episode ended for good
-        steps = len(next(v for k, v in one.items() if names.role(k) == "action"))
-        for key, value in one.items():
-            if value.ndim == 0 and names.role(key) in ("terminated", "truncated", "done"):
-                one[key] = (np.arange(steps) == steps - 1) & bool(value)
     return sets
 
 
@@ -163,16 +174,16 @@ def _raw(named: Named, form: Format | None) -> tuple[Raw, Any, Any]:
     flags = {role: _flag(where, role, roles[role]) for role in (
         "is_first", "terminated", "truncated", "done", "is_last", "goes_on", "success")
         if role in roles}  # fmt: skip
-    terminal, last = flags.get("terminated"), flags.get("is_last")
+    terminal, last, says = flags.get("terminated"), flags.get("is_last"), "flags of the end"
     if "goes_on" in flags:  # then "terminals" say only where episodes end
         last = terminal if last is None else last
-        terminal = ~flags["goes_on"]
+        terminal, says = ~flags["goes_on"], "masks; terminals mark where episodes end"
     names = named.names
     raw = Raw(
         where, named.obs, roles["action"], _column(roles.get("reward")), named.after,
         flags.get("is_first"), terminal, flags.get("truncated"), flags.get("done"), last,
         flags.get("success"), of_row="is_terminal" in names or ("is_last" in names and
-        terminal is None), format=form or _format(where, names),
+        terminal is None), format=form or _format(where, names), says=says,
     )  # fmt: skip
     ids, counter = _column(roles.get("episode")), _column(roles.get("counter"))
     _check_shapes(raw, ids)

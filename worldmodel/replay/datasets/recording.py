@@ -87,6 +87,7 @@ class Raw:
     whole: bool = False
     of_row: bool = False
     format: Format = Format()
+    says: str = "flags of the end"  # how it ended, by what
 
     def part(self, where: str, rows: Any) -> Raw:
         """Some of its rows as an episode of their own; arrays of one row more keep theirs."""

@@ -1,4 +1,5 @@
-"""Where recorded episodes come from: NPZ and HDF5 files, our own replays, LeRobot, Minari."""
+"""Where recorded episodes come from: NPZ and HDF5 files, our own replays, folders of LeRobot and
+imitation, and Minari."""
 
 from __future__ import annotations
 
@@ -41,15 +42,21 @@ def open_source(name: str, names: Names | None = None, axes: str = "auto") -> So
         for place in (path, path / "replay"):
             if (place / "index.json").is_file():
                 return _ours(place)
-        files = sorted(
-            (p for p in path.iterdir() if p.suffix.lower() in SUFFIXES),
-            key=lambda p: natural(p.name),
-        )
+        if (path / "meta" / "info.json").is_file():
+            from worldmodel.replay.datasets.lerobot import lerobot_source
+
+            return lerobot_source(path, parter)
+        if (path / "dataset_info.json").is_file() and any(path.glob("*.arrow")):
+            from worldmodel.replay.datasets.trajectories import trajectories_source
+
+            return trajectories_source(path, parter)
+        files = [p for p in path.iterdir() if p.suffix.lower() in SUFFIXES]
+        files.sort(key=lambda p: natural(p.name))
         if files:
             return _files(files, parter)
         raise DatasetError(
             f"There is no dataset in '{path}'. A folder may hold one of our runs or replays, "
-            "episodes as .npz, .hdf5 or .h5 files, or a dataset of LeRobot."
+            "episodes as .npz, .hdf5 or .h5 files, or a dataset of LeRobot or imitation."
             + _hint({p.suffix.lower() for p in path.rglob("*")})
         )
     if path.is_file() and path.suffix.lower() in SUFFIXES:

@@ -34,7 +34,7 @@ MAPPABLE = ("observation", "next_observation", "action", "reward", "is_first", "
             "terminated", "truncated", "done", "episode", "skip")  # fmt: skip
 CONTAINERS = ("observation", "observations", "obs", "ob")
 GOALS = ("achieved_goal", "desired_goal", "goal", "goals", MASK_KEY)
-PREFIXES = ("steps", "data", "transitions", "trajectory", "collector")  # of all that a file holds
+PREFIXES = ("steps", "data", "transitions", "trajectory")  # of all that a file holds
 # Recorded beside experience, and never observed unasked.
 IGNORED = {
     **dict.fromkeys(("info", "infos", "metadata", "meta", "id", "seed", "version", "reset",
