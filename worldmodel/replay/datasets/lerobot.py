@@ -64,7 +64,8 @@ def _decoded(path: Path, last: int) -> Iterator[tuple[int, np.ndarray]]:
 
     number = -1
     try:
-        with imageio.get_reader(path, format="ffmpeg") as film:  # type: ignore[arg-type]
+        reader: Any = imageio.get_reader(path, format="ffmpeg")
+        with reader as film:
             for number, frame in enumerate(film):
                 yield number, np.asarray(frame)
                 if number == last:
