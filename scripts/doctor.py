@@ -83,6 +83,8 @@ class Package:
     install: str = REINSTALL
 
 
+OFFLINE = 'pip install -c constraints.txt -e ".[offline]"'
+RECORDINGS = (("minari", "Minari"), ("h5py", "HDF5"), ("pyarrow", "LeRobot and imitation"))
 PACKAGES = (
     Package("worldmodel", "everything"),
     Package("torch", "every model"),
@@ -104,16 +106,7 @@ PACKAGES = (
         required=False,
         install='pip install -c constraints.txt -e ".[atari]"',
     ),
-    *(
-        Package(
-            name, what, required=False, install='pip install -c constraints.txt -e ".[offline]"'
-        )
-        for name, what in (
-            ("minari", "recordings of Minari"),
-            ("h5py", "recordings in HDF5"),
-            ("pyarrow", "recordings of LeRobot"),
-        )
-    ),
+    *(Package(name, f"recordings of {what}", False, OFFLINE) for name, what in RECORDINGS),
 )
 
 
