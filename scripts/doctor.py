@@ -20,6 +20,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # it works where nothing is installed
 
+from worldmodel import progress
 from worldmodel.entry import HELP, enter
 
 GIB = 2**30
@@ -297,18 +298,16 @@ def check_memory(memory: tuple[int, int] | None = None) -> Check:
 def all_checks() -> list[Check]:
     """Every check, in the order in which they are printed."""
     pair = check_mujoco_pair()
-    return [
-        check_python(),
-        *(check_package(package) for package in PACKAGES),
-        *([pair] if pair else []),
-        check_cpu(),
-        *check_gpus(),
-        check_memory(),
-        check_disk(),
-        check_pygame(),
-        check_gl(),
-        check_ffmpeg(),
+    found = [check_python(), *map(check_package, PACKAGES), *([pair] if pair else []), check_cpu()]
+    found += check_gpus()
+    last: list[Callable[[], Check]] = [
+        check_memory,
+        check_disk,
+        check_pygame,
+        check_gl,
+        check_ffmpeg,
     ]
+    return found + [check() for check in progress.each(last, "checking")]
 
 
 def exit_code(checks: Sequence[Check]) -> int:

@@ -18,8 +18,11 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NoReturn
+
+from worldmodel import progress
 
 Say = Callable[[str], None]
 Command = Callable[[Say, Sequence[str]], int]
@@ -41,12 +44,12 @@ def enter(command: str | Command, script: str, about: str | None) -> NoReturn:
     says of itself, before the settings, where help is asked for.
     """
     codecs.register_error(PLAIN, _spelled)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=PLAIN, line_buffering=True)
+    for stream in _pipes():
+        stream.reconfigure(errors=PLAIN, line_buffering=True)
     signal.signal(signal.SIGTERM, _ask_to_end)
     try:
-        code = _run(command, Path(script).resolve().parent, about)
+        with progress.shown() if os.environ.get("RANK", "0") == "0" else nullcontext():
+            code = _run(command, Path(script).resolve().parent, about)
     except KeyboardInterrupt:
         code = INTERRUPTED
         _last_word("stopped by Ctrl-C.")
@@ -58,17 +61,18 @@ def enter(command: str | Command, script: str, about: str | None) -> NoReturn:
         code = UNREAD
     finally:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left to do but to end
-    if code == UNREAD or _unread():
-        _drop_output()
+    _drop_output()
     sys.exit(code)
 
 
 def say(text: str) -> None:
     """Print a line. Raises OutputGone where nobody reads it."""
+    progress.clear()
     try:
         print(text)
     except BrokenPipeError as error:
         raise OutputGone from error
+    progress.said()
 
 
 def see_working_folder() -> None:
@@ -117,22 +121,27 @@ def _last_word(text: str) -> None:
             _drop_output()
 
 
-def _unread() -> bool:
-    """Whether standard output or error is a pipe whose reader is gone."""
+def _unread() -> list[int]:
+    """Standard output or error, where it is a pipe whose reader is gone."""
     if not hasattr(select, "poll"):
-        return False
+        return []
     poll = select.poll()
-    for number in (1, 2):
-        poll.register(number, 0)  # errors alone
-    return any(event & select.POLLERR for _, event in poll.poll(0))
+    for stream in _pipes():
+        poll.register(stream, 0)  # errors alone
+    return [number for number, event in poll.poll(0) if event & select.POLLERR]
 
 
 def _drop_output() -> None:
     """Send what is still in the buffers nowhere, so that Python does not complain at its end."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            os.dup2(nowhere, stream.fileno())
+    for number in _unread():
+        os.dup2(nowhere, number)
+    os.close(nowhere)
+
+
+def _pipes() -> list[io.TextIOWrapper]:
+    """Standard output and error, as far as they are files."""
+    return [one for one in (sys.stdout, sys.stderr) if isinstance(one, io.TextIOWrapper)]
 
 
 def _spelled(error: UnicodeError) -> tuple[str | bytes, int]:

@@ -14,7 +14,7 @@ from omegaconf import MISSING
 
 import agents
 from agents.base import Policy, check_mode, random_actions
-from worldmodel import config, seeding, tree
+from worldmodel import config, progress, seeding, tree
 from worldmodel.accel import devices
 from worldmodel.config import ConfigError, RunError
 from worldmodel.envs import make_env
@@ -110,7 +110,7 @@ def recorded_tracks(run: str | Path, newest: int = 0) -> list[Track]:
             "first, or name one whose replay was kept."
         )
     tracks = []
-    for stream, start, stop in places[-newest:]:
+    for stream, start, stop in progress.each(places[-newest:], "reading recorded episodes"):
         rows = replay.rows(stream, start, stop)
         tracks.append(Track({key: rows[key] for key in replay.spec.obs}, rows["action"]))
     return tracks
@@ -138,9 +138,11 @@ def play(
     shares = [episodes // count + (index < episodes % count) for index in range(count)]
     player = _Player(policy, envs, mode, jolts, np.random.default_rng(seed))
     try:
-        with seeding.Stream(seeding.spawn(seed, "agent"), policy.device):
+        drawn = seeding.Stream(seeding.spawn(seed, "agent"), policy.device)
+        with drawn, progress.step("playing episodes", episodes) as playing:
             while any(len(done) < n for done, n in zip(player.done, shares, strict=True)):
                 player.tick()
+                playing.done = player.played(shares)
     except ValueError as error:
         raise RunError(f"The environment failed: {error}") from error
     finally:
@@ -164,6 +166,19 @@ class _Player:
         self._first = np.ones(len(envs), bool)
         self._over = np.zeros(len(envs), bool)
         self._state: Any = None
+
+    def played(self, shares: Sequence[int]) -> float:
+        """How many episodes of the shares are played, those under way as far as they are as long
+        as the others were."""
+        ended = [len(track) for done in self.done for track in done]
+        usual = sum(ended) / len(ended) if ended else float("inf")
+        whole = sum(min(len(done), n) for done, n in zip(self.done, shares, strict=True))
+        wanted = (
+            rows
+            for rows, done, n in zip(self._rows, self.done, shares, strict=True)
+            if len(done) < n
+        )
+        return whole + sum(min(0.99, len(rows) / usual) for rows in wanted)
 
     def tick(self) -> None:
         """Act on all observations at hand, record them, and take the actions."""

@@ -14,6 +14,7 @@ from agents.deploy.fallback import make, rest_action
 from agents.deploy.inference import Engine
 from agents.deploy.runtime import Runtime
 from agents.deploy.timing import Rest, calm, no_garbage_pauses
+from worldmodel import progress
 from worldmodel.envs import EnvConfig, make_env
 from worldmodel.envs.shifts import Shifted
 from worldmodel.types import EnvSpec
@@ -75,7 +76,7 @@ def guarded(
     calm()
     try:
         with no_garbage_pauses():
-            for _ in range(episodes):
+            for _ in progress.each(range(episodes), "guarded, episode"):
                 obs, reward, first, last, terminal = env.reset()[0], None, True, False, False
                 total, noticed, early, tick = 0.0, None, False, 0
                 due = clock.now()
@@ -152,7 +153,7 @@ def _played(
     trial = Trial()
     env = world.make(seed, spec)
     try:
-        for _ in range(episodes):
+        for _ in progress.each(range(episodes), "alone, episode"):
             trial.returns.append(sum(_rewards(env, act)))
     finally:
         env.close()

@@ -13,7 +13,7 @@ import torch
 
 from agents.base import Agent, check_mode
 from agents.run.collect import Collector
-from worldmodel import seeding
+from worldmodel import progress, seeding
 from worldmodel.config import RunError
 from worldmodel.envs import EnvConfig, EnvError, Vector, make_vector
 from worldmodel.log import as_rgb
@@ -121,7 +121,11 @@ def frames_of(
         return [np.concatenate([as_rgb(row[key]) for key in images], 1) for row in result.rows]
     shown = replace(env, pixels=True, state=True, keys=None, image_size=[256, 256])
     frames: list[np.ndarray] = []
-    with suppress(EnvError, RunError), closing(make_vector(shown, 1, seed, whole=True)) as envs:
+    with (
+        suppress(EnvError, RunError),
+        progress.step("playing an episode for its pictures"),
+        closing(make_vector(shown, 1, seed, whole=True)) as envs,
+    ):
         collector = Collector(envs, spec, agent, seed, "mode")
         picture = next((k for k, v in collector.seen.items() if v.dtype == np.uint8), None)
         while picture is not None and len(frames) < MOST_FRAMES:
@@ -145,21 +149,23 @@ def _play(
     finished: list[list[Any]] = [[] for _ in quota]
     result = EvalResult([], [])
     watch(collector)
-    while any(len(done) < n for done, n in zip(finished, quota, strict=True)):
-        if record and not finished[0]:
-            result.rows.append(_first(collector.rows))
-        collector.step(replay)
-        watch(collector)
-        cut = collector.cut_off | (collector.lengths >= limit)
-        last = collector.rows["is_last"] | cut
-        if record and last[0] and not finished[0]:
-            result.rows.append(_first(collector.rows))
-        for i in np.flatnonzero(last):
-            if len(finished[i]) < quota[i]:
-                finished[i].append((collector.returns[i], collector.lengths[i]))
-                result.cut_off += int(cut[i])
-        if (collector.lengths >= limit).any():
-            collector.begin_episodes()
+    with progress.step("playing episodes", int(quota.sum())) as playing:
+        while any(len(done) < n for done, n in zip(finished, quota, strict=True)):
+            if record and not finished[0]:
+                result.rows.append(_first(collector.rows))
+            collector.step(replay)
+            watch(collector)
+            cut = collector.cut_off | (collector.lengths >= limit)
+            last = collector.rows["is_last"] | cut
+            if record and last[0] and not finished[0]:
+                result.rows.append(_first(collector.rows))
+            for i in np.flatnonzero(last):
+                if len(finished[i]) < quota[i]:
+                    finished[i].append((collector.returns[i], collector.lengths[i]))
+                    result.cut_off += int(cut[i])
+            if (collector.lengths >= limit).any():
+                collector.begin_episodes()
+            playing.done = sum(map(len, finished))
     if replay is not None:
         collector.step(replay)  # a row goes there when it is acted on: the last ones, too
     result.returns = [float(score) for done in finished for score, _ in done]

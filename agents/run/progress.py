@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
-import sys
 import threading
 import time
 from collections import deque
@@ -12,9 +12,9 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from tqdm import tqdm
+from worldmodel.progress import Bar, Step, begin, duration, end
 
-PLAIN_SECONDS = 10.0  # between two lines where there is no terminal
+PLAIN_SECONDS = 8.0  # between two lines where there is no terminal
 RATE_SECONDS = 30.0  # rates are over the last half minute or less
 
 
@@ -37,18 +37,17 @@ class Progress:
         visible: bool = True,
     ) -> None:
         self.total, self.max_seconds, self._say, self.unit = total, max_seconds, say, unit
-        self._bar: Any = None
-        if visible and sys.stderr.isatty():
-            layout = "{percentage:3.0f}%|{bar:20}| {desc}"
-            self._bar = tqdm(total=100, bar_format=layout, leave=False, mininterval=0)
+        self._bar = Bar(visible)
+        self._step = begin(Step(unit, total, start[0], drawn=self._bar.there))
         self._shown = time.monotonic()
         self._marks = deque([(self._shown, *start)])
         self.score: float | None = None
 
     def update(self, steps: int, updates: int, seconds: float) -> None:
         """Show where the run stands: agent steps, updates, and seconds of training so far."""
+        self._step.done = steps
         now = time.monotonic()
-        pause = 0.5 if self._bar is not None else PLAIN_SECONDS
+        pause = 0.5 if self._bar.there else PLAIN_SECONDS
         if now - self._shown < pause:
             return
         self._shown = now
@@ -67,13 +66,12 @@ class Progress:
         earned = f"return {score} | " if self.unit == "step" else ""
         text = (
             f"{self.unit} {steps:,}/{self.total:,} | {collected}{rates[1]:.2f} updates/s | "
-            f"{earned}{clock(left)} left"
+            f"{earned}{duration(left)} left"
         )
-        if self._bar is None:
-            self._say(f"{100 * fraction:3.0f}% {text}")
+        if self._bar.there:
+            self._bar.show(fraction, text)
         else:
-            self._bar.n = round(100 * fraction)
-            self._bar.set_description_str(text)
+            self._say(f"{100 * fraction:3.0f}% {text}")
 
     def fraction(self, steps: int, seconds: float) -> float:
         """How much of the run is done, by steps or by the time limit, whichever is further."""
@@ -82,25 +80,14 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A line that does not tear the bar."""
-        if self._bar is not None:
-            self._bar.clear()
+        self._bar.clear()
         self._say(text)
-        if self._bar is not None:
-            self._bar.refresh()
+        self._bar.refresh()
 
     def close(self) -> None:
         """Remove the bar."""
-        if self._bar is not None:
-            self._bar.close()
-
-
-def clock(seconds: float) -> str:
-    """1:02:03, 2:03, or - where nobody knows."""
-    if not math.isfinite(seconds):
-        return "-"
-    minutes, rest = divmod(round(max(0.0, seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+        self._bar.close()
+        end(self._step)
 
 
 class Stopper:
@@ -137,5 +124,7 @@ class Stopper:
         self.noted = number
         if self._alone:
             self.signal = number
+            # Not print, which may be in the middle of a line.
+            os.write(2, b"\nstopping, with a checkpoint, after what is under way; again: at once\n")
         for each in self.SIGNALS:
             signal.signal(each, signal.SIG_DFL)

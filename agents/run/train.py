@@ -14,6 +14,7 @@ from agents.run.trainer import Trainer
 from worldmodel.accel.devices import out_of_memory
 from worldmodel.accel.ranks import FailedElsewhere, RankLost, Ranks
 from worldmodel.config import ConfigError, RunError
+from worldmodel.entry import INTERRUPTED
 
 SLOWER = 0.5  # times the learning rate, each time that a run goes back
 
@@ -95,7 +96,14 @@ def _train(settings: TrainConfig, say: Callable[[str], None], ranks: Ranks) -> i
                 "same command continues."
             )
             return 128 + signal
-        summary = trainer.finish()
+        try:
+            summary = trainer.finish()
+        except KeyboardInterrupt:
+            trainer.say(
+                "stopped in the evaluation at the end; what was learned is saved, and the same "
+                "command continues."
+            )
+            return INTERRUPTED
         if summary is not None:
             trainer.say(report.table(summary))
     finally:

@@ -34,6 +34,7 @@ from worldmodel import checkpoint, config, seeding
 from worldmodel.accel.devices import keep_freed_memory, set_deterministic, set_threads
 from worldmodel.accel.ranks import RankLost, Ranks
 from worldmodel.config import RunError
+from worldmodel.entry import OutputGone
 from worldmodel.envs import EnvError, Vector, describe, env_spec, make_vector, notes
 from worldmodel.log import RunLog
 from worldmodel.replay.datasets import Dataset
@@ -181,7 +182,7 @@ class Trainer:
                 self.save()
             except RankLost:  # a checkpoint takes all of them
                 raise
-            except RunError:  # an environment that fails, say
+            except (RunError, OutputGone):  # an environment that fails, say
                 self.save()  # what was learned until then is sound
                 raise
             finally:

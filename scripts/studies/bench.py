@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from agents.run.report import code_version, versions
-from worldmodel import config
+from worldmodel import config, progress
 from worldmodel.entry import HELP
 from worldmodel.envs.shifts import shift_named
 
@@ -35,8 +35,9 @@ def bench_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
         module: Any = importlib.import_module(f"scripts.studies.bench_{name}")
         settings = config.from_cli(module.Settings, rest)
         about = {"what": name, **machine(), "settings": config.keys_of(settings)}
-        for figure in module.measure(settings):
-            say(json.dumps({**figure, **about}))
+        with progress.step(f"measuring {name}"):
+            for figure in module.measure(settings):
+                say(json.dumps({**figure, **about}))
         return 0
 
     return config.guarded(work, say)

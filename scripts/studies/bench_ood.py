@@ -36,7 +36,7 @@ from agents.deploy.fit import Env, FitConfig, play, recorded_tracks
 from scripts.studies import bench_ood_plots as plots
 from scripts.studies.bench import check_known, check_shifts
 from scripts.studies.tracks import cached
-from worldmodel import seeding
+from worldmodel import progress, seeding
 from worldmodel.accel import devices
 from worldmodel.config import check_ranges
 from worldmodel.envs.shifts import LEVELS, SHIFTS, Shifted, shift_named
@@ -82,7 +82,7 @@ def measure(settings: Settings) -> Iterator[Mapping[str, Any]]:
     """One figure for each shift, strength and column; then what they come to."""
     devices.set_threads(settings.threads)
     study = Study(settings)
-    rows = [row for name in settings.shifts for row in study.judged(name)]
+    rows = [row for name in progress.each(settings.shifts, "shifts") for row in study.judged(name)]
     plots.write_rows(study.folder / "ood.csv", rows)
     yield from rows
     yield from study.alarms()

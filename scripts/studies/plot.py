@@ -12,7 +12,7 @@ from typing import Any
 
 from scripts.studies.bench import split_choice
 from scripts.studies.figures.job import Job, Settings
-from worldmodel import config
+from worldmodel import config, progress
 
 # name -> module of scripts.studies.figures, imported only when its name is asked for.
 FIGURES: dict[str, str] = {
@@ -45,7 +45,8 @@ def make_figure(name: str, settings: Settings, say: Callable[[str], None]) -> Jo
     module: Any = importlib.import_module(f"scripts.studies.figures.{FIGURES[name]}")
     job, began = Job(name, settings, say), time.perf_counter()
     say(f"{name}:")
-    module.make(job)
+    with progress.step(f"drawing {name}"):
+        module.make(job)
     say(f"  {job.seeds_text}; {time.perf_counter() - began:.1f} s")
     for path in job.files:
         say(f"  {path}")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import signal
+import sys
 
 import pytest
 
 from agents.run import progress
-from agents.run.progress import Progress, Stopper, clock
+from agents.run.progress import Progress, Stopper
+from worldmodel.progress import duration
 
 
 def test_plain_lines_tell_recent_rates_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: False)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
     said: list[str] = []
     bar = Progress(1000, (100, 10), None, said.append)
     for second in range(1, 101):
@@ -21,11 +23,11 @@ def test_plain_lines_tell_recent_rates_and_time_left(monkeypatch: pytest.MonkeyP
         # Ten steps a second at first, two later.
         steps = 100 + 10 * min(second, 50) + 2 * max(0, second - 50)
         bar.update(steps, 10 + second // 2, float(second))
-    assert len(said) == 10  # one each ten seconds
-    assert "step 200/1,000 | 10.0 steps/s | 0.50 updates/s | return - | 1:20 left" in said[0]
-    assert said[0].startswith(" 20% ")
-    assert "step 700/1,000 | 2.0 steps/s" in said[-1]
-    assert said[-1].endswith("2:30 left")
+    assert len(said) == 12  # one each eight seconds
+    assert "step 180/1,000 | 10.0 steps/s | 0.50 updates/s | return - | 1:22 left" in said[0]
+    assert said[0].startswith(" 18% ")
+    assert "step 692/1,000 | 2.0 steps/s" in said[-1]
+    assert said[-1].endswith("2:34 left")
     bar.score = -12.34
     now[0] += 20
     bar.update(700, 60, 120.0)
@@ -43,8 +45,8 @@ def test_a_time_limit_counts_too() -> None:
     ("seconds", "text"),
     [(0.4, "0:00"), (61, "1:01"), (3723, "1:02:03"), (-3, "0:00"), (float("inf"), "-")],
 )
-def test_clock(seconds: float, text: str) -> None:
-    assert clock(seconds) == text
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 def test_the_second_signal_takes_effect_at_once() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldmodel import seeding
+from worldmodel import progress, seeding
 from worldmodel.ood.api import Memory
 from worldmodel.ood.parts import TINY, code_length, mean_error
 from worldmodel.ood.scorer import Look, Part
@@ -118,7 +118,7 @@ class Flow(_OfFeatures):
         self.flow.requires_grad_(True)
         optim = torch.optim.Adam(self.flow.parameters(), FLOW_RATE)
         with torch.enable_grad(), seeding.Stream(0):
-            for _ in range(FLOW_UPDATES):
+            for _ in progress.each(range(FLOW_UPDATES), "fitting the flow, update"):
                 batch = values[torch.randint(len(values), (FLOW_BATCH,))]
                 loss = -self.flow().log_prob(batch).mean()
                 optim.zero_grad()

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldmodel import tree
+from worldmodel import progress, tree
 from worldmodel.config import ConfigError, RunError
 from worldmodel.models.vae import VAE
 from worldmodel.ood.api import FIRST_KEY, STAMP_KEY, Memory, Score, Track
@@ -114,7 +114,7 @@ class Detector:
             train_vae(vae, observations, keys, c.updates, c.batch, c.lr, c.seed, self.say)
         held = looks(scorer, tuning, c.rows, c.seed)
         with torch.no_grad():  # a flow asks for gradients itself
-            for part in scorer.parts:
+            for part in progress.each(scorer.parts, "fitting the parts"):
                 part.fit(held)  # type: ignore[operator]
         self._set_units(tuning)
         self.fitted, self.calibration = True, {}

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldmodel import seeding, tree
+from worldmodel import progress, seeding, tree
 from worldmodel.config import RunError
 from worldmodel.models.vae import VAE
 from worldmodel.ood.api import Memory, Track
@@ -104,7 +104,7 @@ def train_vae(
     vae.requires_grad_(True)
     optim = LaProp([("vae", vae)], OptimConfig(lr=lr, warmup=WARMUP, anneal=updates))
     with seeding.Stream(seed, device):
-        for update in range(updates):
+        for update in progress.each(range(updates), "training the autoencoder"):
             drawn = pixels[torch.randint(len(pixels), (batch,))].to(device)
             loss, metrics = vae.loss(drawn.permute(0, 3, 1, 2).float() / 255.0)
             try:
@@ -126,15 +126,19 @@ def trace(scorer: Scorer, tracks: Sequence[Track], tick: Tick) -> list[np.ndarra
     `Scorer.levels` is."""
     order = sorted(range(len(tracks)), key=lambda i: len(tracks[i]))
     out: list[np.ndarray] = [np.empty(0)] * len(tracks)
-    for first in range(0, len(order), TOGETHER):
-        group = order[first : first + TOGETHER]
-        columns = _side_by_side(scorer, [tracks[i] for i in group], tick)
-        for index, one in zip(group, columns, strict=True):
-            out[index] = one
+    groups = [order[first : first + TOGETHER] for first in range(0, len(order), TOGETHER)]
+    ticks = sum(len(tracks[group[-1]]) for group in groups)
+    with progress.step("scoring episodes, tick", ticks) as scoring:
+        for group in groups:
+            columns = _side_by_side(scorer, [tracks[i] for i in group], tick, scoring)
+            for index, one in zip(group, columns, strict=True):
+                out[index] = one
     return out
 
 
-def _side_by_side(scorer: Scorer, tracks: Sequence[Track], tick: Tick) -> Iterator[np.ndarray]:
+def _side_by_side(
+    scorer: Scorer, tracks: Sequence[Track], tick: Tick, scoring: progress.Step
+) -> Iterator[np.ndarray]:
     """Tracks of one group; what has ended repeats its last row, and is cut off after."""
     memory = scorer.initial(len(tracks))
     columns = []
@@ -144,6 +148,7 @@ def _side_by_side(scorer: Scorer, tracks: Sequence[Track], tick: Tick) -> Iterat
         is_first = torch.full((len(tracks),), t == 0, device=scorer.usual.device)
         strange, memory = tick(obs, state, action, is_first, memory)
         columns.append(strange.float().cpu().numpy())
+        scoring.done += 1
     levels = np.stack(columns, 1)  # [B, T, K]
     for i, track in enumerate(tracks):
         yield levels[i, : len(track)]
@@ -180,7 +185,7 @@ def looks(scorer: Scorer, tracks: Sequence[Track], most: int, seed: int) -> Look
         chosen = np.random.default_rng(seed).choice(len(rows), most, replace=False)
         rows = [rows[i] for i in chosen]
     parts = []
-    for i in range(0, len(rows), 256):
+    for i in progress.each(range(0, len(rows), 256), "learning what is usual, batch"):
         some, device = rows[i : i + 256], scorer.usual.device
         obs, state, action = _rows(some, device)
         before = None

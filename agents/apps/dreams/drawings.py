@@ -13,7 +13,7 @@ import torch
 from agents.apps.dreams.episodes import DreamConfig, Experience
 from agents.apps.dreams.page import Picture, Section
 from agents.base import Policy, random_actions
-from worldmodel import dream, plots, seeding, tree
+from worldmodel import dream, plots, progress, seeding, tree
 from worldmodel.capabilities import Masks
 from worldmodel.dream import films, metrics
 from worldmodel.log import enlarged, gif, write_picture, write_video
@@ -32,7 +32,7 @@ def draw_strips(
     """The strips section, its files written; None where the model decodes nothing."""
     pictures: list[Picture] = []
     context = settings.context
-    for number in lived.shown(settings):
+    for number in progress.each(lived.shown(settings), "drawing strips and films"):
         batch = lived.batch([number], 0, settings.rows).to(dream.device_of(model))
         loop = dream.open_loop(model, batch, context)
         frames = films.film_of(spec, batch, loop, context)
@@ -121,7 +121,7 @@ def imagine(policy: Policy, start: Any, settings: DreamConfig) -> Futures:
     state = tree.map(lambda x: x.expand(len(out.kinds), *x.shape[1:]).contiguous(), start)
     rng = np.random.default_rng(seeding.spawn(settings.seed, "random futures"))
     steps: dict[str, list[torch.Tensor]] = {}
-    for _ in range(settings.horizon):
+    for _ in progress.each(range(settings.horizon), "imagining futures, step"):
         mask = model.action_mask(state) if isinstance(model, Masks) else None
         seen = {} if mask is None else {MASK_KEY: mask[-each:].cpu().numpy()}
         action = torch.from_numpy(random_actions(policy.spec, seen, each, rng))

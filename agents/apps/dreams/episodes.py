@@ -15,7 +15,7 @@ import agents
 from agents.apps.episodes import Episodes
 from agents.base import Policy
 from agents.run.evaluate import evaluate
-from worldmodel import config, dream, seeding, tree
+from worldmodel import config, dream, progress, seeding, tree
 from worldmodel.config import ConfigError
 from worldmodel.replay import Replay, ReplayConfig
 from worldmodel.types import Batch
@@ -179,7 +179,7 @@ def windows(lived: Experience, model: Any, settings: DreamConfig) -> Windows:
     episode: list[int] = []
     first: list[int] = []
     device = dream.device_of(model)
-    for rows, group in by_rows.items():
+    for rows, group in progress.each(by_rows.items(), "following episodes, group"):
         rows_seen = lived.batch(group, 0, rows).to(device)
         states = dream.follow(model, rows_seen)
         last = rows - settings.rows

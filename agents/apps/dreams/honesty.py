@@ -16,7 +16,7 @@ from torch import Tensor
 
 from agents.apps.dreams.episodes import Windows
 from agents.apps.dreams.page import Picture, Section
-from worldmodel import dream, plots, tree
+from worldmodel import dream, plots, progress, tree
 from worldmodel.capabilities import Relabels
 from worldmodel.dream import OpenLoop, metrics
 from worldmodel.types import Batch, EnvSpec
@@ -67,7 +67,7 @@ def measure(model: Any, spec: EnvSpec, found: Windows, context: int, dreams: int
     rows = found.batch.shape[0]
     parts = [
         _compare(model, spec, found, slice(i, i + CHUNK), context, dreams)
-        for i in range(0, rows, CHUNK)
+        for i in progress.each(range(0, rows, CHUNK), "dreaming, batch")
     ]
     errors = {
         what: {who: np.concatenate([p.errors[what][who] for p in parts]) for who in curves}

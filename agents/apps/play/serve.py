@@ -15,6 +15,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from agents.apps.play.driver import Stage
 from agents.apps.play.page import Page
 from agents.apps.play.session import Session
+from worldmodel import progress
 
 MOST_BROWSERS = 16  # that may dream at the same time
 ICON = (
@@ -89,7 +90,8 @@ def serve(
     app.on_startup(ready)
     app.on_shutdown(pages.close)
     try:
-        uvicorn.Server(settings).run(sockets=[listening])
+        with progress.step("serving", waits=True):
+            uvicorn.Server(settings).run(sockets=[listening])
     except KeyboardInterrupt:
         pass  # uvicorn gives its signals back after its own clean end
     finally:

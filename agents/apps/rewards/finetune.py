@@ -25,7 +25,7 @@ from agents.apps.rewards.fit import rescale, unit_of
 from agents.apps.rewards.labels import Examples
 from agents.apps.rewards.latents import Latents
 from agents.base import Policy
-from worldmodel import checkpoint, config
+from worldmodel import checkpoint, config, progress
 from worldmodel.config import RunError
 from worldmodel.optim import LaProp, OptimConfig
 from worldmodel.rssm import Head
@@ -57,7 +57,7 @@ def tune(
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     began = time.monotonic()
-    for done in range(1, updates + 1):
+    for done in progress.each(range(1, updates + 1), "fine-tuning, update"):
         batch, wanted = draw(rng)
         total, feat = model.loss_and_feat(batch)
         known = ~wanted.isnan()

@@ -24,7 +24,7 @@ from agents.apps.episodes import Episodes
 from agents.apps.rewards.labels import Examples
 from agents.apps.rewards.latents import Latents
 from agents.apps.rewards.tables import EVEN, Pairs
-from worldmodel import dream, tree
+from worldmodel import dream, progress, tree
 from worldmodel.config import RunError
 from worldmodel.optim import LaProp, OptimConfig
 from worldmodel.rssm import Head, HeadConfig
@@ -56,7 +56,7 @@ def train(
     optim = LaProp([("head", head)], OptimConfig(lr=lr, warmup=warmup, anneal=updates))
     head.requires_grad_(True)
     began, losses = time.monotonic(), []
-    for done in range(1, updates + 1):
+    for done in progress.each(range(1, updates + 1), "fitting the head, update"):
         value = loss(rng)
         try:
             optim.step(value)
@@ -169,7 +169,7 @@ def errors_ahead(
     label = {(int(e), int(t)): v for e, t, v in zip(*parts, strict=True)}
     rng = np.random.default_rng(seed)
     found: dict[str, dict[str, float]] = {}
-    for ahead in AHEAD:
+    for ahead in progress.each(AHEAD, "dreaming ahead"):
         places = [(e, t - ahead) for e, t in label if t >= ahead]
         if not places:
             continue

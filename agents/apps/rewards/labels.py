@@ -29,7 +29,7 @@ import numpy as np
 
 from agents.apps.episodes import Episodes
 from agents.apps.rewards.tables import place, read_table, whole_columns
-from worldmodel import config
+from worldmodel import config, progress
 from worldmodel.config import ConfigError
 from worldmodel.envs import RewardFunction
 
@@ -100,7 +100,7 @@ def function_labels(function: RewardFunction, episodes: Episodes) -> Labels:
     """A function's rewards; the first row of an episode has none, for nothing led to it. Raises
     ConfigError where the function does not answer with numbers."""
     values = []
-    for number in range(len(episodes)):
+    for number in progress.each(range(len(episodes)), "asking the reward, episode"):
         before, action, after, info = transitions(episodes, number)
         found = function.batch(before, action, after, info) if len(action) else np.zeros(0)
         values.append(np.concatenate([[np.nan], found]))

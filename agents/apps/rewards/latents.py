@@ -19,7 +19,7 @@ from torch import Tensor
 
 from agents.apps.episodes import Episodes
 from agents.apps.rewards.labels import Labels
-from worldmodel import dream, tree
+from worldmodel import dream, progress, tree
 from worldmodel.capabilities import Compares, Packs, start_of
 from worldmodel.config import ConfigError
 from worldmodel.seeding import Stream
@@ -89,14 +89,20 @@ def filtered(model: Any, episodes: Episodes, used: Sequence[int], seed: int = 0)
     device = dream.device_of(model)
     # Episodes of like lengths go together; those that have ended leave the group.
     order = sorted(latents.episodes, key=lambda number: -episodes.lengths[number])
-    with Stream(seed, device):
+    showing = progress.step("showing the model its rows", latents.count)
+    with Stream(seed, device), showing as shown:
         for i in range(0, len(order), SIDE_BY_SIDE):
-            _follow(model, episodes, latents, order[i : i + SIDE_BY_SIDE], device)
+            _follow(model, episodes, latents, order[i : i + SIDE_BY_SIDE], device, shown)
     return latents
 
 
 def _follow(
-    model: Any, episodes: Episodes, latents: Latents, group: list[int], device: torch.device
+    model: Any,
+    episodes: Episodes,
+    latents: Latents,
+    group: list[int],
+    device: torch.device,
+    showing: progress.Step,
 ) -> None:
     """Filter some episodes side by side, longest first, a chunk of rows at a time."""
     state: Any = None
@@ -115,6 +121,7 @@ def _follow(
         for i, number in enumerate(group):
             rows = latents.rows(number, np.arange(begin, begin + length))
             latents.write(rows, tree.index(states, i))
+            showing.done += length
         begin += length
         group = [number for number in group if episodes.lengths[number] > begin]
         state = tree.index(states, (slice(len(group)), -1))  # longest first

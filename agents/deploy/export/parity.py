@@ -11,6 +11,7 @@ import torch
 from agents.base import Policy
 from agents.deploy.export.engine import ExportEngine
 from agents.deploy.export.step import Step, Tensors, as_inputs, example_obs
+from worldmodel import progress
 from worldmodel.envs import EnvError, make_env
 from worldmodel.replay import Replay
 
@@ -41,7 +42,8 @@ def parity(
     sent = alone = np.zeros((1, step.spec.action.size), np.float32)
     worst = {"action": 0.0, "state": 0.0, "ties": 0.0}
     drift = []
-    for seen, begins in zip(obs, first, strict=True):
+    pairs = zip(obs, first, strict=True)
+    for seen, begins in progress.each(pairs, "comparing the export with the agent, tick", len(obs)):
         is_first = np.array([begins])
         given = as_inputs(seen, state, sent, is_first)
         ours = _answer(step, given)
@@ -140,7 +142,7 @@ def _played(policy: Policy, steps: int) -> tuple[list[dict[str, np.ndarray]], np
     first: list[bool] = []
     try:
         obs, state = env.reset()[0], None
-        for _ in range(steps):
+        for _ in progress.each(range(steps), "playing for the comparison, tick"):
             seen.append({key: np.asarray(obs[key])[None].copy() for key in policy.spec.seen})
             first.append(state is None)
             action, state = policy.act({key: obs[key] for key in policy.spec.seen}, state)

@@ -20,6 +20,7 @@ from agents.deploy.export.native import native
 from agents.deploy.export.parity import observations, parity
 from agents.deploy.export.step import Prediction, Step
 from agents.deploy.inference import can_predict
+from worldmodel import progress
 from worldmodel.atomic import replaced
 from worldmodel.checkpoint import spec_to_dict
 from worldmodel.config import ConfigError, RunError, unknown
@@ -133,7 +134,7 @@ def _write_graphs(
     (folder / "step.pt2").write_bytes(graphs.to_pt2(program))
     plain = graphs.to_onnx(program, list(inputs), list(outputs))
     made = {"float32": plain}
-    for name in options.smaller:
+    for name in progress.each(options.smaller, "making smaller graphs"):
         try:
             made[name] = graphs.to_half(plain) if name == "half" else graphs.to_int8(plain, folder)
         except Exception as error:  # a converter that does not know an operation

@@ -21,7 +21,7 @@ from scripts.studies.figures.job import (
     maze,
     mean_check,
 )
-from worldmodel import plots
+from worldmodel import plots, progress
 
 RUNS, EPISODES, STEPS = 100, 50, 6000
 # n: episode whose mean is within 20 steps first; steps over 50 episodes. 30 runs.
@@ -42,7 +42,7 @@ def measure(n: int, seeds: range, episodes: int, steps: int) -> tuple[np.ndarray
     """Steps of each episode [R, episodes]; goals reached by each of the 200 moments of `moments`
     [R, 200]; changes of values for each real step."""
     world, lengths, goals = maze("dyna_maze"), [], []
-    for seed in seeds:
+    for seed in progress.each(seeds, "runs"):
         run = Experiment(world, DynaQConfig(n=n), seed).advance(episodes=episodes)
         lengths.append(run.episode_steps)
         run.advance(max(0, steps - run.steps))

@@ -13,7 +13,7 @@ import numpy as np
 
 from agents.dyna import DynaConfig
 from agents.dyna.experiment import Experiment
-from worldmodel import plots
+from worldmodel import plots, progress
 from worldmodel.config import check_ranges
 from worldmodel.envs.grid import GRIDS, GridWorld, refine
 from worldmodel.envs.table import WorldTable
@@ -188,7 +188,7 @@ def looks(
 ) -> np.ndarray:
     """What `look` says of each run after each of x [N] real steps: float64 [R, N, K]."""
     found = []
-    for seed in seeds:
+    for seed in progress.each(seeds, "runs"):
         run = Experiment(world, config, seed, time_limit)
         found.append([look(run.advance(int(more))) for more in np.diff(x, prepend=0)])
     return np.array(found, np.float64)

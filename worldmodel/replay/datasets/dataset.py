@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from worldmodel import progress
 from worldmodel.envs.config import EnvConfig
 from worldmodel.replay.buffer import Replay
 from worldmodel.replay.datasets.actions import ActionReader
@@ -173,8 +174,10 @@ class Dataset:
                 f"The dataset has {self.rows:,} rows, but the replay holds {replay.capacity:,}. "
                 "Raise replay.capacity (replay.storage=disk where memory is short)."
             )
-        for _, rows in self._episodes():
-            replay.add_many(0, rows)
+        with progress.step("filling the replay, row", self.rows) as filling:
+            for episode, rows in self._episodes():
+                replay.add_many(0, rows)
+                filling.done += len(episode) + 1
 
     def _aligned(self) -> Iterator[Episode]:
         self._aligner.forget()
@@ -185,7 +188,8 @@ class Dataset:
 
     def _episodes(self) -> Iterator[tuple[Episode, Rows]]:
         """Every episode, and its rows as the replay takes them."""
-        for episode in self._source.own() if self._source.own else self._aligned():
+        found = self._source.own() if self._source.own else self._aligned()
+        for episode in progress.each(found, "reading the recording, episode"):
             yield episode, self._rows(episode)
 
     def _rows(self, episode: Episode) -> Rows:
