@@ -169,10 +169,9 @@ class Trainer:
 
     def run(self) -> int | None:
         """Train until finished; the number of the signal, where one asked to stop earlier."""
-        limit = self.config.max_minutes
         start = (self.clock, self.state.counters.updates)
         unit = "update" if self.config.offline else "step"
-        seconds = limit and 60 * limit
+        seconds = self.config.max_minutes and 60 * self.config.max_minutes
         bar = Progress(self.config.length, start, seconds, self.say, unit, self.ranks.first)
         with Stopper(alone=self.ranks.size == 1) as stop:
             try:
