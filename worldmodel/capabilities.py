@@ -77,6 +77,16 @@ class Expects(Protocol[S]):
 
 
 @runtime_checkable
+class Deterministic(Protocol):
+    """Says whether its steps draw anything."""
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the same action in the same state always leads to the same prediction."""
+        ...
+
+
+@runtime_checkable
 class Uncertain(Protocol[S_contra]):
     """Knows how unsure it is of what an action leads to."""
 

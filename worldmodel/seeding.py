@@ -91,6 +91,14 @@ class Stream:
         if self._cuda is not None:
             self._state.append(torch.Generator(self._cuda).manual_seed(seed).get_state())
 
+    def state_dict(self) -> list[torch.Tensor]:
+        """Where it is; not inside `with`."""
+        return [state.clone() for state in self._state]
+
+    def load_state_dict(self, state: list[torch.Tensor]) -> None:
+        """Go on from there."""
+        self._state = [part.cpu() for part in state[: len(self._state)]]
+
     def __enter__(self) -> Stream:
         assert not self._outside, "a stream cannot be entered twice"
         self._outside = self._exchange(self._state)

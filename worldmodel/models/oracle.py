@@ -38,6 +38,7 @@ class TableOracle:
                 f"The table has {tuple(given)} phases, states and actions; needed: {wanted}."
             )
         self.discount, self.feat_bound = discount, 1.0
+        self.deterministic = bool((table.probability.max(-1) == 1.0).all())
         arrays = (table.next, table.probability, table.reward, table.terminal)
         # [S A, K] each.
         self.next, self.probability, self.reward, self.terminal = (
@@ -89,6 +90,7 @@ class Pendulum:
 
     spec = EnvSpec({"state": ObsSpec("vector", (3,))}, ActionSpec("continuous", (1,)))
     feat_size, feat_bound = 3, 8.0
+    deterministic = True
 
     def __init__(self, discount: float = 1.0, device: torch.device | str = "cpu") -> None:
         self.discount, self.device = discount, torch.device(device)
@@ -133,6 +135,7 @@ class CartPole:
 
     spec = EnvSpec({"state": ObsSpec("vector", (4,))}, ActionSpec("discrete", (2,)))
     feat_size, feat_bound = 4, float("inf")
+    deterministic = True
 
     def __init__(self, discount: float = 1.0, device: torch.device | str = "cpu") -> None:
         self.discount, self.device = discount, torch.device(device)

@@ -1,0 +1,106 @@
+"""An agent that plans every action in a world, in place of its own policy's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from agents.base import Agent, Evaluation
+from agents.planning.base import Planner
+from worldmodel import tree
+from worldmodel.config import ConfigError
+from worldmodel.types import MASK_KEY, Dynamics
+
+
+class PlannedState(NamedTuple):
+    """The state of the agent that is planned for, and what the next decision starts from."""
+
+    agent: Any
+    warm: Any
+
+
+class Planned(Agent):
+    """Acts as a planner decides; it learns nothing.
+
+    agent: whose memory follows the environment. world: where to plan, with states as those of the
+    agent's model; None: that model. trusts: the agent's policy and values are for the rewards of
+    this world, and may be asked. Raises ConfigError for an agent without a world.
+    """
+
+    learns = False
+
+    def __init__(
+        self, agent: Agent, planner: Planner, world: Any = None, trusts: bool = True
+    ) -> None:
+        self.agent, self.planner, self.trusts = agent, planner, trusts
+        self.model = agent.model if world is None else world
+        self.columns = agent.columns
+        known = isinstance(self.model, Dynamics)
+        if not known or agent.world_state(agent.initial(1)) is None:
+            raise ConfigError(
+                f"The agent '{agent.name}' has no world to plan in. Use a run of one that learns a "
+                "world, such as agent=dreamer."
+            )
+        self.stats: dict[str, float] = {}
+
+    @property
+    def name(self) -> str:
+        """The name of the agent that is planned for."""
+        return self.agent.name
+
+    def initial(self, batch_size: int) -> PlannedState:
+        """See `Agent.initial`."""
+        return PlannedState(self.agent.initial(batch_size), None)
+
+    @torch.no_grad()
+    def act(
+        self, obs: Mapping[str, Any], state: PlannedState | None = None, mode: str = "sample"
+    ) -> tuple[np.ndarray, PlannedState, dict[str, Any]]:
+        """See `Agent.act`; the mode is the agent's own, whose action is replaced."""
+        inner = None if state is None else state.agent
+        _, inner, extras = self.agent.act(obs, inner, mode)
+        world_state = self.agent.world_state(inner)
+        device = tree.device(world_state)
+        first, mask = (
+            None if obs.get(key) is None else torch.as_tensor(np.asarray(obs[key]), device=device)
+            for key in ("is_first", MASK_KEY)
+        )
+        plan = self.planner.plan(
+            self.model,
+            world_state,
+            self.agent.evaluate if self.trusts else None,
+            None if state is None else state.warm,
+            first,
+            mask,
+        )
+        self.stats = plan.stats
+        chosen = plan.action.cpu().numpy()
+        return chosen, PlannedState(self.agent.replace_action(inner, chosen), plan.warm), extras
+
+    def replace_action(self, state: PlannedState, action: Any) -> PlannedState:
+        """See `Agent.replace_action`."""
+        return state._replace(agent=self.agent.replace_action(state.agent, action))
+
+    def world_state(self, state: PlannedState) -> Any:
+        """See `Agent.world_state`."""
+        return self.agent.world_state(state.agent)
+
+    def evaluate(self, state: Any) -> Evaluation:
+        """See `Agent.evaluate`."""
+        return self.agent.evaluate(state) if self.trusts else Evaluation()
+
+    def update(self, replay: Any) -> dict[str, Any]:
+        """It learns nothing."""
+        raise NotImplementedError("a planned agent does not learn")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The planner's random generator, and the agent."""
+        return {"planner": self.planner.state_dict(), "agent": self.agent.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put `state_dict()` back."""
+        self.planner.load_state_dict(state["planner"])
+        self.agent.load_state_dict(state["agent"])

@@ -1,0 +1,153 @@
+"""What every planner is: it searches a world for the action to take now, within its bounds.
+
+    plan = planner.plan(world, state, evaluate, warm, is_first)
+    plan.action -> the environment; plan.warm -> the next call
+
+A planner works on any `worldmodel.types.Dynamics`, decides for B environments in one search, and
+owns its random numbers, those that a stochastic world draws for it included.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from agents.base import Evaluation
+from worldmodel.config import ConfigError, check_ranges
+from worldmodel.seeding import Stream
+from worldmodel.types import ActionSpec
+
+Evaluate = Callable[[Any], Evaluation]
+
+
+class Plan(NamedTuple):
+    """action: encoded [B, A], as the environment executes it. warm: what the next decision starts
+    from, a tree [B, ...]. stats: numbers about the search, by name."""
+
+    action: Tensor
+    warm: Any
+    stats: dict[str, float]
+
+
+@dataclass
+class BoundsConfig:
+    """Where a search ends, and how careful it is.
+
+    budget: rows of the world that one decision of one environment may step; 0: no bound.
+    deadline_ms: the decision is made by then, with the best plan so far; 0: no deadline.
+    caution: w; the world's uncertainty times w is taken off each imagined reward.
+    uncertainty_limit: a rollout ends before the first step, from step `least_horizon` on, whose
+    uncertainty exceeds this; the agent's value of the state there stands for the rest. null: never.
+    """
+
+    budget: int = 0
+    deadline_ms: float = 0.0
+    caution: float = 0.0
+    uncertainty_limit: float | None = None
+    least_horizon: int = 1
+
+    def __post_init__(self) -> None:
+        check_ranges(self, {
+            "budget": (0, 1 << 40), "deadline_ms": (0, 1e9), "caution": (0, 1e9),
+            "uncertainty_limit": (0, 1e30), "least_horizon": (0, 1 << 20),
+        })  # fmt: skip
+
+
+class Meter:
+    """Rows stepped, for each environment, and time spent on one decision."""
+
+    def __init__(self, bounds: BoundsConfig, clock: Callable[[], float]) -> None:
+        self.clock, self.began = clock, clock()
+        self.budget = bounds.budget or None
+        self.deadline = self.began + 1e-3 * bounds.deadline_ms if bounds.deadline_ms else None
+        self.rows = 0
+        self._slowest = self._last = 0.0
+
+    def affords(self, steps: int) -> int:
+        """How many rollouts of so many steps the budget still allows; many where there is none."""
+        return 1 << 40 if self.budget is None else (self.budget - self.rows) // max(steps, 1)
+
+    def late(self) -> bool:
+        """Whether another call of the world, as slow as the slowest so far, would miss the
+        deadline. Call it before each of them."""
+        if self.deadline is None:
+            return False
+        now = self.clock()
+        if self._last:
+            self._slowest = max(self._slowest, now - self._last)
+        self._last = now
+        return now + self._slowest > self.deadline
+
+    def spend(self, rows: int) -> None:
+        """Count a call of the world with so many rows for each environment."""
+        self.rows += rows
+        assert self.budget is None or self.rows <= self.budget, "a planner exceeded its budget"
+
+    @property
+    def milliseconds(self) -> float:
+        """Since the decision began."""
+        return 1e3 * (self.clock() - self.began)
+
+
+class Planner(ABC):
+    """A search for the action to take now. It is ready when constructed:
+    `Class(action: ActionSpec, config: Class.Config, seed: int, device: torch.device)`.
+
+    clock: seconds, for the deadline.
+    """
+
+    Config: ClassVar[type]
+
+    def __init__(
+        self,
+        action: ActionSpec,
+        config: Any,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.action, self.config, self.clock = action, config, clock
+        self.device = torch.device(device)
+        self.stream = Stream(seed, self.device)
+
+    @abstractmethod
+    def plan(
+        self,
+        world: Any,
+        state: Any,
+        evaluate: Evaluate | None = None,
+        warm: Any = None,
+        is_first: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Plan:
+        """The action to take in states [B, ...] of a world.
+
+        evaluate: what the agent thinks of states; None where it thinks nothing. warm: of the
+        decision before, or None. is_first [B]: where an episode begins, `warm` counts as None;
+        None means nowhere. mask [B, A]: discrete actions that are allowed now; where it is None
+        the world is asked, if it knows. Raises ConfigError where the settings ask for what this
+        world or agent does not have.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its random generator; `warm` belongs to whoever acts."""
+        return {"stream": self.stream.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put `state_dict()` back."""
+        self.stream.load_state_dict(state["stream"])
+
+
+def check_kind(planner: str, action: ActionSpec, kind: str, instead: str) -> None:
+    """ConfigError where a planner cannot search actions of this kind."""
+    if action.kind != kind:
+        raise ConfigError(
+            f"{planner} searches {kind} actions; this environment takes {action.kind} ones "
+            f"(sizes {list(action.sizes)}). Choose planner={instead}."
+        )

@@ -1,0 +1,168 @@
+"""Candidates of action sequences, imagined in a world and scored.
+
+return = sum over t of weight_t (r_{t+1} - caution * uncertainty_t) + weight_H value(s_H)
+weight_0 = 1,  weight_{t+1} = weight_t * discount * cont_{t+1}
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from agents.planning.base import BoundsConfig, Evaluate, Meter
+from agents.planning.space import ActionSpace
+from worldmodel import tree
+from worldmodel.capabilities import Deterministic, Expects, Masks, Uncertain
+from worldmodel.config import ConfigError
+from worldmodel.types import Dynamics, Prediction
+
+
+class Scored(NamedTuple):
+    """Imagined candidates of B environments: their returns [B, N], -inf for those that were not
+    finite, and the actions [B, N, H, A] that were executed (masks may have changed some)."""
+
+    returns: Tensor
+    actions: Tensor
+
+    def join(self, other: Scored) -> Scored:
+        """The candidates of both."""
+        return Scored(
+            torch.cat([self.returns, other.returns], 1), torch.cat([self.actions, other.actions], 1)
+        )
+
+    def best(self, count: int) -> Scored:
+        """The best candidates, in falling order."""
+        returns, index = self.returns.topk(min(count, self.returns.shape[1]), 1)
+        where = index[:, :, None, None].expand(-1, -1, *self.actions.shape[2:])
+        return Scored(returns, self.actions.gather(1, where))
+
+
+class Imagination:
+    """Scores candidates in one world, for one decision.
+
+    particles: draws of each candidate, whose mean counts. expect: imagine expectations in place of
+    draws (`Expects`). bootstrap: the agent's value counts at the horizon. Raises ConfigError where
+    the world or the agent lacks what this asks for.
+    """
+
+    def __init__(
+        self,
+        world: Dynamics[Any],
+        evaluate: Evaluate | None,
+        space: ActionSpace,
+        bounds: BoundsConfig,
+        meter: Meter,
+        particles: int = 1,
+        expect: bool = False,
+        bootstrap: bool = True,
+    ) -> None:
+        self.world, self.evaluate, self.space = world, evaluate, space
+        self.bounds, self.meter, self.particles = bounds, meter, particles
+        self.doubts = bounds.caution > 0 or bounds.uncertainty_limit is not None
+        if self.doubts and not isinstance(world, Uncertain):
+            raise ConfigError(
+                f"caution and uncertainty_limit need a world that knows its uncertainty; "
+                f"{type(world).__name__} does not. Leave them at 0 and null."
+            )
+        if expect and not isinstance(world, Expects):
+            raise ConfigError(
+                f"expect=true needs a world that looks ahead without drawing; "
+                f"{type(world).__name__} does not. Set expect=false."
+            )
+        self._step = world.expect if expect and isinstance(world, Expects) else world.step
+        #: Whether the same candidate would get the same return again.
+        self.repeats = expect or (isinstance(world, Deterministic) and world.deterministic)
+        self.bootstrap = bootstrap and evaluate is not None
+        self.nonfinite = 0
+
+    def value(self, state: Any) -> Tensor:
+        """The agent's value of states; ConfigError where it has none."""
+        value = None if self.evaluate is None else self.evaluate(state).value
+        if value is None:
+            raise ConfigError(
+                "This agent gives states no value. Set value=false and bounds.uncertainty_limit="
+                "null."
+            )
+        return value
+
+    def mask(self, state: Any) -> Tensor | None:
+        """Actions that a state allows, as far as the world knows."""
+        return self.world.action_mask(state) if isinstance(self.world, Masks) else None
+
+    def advance(self, state: Any, action: Tensor, rows: int) -> Prediction[Any]:
+        """One call of the world, with so many rows for each environment."""
+        found = self._step(state, action)
+        self.meter.spend(rows)
+        return found
+
+    def score(self, state: Any, raw: Tensor, mask: Tensor | None = None) -> Scored | None:
+        """Candidates raw [B, N, H, A] from states [B, ...], mask [B, A] of their first action;
+        None where the deadline came first."""
+        batch, count, horizon, size = raw.shape
+        rows = count * self.particles
+        state = tree.map(lambda x: x.repeat_interleave(rows, 0), state)
+        raw = raw.repeat_interleave(self.particles, 1).flatten(0, 1)  # [B N P, H, A]
+        allowed = self.mask(state) if mask is None else mask.repeat_interleave(rows, 0)
+        weight = torch.ones(batch * rows, device=raw.device)
+        total = torch.zeros_like(weight)
+        actions = []
+        for t in range(horizon):
+            if self.meter.late():
+                return None
+            action = self.space.resolve(raw[:, t], allowed)
+            actions.append(action)
+            cost = torch.zeros(())
+            if self.doubts:
+                doubt = self.world.uncertainty(state, action)  # type: ignore[attr-defined]
+                total, weight = self._stop(state, doubt, total, weight, t)
+                cost = self.bounds.caution * doubt
+            state, reward, cont = self.advance(state, action, rows)
+            # Nothing counts after the end of an episode, not even what is not finite.
+            total = total + torch.where(weight > 0, weight * (reward - cost), 0.0)
+            weight = weight * torch.where(weight > 0, cont * self.world.discount, 0.0)
+            allowed = self.mask(state)
+        if self.bootstrap:
+            total = total + torch.where(weight > 0, weight * self.value(state), 0.0)
+        returns = total.view(batch, count, self.particles).mean(-1)
+        finite = returns.isfinite()
+        self.nonfinite += int((~finite).sum())
+        executed = torch.stack(actions, 1).view(batch, count, self.particles, horizon, size)[
+            :, :, 0
+        ]
+        return Scored(returns.masked_fill(~finite, -torch.inf), executed)
+
+    def _stop(
+        self, state: Any, doubt: Tensor, total: Tensor, weight: Tensor, t: int
+    ) -> tuple[Tensor, Tensor]:
+        """End the rollouts that the world is too unsure of; the value stands for the rest."""
+        limit = self.bounds.uncertainty_limit
+        if limit is None or t < self.bounds.least_horizon:
+            return total, weight
+        ends = (doubt > limit) & (weight > 0)
+        if not ends.any():
+            return total, weight
+        total = total + torch.where(ends, weight * self.value(state), 0.0)
+        return total, weight.masked_fill(ends, 0.0)
+
+    def propose(self, state: Any, count: int, horizon: int) -> Tensor | None:
+        """Sequences [B, N, H, A] that the agent's policy draws in the world; None where the
+        deadline came first. Raises ConfigError where there is no policy."""
+        prior = None if self.evaluate is None else self.evaluate(state).prior
+        if prior is None:
+            raise ConfigError(
+                "policy_candidates needs an agent with a policy over the states of its world; "
+                "there is none here. Set policy_candidates=0."
+            )
+        state = tree.map(lambda x: x.repeat_interleave(count, 0), state)
+        actions = []
+        for t in range(horizon):
+            if self.meter.late():
+                return None
+            assert self.evaluate is not None
+            action = self.space.action.clip(self.evaluate(state).prior.sample())
+            actions.append(action)
+            if t + 1 < horizon:
+                state = self.advance(state, action, count).state
+        return torch.stack(actions, 1).unflatten(0, (-1, count))

@@ -1,0 +1,203 @@
+"""The loop that planners over action sequences share: draw candidates, imagine, fit to the best."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from agents.planning.base import BoundsConfig, Evaluate, Meter, Plan, Planner
+from agents.planning.imagine import Imagination, Scored
+from agents.planning.space import ActionSpace, Sequences, shifted, white
+from worldmodel import tree
+from worldmodel.config import ConfigError, check_ranges
+
+
+@dataclass
+class SequenceConfig:
+    """horizon: imagined steps of a candidate. iterations: of drawing and fitting. candidates: in
+    each. elites: of them that the next iteration is fitted to. warm_start: the mean begins where
+    that of the last decision ended, one step later. std, least_std: of a continuous action
+    at the start, and at least, in units where its bounds are -1 and 1. momentum: share of the
+    distribution before. smoothing: share of uniform in a discrete distribution. particles: draws
+    of the world for each candidate. expect: imagine expectations in place of draws. value: the
+    agent's value counts at the horizon, where it has one. policy_candidates: more candidates, drawn
+    by its policy."""
+
+    name: str = ""
+    horizon: int = 12
+    iterations: int = 1
+    candidates: int = 1000
+    elites: int = 10
+    warm_start: bool = True
+    std: float = 1.0
+    least_std: float = 0.0
+    momentum: float = 0.0
+    smoothing: float = 0.05
+    particles: int = 1
+    expect: bool = False
+    value: bool = True
+    policy_candidates: int = 0
+    bounds: BoundsConfig = field(default_factory=BoundsConfig)
+
+    def __post_init__(self) -> None:
+        share, count = (0, 0.999), (1, 1 << 20)
+        check_ranges(self, {
+            "horizon": (1, 10_000), "iterations": (1, 10_000), "candidates": count,
+            "elites": count, "std": (1e-6, 1e3), "least_std": (0, 1e3), "momentum": share,
+            "smoothing": share,
+            "particles": (1, 10_000), "policy_candidates": (0, 1 << 20),
+        })  # fmt: skip
+        budget, one = self.bounds.budget, self.horizon * self.particles
+        if 0 < budget < one:
+            raise ConfigError(
+                f"bounds.budget is {budget} model steps; one rollout takes {one} (horizon="
+                f"{self.horizon} times particles={self.particles}). Allowed: {one} or more, or 0."
+            )
+
+
+class Warm(NamedTuple):
+    """What the next decision starts from: the plan's mean [B, H, A], one step later, and its best
+    candidates [B, E, H, A] likewise."""
+
+    mean: Tensor
+    elites: Tensor
+
+
+class SequencePlanner(Planner):
+    """Draws sequences, imagines them, fits the distribution to the best, and does so again.
+
+    What differs from planner to planner is in the methods below `plan`.
+    """
+
+    config: SequenceConfig
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.space = ActionSpace(self.action)
+
+    @torch.no_grad()
+    def plan(
+        self,
+        world: Any,
+        state: Any,
+        evaluate: Evaluate | None = None,
+        warm: Any = None,
+        is_first: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Plan:
+        """See `Planner.plan`."""
+        c, batch = self.config, tree.batch_size(state)
+        meter = Meter(c.bounds, self.clock)
+        dreams = Imagination(
+            world, evaluate, self.space, c.bounds, meter, c.particles, c.expect, c.value
+        )
+        allowed = dreams.mask(state) if mask is None else mask
+        with self.stream:
+            start, elites = self._start(warm, is_first, batch)
+            sequences, pool, iterations = self._search(dreams, state, allowed, start, elites)
+            chosen = self.choose(sequences, pool, dreams.repeats)
+            action = self.space.resolve(chosen, allowed)
+        stats = {
+            "model_steps": meter.rows, "iterations": iterations, "ms": meter.milliseconds,
+            "nonfinite": dreams.nonfinite, "return": float(pool.returns.amax(1).mean()),
+            "std": float(sequences.std.mean()),
+        }  # fmt: skip
+        return Plan(
+            action, Warm(shifted(sequences.mean), shifted(pool.best(self.kept).actions)), stats
+        )
+
+    # What planners differ in.
+
+    @property
+    def kept(self) -> int:
+        """How many of the best candidates are tried again, in the next iteration and decision."""
+        return 0
+
+    def noise(self, shape: tuple[int, int, int, int]) -> Tensor:
+        """Standard normal noise [B, N, H, A]."""
+        return white(shape, self.device)
+
+    def candidates(self, iteration: int, sequences: Sequences) -> Tensor:
+        """New raw candidates [B, N, H, A] of one iteration."""
+        batch, horizon, size = sequences.mean.shape
+        return self.space.draw(
+            sequences, self.noise((batch, self.config.candidates, horizon, size))
+        )
+
+    def fit(self, sequences: Sequences, pool: Scored) -> Sequences:
+        """The distribution after an iteration: here the elites count alike."""
+        c = self.config
+        best = pool.best(c.elites)
+        finite = best.returns.isfinite().float()
+        weights = finite / finite.sum(1, keepdim=True).clamp_min(1.0)
+        return self.space.fit(
+            sequences, best.actions, weights, c.momentum, c.smoothing, (c.least_std, torch.inf)
+        )
+
+    def choose(self, sequences: Sequences, pool: Scored, repeats: bool) -> Tensor:
+        """The action to take [B, A], before it is resolved: here the first of the mean. repeats:
+        whether the world would give each candidate the same return again."""
+        return sequences.mean[:, 0]
+
+    def first_of_best(self, sequences: Sequences, pool: Scored) -> Tensor:
+        """The first action of the best candidate; where none was finite, that of the mean."""
+        best = pool.best(1)
+        found = best.returns.isfinite()
+        return torch.where(found, best.actions[:, 0, 0], sequences.mean[:, 0])
+
+    # The search.
+
+    def _start(
+        self, warm: Warm | None, is_first: Tensor | None, batch: int
+    ) -> tuple[Sequences, Tensor]:
+        """Where the search begins [B, H, A], and candidates [B, E, H, A] to try again: those of
+        the last decision, and new ones in environments where an episode begins."""
+        c = self.config
+        start = self.space.start(batch, c.horizon, c.std, self.device)
+        fresh = self.space.draw(start, self.noise((batch, self.kept, c.horizon, self.action.size)))
+        if warm is None:
+            return start, fresh
+        first = torch.zeros(batch, dtype=torch.bool) if is_first is None else is_first
+        first = first.to(self.device)
+        mean = tree.where(first, start.mean, warm.mean) if c.warm_start else start.mean
+        known = warm.elites.shape[1]  # fewer where a deadline left no more
+        # The plan ends one step later than before: that step is new.
+        again = torch.cat([warm.elites[:, :, :-1], fresh[:, :known, -1:]], 2)
+        again = tree.where(first, fresh[:, :known], again)
+        return Sequences(mean, start.std), torch.cat([again, fresh[:, known:]], 1)
+
+    def _search(
+        self,
+        dreams: Imagination,
+        state: Any,
+        mask: Tensor | None,
+        sequences: Sequences,
+        again: Tensor,
+    ) -> tuple[Sequences, Scored, int]:
+        """The distribution that the search ends with, the last candidates, and how many iterations
+        the bounds allowed."""
+        c = self.config
+        unscored = torch.full((len(again), 1), -torch.inf, device=self.device)
+        pool = Scored(unscored, self.space.resolve(sequences.mean, None).unsqueeze(1))
+        policy = again[:, :0]
+        if c.policy_candidates:
+            proposed = dreams.propose(state, c.policy_candidates, c.horizon)
+            if proposed is None:
+                return sequences, pool, 0
+            policy = proposed
+        for iteration in range(c.iterations):
+            known = pool.best(self.kept) if iteration and dreams.repeats else None
+            if known is not None:  # imagining them again would tell nothing new
+                again = again[:, :0]
+            raw = torch.cat([again, policy, self.candidates(iteration, sequences)], 1)
+            raw = raw[:, : dreams.meter.affords(c.horizon * c.particles)]
+            scored = dreams.score(state, raw, mask) if raw.shape[1] else None
+            if scored is None:
+                return sequences, pool, iteration
+            pool = scored if known is None else scored.join(known)
+            sequences = self.fit(sequences, pool)
+            again = pool.best(self.kept).actions
+        return sequences, pool, c.iterations
