@@ -3,4 +3,4 @@
 from worldmodel.entry import enter
 
 if __name__ == "__main__":
-    enter("agents.run.cli:evaluate_command", __file__, __doc__)
+    enter("agents.apps.evaluate:evaluate_command", __file__, __doc__)

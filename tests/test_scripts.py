@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 import pytest
 
 import agents
+from agents.apps.evaluate import evaluate_command
 from agents.run import cli
 from agents.run.config import TrainConfig
 from worldmodel import config
@@ -170,7 +171,7 @@ def test_train_then_evaluate_from_a_shell(tmp_path: Path) -> None:
     assert rows[0] == "episode,return,length"
     assert len(rows) == 4
     said: list[str] = []
-    assert cli.evaluate_command(said.append, ["run=nowhere"]) == 2
+    assert evaluate_command(said.append, ["run=nowhere"]) == 2
     assert said[0].startswith("error: There is no config.yaml in 'nowhere'")
 
 

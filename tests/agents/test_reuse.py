@@ -12,6 +12,7 @@ import torch
 
 import agents
 from agents.apps import reuse
+from agents.apps.evaluate import evaluate_command
 from agents.run.train import train
 from scripts.studies.bench_faults import Settings, small_run
 from tests.agents.test_run_train import SILENT, summary_of
@@ -144,3 +145,38 @@ def test_control_is_what_is_given_and_the_reward_where_nothing_is() -> None:
     assert asked("control={spin: 1.0}") == {"spin": 1.0}
     assert asked("control={spin: 1.0, effort: -0.1}") == {"spin": 1.0, "effort": -0.1}
     assert asked("control.spin=2") == {"spin": 2.0}
+
+
+def evaluated(old: Path, *words: str) -> tuple[int, list[str]]:
+    said: list[str] = []
+    few = ["episodes=2", "num_envs=2", f"run={old / 'run'}"]
+    return evaluate_command(said.append, [*few, *words]), said
+
+
+def test_a_planner_acts_in_the_world_of_a_run(old: Path) -> None:
+    """By the task's reward with the critic behind it, and by a fitted head without any actor."""
+    small = ["planner.horizon=2", "planner.candidates=6", "planner.iterations=1"]
+    code, said = evaluated(old, "planner=cem", *small, "planner.policy_candidates=2")
+    assert code == 0, said
+    about = json.loads((old / "run" / "evaluation" / "returns.json").read_text())
+    assert about["planner"]["horizon"] == 2
+    again = evaluated(old, "planner=cem", *small, "planner.policy_candidates=2")[1]
+    assert again == said  # the planner's numbers are its own, and seeded
+    code, said = evaluated(old, "planner=icem", *small, "control={reward: 2.0}")
+    assert code == 0, said
+    assert any("by control" in text for text in said)
+
+
+@pytest.mark.parametrize(("words", "wanted"), [
+    (["planner=icme"], "Did you mean 'icem'"),
+    (["planner.horizon=3"], "none is named. Add planner=NAME"),
+    (["planner=cem", "planner.horizn=3"], "horizon"),
+    (["planner=mcts"], "mcts searches discrete"),
+    (["planner=cem", "planner.bounds.caution=1"], "knows its uncertainty"),
+    (["planner=cem", "planner.bounds.budget=3"], "one rollout takes 12"),
+    (["planner=icem", "control={rewrd: 1.0}"], "reward"),
+])  # fmt: skip
+def test_a_planner_that_cannot_work_is_one_line(old: Path, words: list[str], wanted: str) -> None:
+    code, said = evaluated(old, *words)
+    assert code == 2
+    assert wanted in said[-1]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from agents.apps import reuse
 from agents.apps.dreams.episodes import DreamConfig
+from agents.apps.evaluate import evaluate_command
 from agents.apps.reuse import dream_settings
 from agents.apps.rewards import cli as rewards
 from agents.apps.rewards.pipeline import FitConfig
@@ -69,9 +70,23 @@ def test_the_training_command(
 
 def test_the_evaluation_command(dreamer_run: Path) -> None:
     run = f"run={dreamer_run}"
-    fields = st.sampled_from(["run", "episodes", "seed", "mode", "num_envs", "device", "x"])
+    fields = st.sampled_from(
+        [
+            "run",
+            "episodes",
+            "seed",
+            "mode",
+            "num_envs",
+            "device",
+            "x",
+            "control",
+            "planner",
+            "planner.horizon",
+            "planner.bounds",
+        ]
+    )
     values = st.one_of(
-        st.integers(-1, 2), st.sampled_from(["mode", "sample", "cpu", "cuda:7", "nowhere", "é"]),
+        st.integers(-1, 2), st.sampled_from(["mode", "cem", "{reward: 1.0}", "sample", "cpu", "cuda:7", "nowhere", "é"]),
         st.sampled_from(["9" * 30, "nan", "null", "[1]", "{a: 1}", "1e3", "/", "\x00", "\ud800"]),
     )  # fmt: skip
 
@@ -82,7 +97,7 @@ def test_the_evaluation_command(dreamer_run: Path) -> None:
             few = [run, "episodes=1", "num_envs=1", "device=cpu"]
             given = {word.partition("=")[0] for word in words}
             kept = [word for word in few if word.partition("=")[0] not in given]
-            assert cli.evaluate_command(printable, [*kept, *words]) in (0, 1, 2)
+            assert evaluate_command(printable, [*kept, *words]) in (0, 1, 2)
 
     fuzz()
 

@@ -1,0 +1,105 @@
+"""Whole episodes with a trained agent: as it acts, or as a planner decides in its world."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+
+import agents
+from agents.apps.rewards.score import score
+from agents.apps.rewards.store import with_heads
+from agents.base import Policy
+from agents.planning import planner_class
+from agents.planning.acting import Planned
+from agents.planning.words import split_words
+from agents.run import report
+from agents.run.evaluate import EvalResult, evaluate, frames_of
+from worldmodel import config, seeding
+from worldmodel.envs.config import MOST_ENVS, EnvConfig
+from worldmodel.log import write_video
+
+MOST_EPISODES = 1_000_000
+
+
+@dataclass
+class EvaluateConfig:
+    """Which run to play, and how.
+
+    run: its folder. episodes, seed, num_envs: of the evaluation; num_envs environments play at the
+    same time. mode: the likeliest action, or "sample" as while training. control: heads of the
+    run, weighted, that a planner maximises and by which the score is taken; none: the task's
+    reward. planner=NAME and planner.SETTING=... (agents/planning): plan each action in the run's
+    world. env: settings of the environment that are others than in training: env.time_limit=300,
+    or another level, env.kwargs.level=2; what it observes and takes must stay the same.
+    """
+
+    run: str = MISSING
+    episodes: int = 20
+    seed: int = 0
+    mode: str = "mode"
+    num_envs: int = 10
+    env: dict[str, Any] = field(default_factory=dict)
+    device: str = "auto"
+    control: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        ranges = {"episodes": (1, MOST_EPISODES), "num_envs": (1, MOST_ENVS), "seed": (0, 2**63)}
+        config.check_ranges(self, ranges)
+
+
+def evaluate_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
+    """Play whole episodes with the agent of a run folder; returns and a video go to its
+    `evaluation` folder."""
+    return config.guarded(lambda: _evaluate(arguments, say), say)
+
+
+def planned(
+    policy: Policy, settings: Any, control: dict[str, float], run: str | Path, seed: int
+) -> Policy:
+    """The policy with each action planned in its world, for the rewards of `control` where it names
+    any. settings: a planner's Config. Raises ConfigError where it has no world, or the planner
+    cannot search its actions."""
+    world = with_heads(run, control, policy) if control else None
+    planner = planner_class(settings.name)(
+        policy.spec.action, settings, seeding.spawn(seed, "planner"), policy.device
+    )
+    return replace(policy, agent=Planned(policy.agent, planner, world, trusts=not control))
+
+
+def _evaluate(words: Sequence[str], say: Callable[[str], None]) -> int:
+    planner, rest = split_words(words)
+    settings = config.from_cli(EvaluateConfig, rest)
+    try:
+        policy = agents.load(settings.run, settings.device)
+        changes = [word.removeprefix("env.") for word in rest if word.startswith("env.")]
+        policy = replace(policy, env=config.from_cli(EnvConfig, changes, like=policy.env))
+        if planner is not None:
+            policy = planned(policy, planner, settings.control, settings.run, settings.seed)
+            say(f"planning each action: {planner.name}")
+        many = (settings.episodes, settings.seed, settings.num_envs)
+        if settings.control:
+            found = score(policy, settings.control, settings.run, *many, settings.mode)
+            result = EvalResult(found.returns, found.lengths)
+        else:
+            about = (policy.agent, policy.spec, policy.env)
+            result = evaluate(*about, *many, settings.mode, record=True)
+    except ValueError as error:
+        raise config.ConfigError(str(error)) from error
+    folder = Path(settings.run) / "evaluation"
+    asked = {"task": policy.env.id, "mode": settings.mode, "seed": settings.seed}
+    asked |= {"env": settings.env}
+    asked |= {} if planner is None else {"planner": asdict(planner)}
+    asked |= {"control": settings.control} if settings.control else {}
+    report.write_returns(folder, result, asked)
+    if result.rows:
+        frames = frames_of(result, policy.agent, policy.spec, policy.env, settings.seed)
+        if frames:
+            write_video(folder / "episode.mp4", frames)
+    say(result.line() + (" by control" if settings.control else ""))
+    say(f"returns and video: {os.fspath(folder)}")
+    return 0

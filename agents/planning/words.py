@@ -1,0 +1,35 @@
+"""A planner on a command line: `planner=icem planner.horizon=20 planner.bounds.deadline_ms=8`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from agents.planning import PLANNERS, planner_class
+from worldmodel import config
+from worldmodel.config import ConfigError
+
+WORD = "planner"
+
+
+def split_words(words: Sequence[str]) -> tuple[Any, list[str]]:
+    """The settings of the planner that the words name, or None, and the words without it.
+
+    Raises ConfigError for an unknown planner or setting, and for settings of no planner.
+    """
+    ours = [word for word in words if word.partition("=")[0].partition(".")[0] == WORD]
+    rest = [word for word in words if word not in ours]
+    if not ours:
+        return None, rest
+    name = next((word.partition("=")[2] for word in ours if word.startswith(f"{WORD}=")), "")
+    if not name:
+        raise ConfigError(
+            f"{ours[0]} sets up a planner, and none is named. Add planner=NAME; known: "
+            f"{', '.join(PLANNERS)}."
+        )
+    schema = planner_class(name).Config
+    settings = [word.partition(".")[2] for word in ours if word.startswith(f"{WORD}.")]
+    try:
+        return config.from_cli(schema, settings), rest
+    except ConfigError as error:
+        raise ConfigError(f"planner={name}: {error}") from error

@@ -1,0 +1,149 @@
+"""`what=planners`: planners in the true equations of Pendulum-v1 and CartPole-v1, apart from any
+learned world; and how fast they step a run's world beside the world alone.
+
+Pendulum: the return of 200 steps from fixed starts (angle uniform over the circle, speed in
+[-1, 1]), undiscounted; the optimum by dynamic programming is -149.9 for seed 0 and 100 starts.
+CartPole: how long the pole stands, of 500 steps.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+import agents
+from agents.planning import planner_class
+from scripts.studies.bench import check_known
+from scripts.studies.bench_timing import rounded
+from worldmodel import tree
+from worldmodel.accel.devices import set_threads
+from worldmodel.config import ConfigError, check_ranges
+from worldmodel.models.oracle import CartPole, Motion, Pendulum
+
+# About 100 trajectories of 30 steps for each action.
+CEM = {"horizon": 30, "iterations": 3, "candidates": 32, "elites": 10}
+MPPI = {"horizon": 30, "iterations": 3, "candidates": 32, "elites": 32}
+PENDULUM: dict[str, tuple[str, dict[str, Any]]] = {
+    "icem": ("icem", {}),
+    "icem, 5 elites": ("icem", {"elites": 5}),
+    "icem, beta 1": ("icem", {"beta": 1.0}),
+    "icem, beta 2": ("icem", {"beta": 2.0}),
+    "cem": ("cem", CEM),
+    "cem, cold": ("cem", {**CEM, "warm_start": False}),
+    "mppi": ("mppi", MPPI),
+    "mppi, horizon 15": ("mppi", {**MPPI, "horizon": 15}),
+    "shooting": ("shooting", {"horizon": 30, "candidates": 100}),
+}
+CARTPOLE: dict[str, tuple[str, dict[str, Any]]] = {
+    "mcts": ("mcts", {"simulations": 32}),
+    "cem": ("cem", {"horizon": 25, "iterations": 3, "candidates": 60, "elites": 10}),
+}
+SPEED = {"horizon": 12, "candidates": 1000, "elites": 100, "iterations": 3}
+TASKS = ("pendulum", "cartpole", "speed")
+
+
+@dataclass
+class Settings:
+    """tasks: pendulum, cartpole (the true equations), speed (in the world of `run`). planners: by
+    their names in the table; none: all. seed, starts: of pendulum; cartpole has `episodes`."""
+
+    tasks: list[str] = field(default_factory=lambda: ["pendulum", "cartpole"])
+    planners: list[str] = field(default_factory=list)
+    run: str = ""
+    seed: int = 0
+    starts: int = 100
+    episodes: int = 20
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        check_known("task", self.tasks, TASKS)
+        check_known("planner", self.planners, {**PENDULUM, **CARTPOLE})
+        check_ranges(self, {"starts": (2, 1e5), "episodes": (1, 1e5), "threads": (0, 1024)})
+        if "speed" in self.tasks and not self.run:
+            raise ConfigError("tasks=[speed] needs run=RUN, whose world is stepped.")
+
+
+def measure(settings: Settings) -> Iterator[Mapping[str, Any]]:
+    """One figure for each planner and task."""
+    set_threads(settings.threads)
+    for task in settings.tasks:
+        if task == "speed":
+            yield from _speed(settings.run)
+            continue
+        rng = np.random.default_rng(settings.seed)
+        if task == "pendulum":
+            angles = rng.uniform(-np.pi, np.pi, settings.starts)
+            starts = np.stack([angles, rng.uniform(-1, 1, settings.starts)], 1)
+        else:
+            starts = rng.uniform(-0.05, 0.05, (settings.episodes, 4))
+        table = PENDULUM if task == "pendulum" else CARTPOLE
+        for name, (planner, options) in table.items():
+            if not settings.planners or name in settings.planners:
+                world: Any = Pendulum() if task == "pendulum" else CartPole(discount=0.997)
+                steps = 200 if task == "pendulum" else 500
+                found = _play(world, planner, options, torch.from_numpy(starts).float(), steps)
+                yield {"figure": task, "planner": name, **found}
+
+
+def _play(
+    world: Any, name: str, options: dict[str, Any], starts: torch.Tensor, steps: int
+) -> dict[str, Any]:
+    """The returns of a planner from all starts at once, undiscounted."""
+    cls = planner_class(name)
+    planner = cls(world.spec.action, cls.Config(**options), 0)
+    state, warm, rows = Motion(starts), None, 0.0
+    returns, stands = torch.zeros(len(starts)), torch.ones(len(starts))
+    began = time.process_time()
+    for step in range(steps):
+        first = torch.full((len(starts),), step == 0)
+        plan = planner.plan(world, state, None, warm, first)
+        warm, rows = plan.warm, rows + plan.stats["model_steps"]
+        state, reward, cont = world.step(state, plan.action)
+        returns, stands = returns + stands * reward, stands * cont
+        if not stands.any():
+            break
+    error = float(returns.std()) / len(starts) ** 0.5
+    return {
+        "return": rounded(float(returns.mean())), "error": rounded(error),
+        "worst": rounded(float(returns.min())), "model_steps": rounded(rows / (step + 1)),
+        "cpu_s": rounded(time.process_time() - began),
+    }  # fmt: skip
+
+
+def _speed(run: str) -> Iterator[Mapping[str, Any]]:
+    """Rows a second that each planner steps, in turn with the bare world."""
+    policy = agents.load(run)
+    world = policy.model
+    if world is None:
+        raise ConfigError(f"The agent of '{run}' has no world to plan in.")
+    state = world.initial(1)
+    rows, horizon = SPEED["candidates"], SPEED["horizon"]
+    action = torch.zeros(rows, policy.spec.action.size, device=policy.device)
+    many = tree.map(lambda x: x.repeat_interleave(rows, 0), state)
+    names = ("cem", "icem", "mppi", "shooting")
+    planners = [planner_class(name) for name in names]
+    made = [c(policy.spec.action, c.Config(**SPEED), 0, policy.device) for c in planners]
+    rates: dict[str, list[float]] = {name: [] for name in ("world", *names)}
+    for _ in range(6):
+        began = time.perf_counter()
+        with torch.no_grad():
+            after = many
+            for _ in range(horizon):
+                after = world.step(after, action).state
+        rates["world"].append(rows * horizon / (time.perf_counter() - began))
+        for name, planner in zip(names, made, strict=True):
+            began = time.perf_counter()
+            plan = planner.plan(world, state)
+            rates[name].append(plan.stats["model_steps"] / (time.perf_counter() - began))
+    bare = float(np.median(rates["world"][1:]))
+    for name, found in rates.items():
+        rate = float(np.median(found[1:]))
+        yield {
+            "figure": "speed", "planner": name, "model_steps_per_s": rounded(rate),
+            "of_the_world": rounded(rate / bare),
+        }  # fmt: skip
