@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.run.cli import evaluate_command
+from agents.apps.evaluate import evaluate_command
 from agents.run.train import train
 from tests.agents.test_run_train import SILENT, settings
 from worldmodel.envs import EnvConfig
