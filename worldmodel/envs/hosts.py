@@ -100,7 +100,8 @@ class UnderWay:
         self._began = time.monotonic()
 
     def answers(self, config: EnvConfig) -> tuple[dict[int, Any], dict[int, HostFailed]]:
-        """The answers, and the failures; to be called once."""
+        """The answers, and the failures; to be called once. Raises EnvUnclear, since no environment
+        made anew would answer that."""
         found, failed = {}, self._failed
         for index, command in self._commands.items():
             if index in failed:
@@ -109,6 +110,8 @@ class UnderWay:
             try:
                 found[index] = self._hosts[index].receive(self._began, seconds)
             except HostFailed as error:
+                if isinstance(error.error, EnvUnclear):
+                    raise error.error from None
                 failed[index] = error.alone()
         return found, failed
 

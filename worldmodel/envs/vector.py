@@ -19,7 +19,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from .checks import FLAGS, ActionCheck, difference
-from .config import EnvConfig, EnvError, EnvUnclear
+from .config import EnvConfig, EnvError
 from .failures import EnvFailed, Failures
 from .hosts import (
     CLOSE_SECONDS,
@@ -284,9 +284,6 @@ class Vector(VectorEnv[Any, Any, Any]):
         reasons: Reasons = []
         while failed:
             for index, error in sorted(failed.items()):
-                if isinstance(error.error, EnvUnclear):  # no new environment answers it
-                    self._broken = error.error
-                    raise error.error
                 reasons.append((index, error.reason))
                 if counts:
                     self._add_failure(index, error.reason)
