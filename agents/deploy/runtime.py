@@ -211,6 +211,7 @@ class Runtime:
             return None, LATE, f"no answer within {self.config.hard_ms:g} ms"
         if answer.error:
             return None, ERROR, answer.error
+        assert answer.ticket is not None  # it answers a request
         self._acknowledge(answer.ticket)
         fault = self._misshapen(answer.result)
         return (None, ERROR, fault) if fault else (answer.result, "", "")
@@ -227,7 +228,7 @@ class Runtime:
 
     def _seen(self, answer: Answer) -> None:
         """An answer that came too late: the policy has seen its observation all the same."""
-        if answer.ticket >= 0 and not answer.error:
+        if answer.ticket is not None and answer.ticket >= 0 and not answer.error:
             self._acknowledge(answer.ticket)
 
     def _acknowledge(self, ticket: int) -> None:

@@ -23,13 +23,13 @@ from agents.deploy.timing import Clock, calm
 # After an answer, before what has time: where both threads share a core, the one that waits for the
 # answer must not wait for that, too.
 HANDOVER_S = 0.0002  # seconds
-READY = -2  # the ticket of the message that a child process sends when its job is made
 
 
 class Answer(NamedTuple):
-    """What came of a job: its ticket, the result, or what was raised, as text."""
+    """What came of a job: its ticket, the result, or what was raised, as text. Without a ticket it
+    answers no request: a child process is ready, or what it did afterwards failed."""
 
-    ticket: int
+    ticket: int | None
     result: Any
     error: str = ""
 
@@ -122,7 +122,7 @@ class ThreadWorker:
             try:
                 self._job.afterwards()
             except Exception as error:
-                self._answers.put(Answer(-1, None, f"{type(error).__name__}: {error}"))
+                self._answers.put(Answer(None, None, f"{type(error).__name__}: {error}"))
 
 
 def answered(job: Callable[[Any], Any], ticket: int, request: Any) -> Answer:
@@ -221,7 +221,7 @@ class ProcessWorker:
             if answer is None:
                 self._restart()
                 continue
-            if answer.ticket != READY:
+            if answer.ticket is not None:
                 self._busy, self._asked = False, None
             self._push()
             if answer.ticket == ticket:
@@ -277,9 +277,9 @@ def _serve(make: Callable[[], Job], memory: Mapping[str, Any], pipe: Connection)
     try:
         calm()
         job, views = make(), _views(memory)
-        pipe.send(Answer(READY, None))
+        pipe.send(Answer(None, None))
     except Exception as error:
-        pipe.send(Answer(READY, None, f"{type(error).__name__}: {error}"))
+        pipe.send(Answer(None, None, f"{type(error).__name__}: {error}"))
         return
     while True:
         try:
@@ -287,6 +287,9 @@ def _serve(make: Callable[[], Job], memory: Mapping[str, Any], pipe: Connection)
             # Copied: what is done afterwards still reads it when the next one is written.
             request = request._replace(obs={key: view.copy() for key, view in views.items()})
             pipe.send(answered(job, ticket, request))
-            job.afterwards()
         except (EOFError, OSError):
             return
+        try:
+            job.afterwards()
+        except Exception as error:
+            pipe.send(Answer(None, None, f"{type(error).__name__}: {error}"))

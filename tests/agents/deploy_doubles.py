@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from agents.deploy import DeployConfig, Runtime
 from agents.deploy.inference import PolicyJob, Request
+from agents.deploy.sources import open_runtime, spec_of
 from agents.deploy.worker import Answer, answered
 from worldmodel.ood.api import Score
 from worldmodel.types import ActionSpec, EnvSpec, ObsSpec
@@ -122,6 +124,16 @@ def observation(robots: int = 1, value: int = 0, spec: EnvSpec = SPEC) -> dict[s
         key: np.full((robots, *o.shape), value, np.uint8 if o.kind == "image" else "f4")
         for key, o in spec.obs.items()
     }
+
+
+def check_starts(folder: Path, isolation: str) -> None:
+    """A run or an export starts with default settings, and answers."""
+    spec = spec_of(folder)
+    with open_runtime(folder, DeployConfig(isolation=isolation)) as runtime:
+        runtime.start()
+        (decided,) = runtime.tick(observation(spec=spec), is_first=[True])
+        assert np.isfinite(decided.action).all()
+        assert runtime.summary()["policy_restarts"] == 0
 
 
 class Bench:

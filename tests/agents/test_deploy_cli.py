@@ -13,10 +13,11 @@ import pytest
 
 from agents.deploy import DeployConfig, FallbackConfig, RetrainConfig
 from agents.deploy.cli import deploy_command, export_command
+from agents.deploy.config import ISOLATION
 from agents.deploy.loop import Sensed, run_loop
 from agents.deploy.sources import open_runtime, reward_range, spec_of
 from scripts.studies.bench_deploy import Settings, measure
-from tests.agents.deploy_doubles import Bench, observation
+from tests.agents.deploy_doubles import Bench, check_starts, observation
 from tests.agents.rewards_run import LENGTH, make_run
 from worldmodel.config import RunError
 
@@ -70,6 +71,11 @@ def test_wrong_words_are_one_clear_error(run: Path, words: list[str], message: s
     code, said = told(deploy_command, f"run={run}", "deploy.warmup=1", *words)
     assert code == 2, said
     assert message in said
+
+
+@pytest.mark.parametrize("isolation", ISOLATION)
+def test_a_run_starts_with_default_settings(run: Path, isolation: str) -> None:
+    check_starts(run, isolation)
 
 
 def test_commands_without_a_run(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from agents.base import Agent, Policy
+from agents.deploy.config import ISOLATION
 from agents.deploy.export import graphs
 from agents.deploy.export.engine import ExportEngine
 from agents.deploy.export.manifest import Export, seal
@@ -27,6 +28,7 @@ from agents.deploy.export.write import ExportOptions, export_agent
 from agents.deploy.inference import AgentEngine
 from agents.dreamer import Dreamer, DreamerConfig
 from agents.random import Random
+from tests.agents.deploy_doubles import check_starts
 from tests.conftest import Once
 from worldmodel import tree
 from worldmodel.config import ConfigError, RunError
@@ -111,6 +113,13 @@ def exported(once: Once) -> tuple[Policy, Path]:
 @pytest.fixture
 def copy(exported: tuple[Policy, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(exported[1], tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("isolation", ISOLATION)
+def test_an_export_starts_with_default_settings(
+    exported: tuple[Policy, Path], isolation: str
+) -> None:
+    check_starts(exported[1], isolation)
 
 
 def test_every_graph_goes_the_agents_way(exported: tuple[Policy, Path]) -> None:

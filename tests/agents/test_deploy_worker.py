@@ -62,7 +62,7 @@ def test_a_thread_that_hangs_costs_its_own_answer_alone() -> None:
     job.gate.set()
     assert worker.wait(49, CLOCK.now() + SLACK) == Answer(49, "49")
     assert job.done == 3  # first, hang, 49
-    assert [answer.ticket for answer in late] == [-1, 1]
+    assert [answer.ticket for answer in late] == [None, 1]
     worker.submit(50, "raise")
     answer = worker.wait(50, CLOCK.now() + SLACK)
     assert answer is not None
@@ -78,10 +78,12 @@ class Child:
             os._exit(3)
         if request.word == "hang":
             time.sleep(60)
+        self.word = request.word
         return os.getpid(), float(request.obs["x"].sum())
 
     def afterwards(self) -> None:
-        pass
+        if self.word == "fail":
+            raise ValueError("afterwards")
 
 
 def no_child() -> Child:
@@ -89,8 +91,8 @@ def no_child() -> Child:
 
 
 def test_a_process_is_killed_when_it_is_silent_and_another_takes_over() -> None:
-    obs = {"x": np.zeros((1, 3), np.float32)}
-    worker = ProcessWorker(Child, obs, CLOCK, patience=0.5)
+    obs, late = {"x": np.zeros((1, 3), np.float32)}, []
+    worker = ProcessWorker(Child, obs, CLOCK, patience=0.5, seen=late.append)
     try:
         ones = Ask({"x": np.ones((1, 3), np.float32)}, "go")
         worker.submit(0, ones)
@@ -98,6 +100,11 @@ def test_a_process_is_killed_when_it_is_silent_and_another_takes_over() -> None:
         assert first is not None
         assert first.result == (first.result[0], 3.0)
         assert first.result[0] != os.getpid()
+        for ticket in range(-3, 0):  # as while warming up: no ticket is mistaken for a message
+            worker.submit(ticket, ones._replace(word="fail"))
+            answer = worker.wait(ticket, CLOCK.now() + 60)
+            assert (answer.ticket, answer.result) == (ticket, first.result)
+        assert (worker.restarts, {answer.ticket for answer in late}) == (0, {None})
         for word in ("hang", "die"):
             before, ticket = worker.restarts, 1
             worker.submit(ticket, ones._replace(word=word))
