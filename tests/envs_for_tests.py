@@ -337,3 +337,33 @@ class LivesEnv(gymnasium.Env[Any, Any]):
 
     def _obs(self) -> np.ndarray:
         return np.array([self.lives, self.goes_on, self.np_random.normal()])
+
+
+class PartsEnv(gymnasium.Env[Any, Any]):
+    """Two factors of 2 and 3 classes; its mask, of some form, allows (step % 2, step % 3) alone."""
+
+    action_space = spaces.MultiDiscrete([2, 3])
+
+    def __init__(self, form: str) -> None:
+        bits = [spaces.MultiBinary(2), spaces.Box(0, 1, (3,), np.int8)]
+        masks: dict[str, Any] = {"tuple": spaces.Tuple(bits), "flat": spaces.MultiBinary(5),
+                                 "names": spaces.Dict({"a": bits[0], "b": bits[1]})}  # fmt: skip
+        inner: dict[str, Any] = {"x": spaces.Box(-1, 1, (2,)), "action_mask": masks[form]}
+        self.form, self.observation_space, self.steps = form, spaces.Dict(inner), 0
+
+    def _seen(self) -> dict[str, Any]:
+        two, three = np.eye(2, dtype=np.int8), np.eye(3, dtype=np.int8)
+        parts = (two[self.steps % 2], three[self.steps % 3])
+        mask = parts if self.form == "tuple" else np.concatenate(parts)
+        return {"x": np.zeros(2, np.float32), "action_mask": mask}
+
+    def reset(self, **given: Any) -> Any:
+        super().reset(**given)
+        self.steps = 0
+        return self._seen(), {}
+
+    def step(self, action: Any) -> Any:
+        if list(action) != [self.steps % 2, self.steps % 3]:
+            raise RuntimeError(f"{action} is forbidden")
+        self.steps += 1
+        return self._seen(), 1.0, self.steps == 7, False, {}

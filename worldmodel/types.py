@@ -110,6 +110,19 @@ class ActionSpec:
         index = np.stack([part.argmax(-1) for part in parts], -1)
         return index[..., 0] if len(self.sizes) == 1 else index
 
+    def permitted(self, vector: np.ndarray, mask: Any) -> np.ndarray:
+        """An encoded action [A] as a mask [A] (None: all is allowed) allows it: of a factor whose
+        class is forbidden, the first class that is not. A factor without any stays as it is."""
+        if mask is None or self.kind == "continuous":
+            return vector
+        out, mask = vector.copy(), np.asarray(mask) > 0
+        edges = np.cumsum(self.sizes)[:-1]
+        for part, allowed in zip(np.split(out, edges), np.split(mask, edges), strict=True):
+            if allowed.any() and not allowed[part.argmax()]:
+                part[:] = 0
+                part[allowed.argmax()] = 1
+        return out
+
     def clip(self, vector: Any) -> Any:
         """An encoded action [..., A], array or tensor, as the environment executes it: entries of
         a continuous one within [-1, 1]. Replay keeps actions as they were drawn; this is the one

@@ -112,12 +112,17 @@ def _deploy(asked: DeployCommand, say: Callable[[str], None]) -> int:
     summary = runtime.summary()
     source = sources.Source(asked.run, guard=False, graph=asked.graph, expected=asked.expected)
     engine, spec = source.engine()
-    others = {
-        "policy alone": alone(engine, spec, world, asked.episodes, asked.seed),
-        "fallback alone": fallback_alone(
+    others = {}
+    for name, play in {
+        "policy alone": lambda: alone(engine, spec, world, asked.episodes, asked.seed),
+        "fallback alone": lambda: fallback_alone(
             settings.fallback, spec, world, asked.episodes, asked.seed
         ),
-    }
+    }.items():
+        try:
+            others[name] = play()
+        except Exception as error:  # of anybody's environment; what was found before is not lost
+            say(f"{name}: could not be played ({type(error).__name__}: {config.first_line(error)})")
     for line in _report(asked, world, trial, others, summary, table):
         say(line)
     trials = {"guarded": trial, **others}

@@ -30,7 +30,7 @@ from agents.deploy.fallback import Fallbacks
 from agents.deploy.inference import Proposal
 from agents.deploy.inputs import Checked
 from worldmodel.ood.api import Score
-from worldmodel.types import ActionSpec
+from worldmodel.types import MASK_KEY, ActionSpec
 
 
 class Verdict(NamedTuple):
@@ -153,7 +153,15 @@ class Judge:
             judged.verdicts.append(verdict)
             judged.details.append(more)
         self._fall_back(needy, checked, judged)
+        if MASK_KEY in checked.obs:
+            self._permit(checked, judged)
         return judged
+
+    def _permit(self, checked: Checked, judged: Judged) -> None:
+        """Let nobody send an action that is forbidden now, where the mask could be seen."""
+        for i in np.flatnonzero(checked.valid):
+            mask = checked.obs[MASK_KEY][i]
+            judged.actions[i] = self._action.permitted(judged.actions[i], mask)
 
     def _verdict(self, guard: Guard, robot: int, fault: str, score: Score | None) -> Verdict:
         holds = self._fallbacks.holds(robot)

@@ -17,7 +17,7 @@ from agents.deploy.timing import Rest, calm, no_garbage_pauses
 from worldmodel import progress
 from worldmodel.envs import EnvConfig, make_env
 from worldmodel.envs.shifts import Shifted
-from worldmodel.types import EnvSpec
+from worldmodel.types import MASK_KEY, EnvSpec
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,8 @@ def fallback_alone(
             safe.start(rest)
         info = {"robot": 0, "tick": tick, "reason": UNKNOWN, "detail": ""}
         tick += 1
-        return np.asarray(spec.action.decode(safe(obs, info)))
+        action = spec.action.permitted(safe(obs, info), obs.get(MASK_KEY))
+        return np.asarray(spec.action.decode(action))
 
     return _played(act, world, spec, episodes, seed)
 

@@ -16,10 +16,14 @@ from agents.deploy.cli import deploy_command, export_command
 from agents.deploy.config import ISOLATION
 from agents.deploy.loop import Sensed, run_loop
 from agents.deploy.sources import open_runtime, reward_range, spec_of
+from agents.random import RandomConfig
+from agents.run.config import TrainConfig
+from agents.run.train import train
 from scripts.studies.bench_deploy import Settings, measure
 from tests.agents.deploy_doubles import Bench, check_starts, observation
 from tests.agents.rewards_run import LENGTH, make_run
 from worldmodel.config import RunError
+from worldmodel.envs import EnvConfig
 
 # Deadlines that a machine which is busy with other things keeps too.
 PATIENT = ["deploy.period_ms=20000", "deploy.soft_ms=9000", "deploy.hard_ms=9000", "pace=false"]
@@ -71,6 +75,18 @@ def test_wrong_words_are_one_clear_error(run: Path, words: list[str], message: s
     code, said = told(deploy_command, f"run={run}", "deploy.warmup=1", *words)
     assert code == 2, said
     assert message in said
+
+
+def test_nobody_sends_what_the_mask_forbids(tmp_path: Path) -> None:
+    env = EnvConfig("tests.envs_for_tests:PartsEnv", pixels=False, kwargs={"form": "tuple"})
+    settings = TrainConfig(str(tmp_path / "run"), steps=8, eval_every=0, final_episodes=1,
+                           device="cpu", threads=1, env=env, agent=RandomConfig())  # fmt: skip
+    assert train(settings, lambda text: None) == 0
+    words = ("episodes=1", "deploy.fallback.rest=[1,0,0,0,1]", "deploy.warmup=1", *PATIENT)
+    code, said = told(deploy_command, f"run={tmp_path / 'run'}", *words)
+    assert code == 0, said
+    trials = json.loads((tmp_path / "run" / "deployment" / "summary.json").read_text())["trials"]
+    assert [trial["returns"] for trial in trials.values()] == [[7.0]] * 3
 
 
 @pytest.mark.parametrize("isolation", ISOLATION)

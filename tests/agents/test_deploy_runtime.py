@@ -11,9 +11,10 @@ import pytest
 
 from agents.deploy import DeployConfig, FallbackConfig, RetrainConfig
 from agents.deploy.config import CautionConfig
-from tests.agents.deploy_doubles import DISCRETE, Bench, observation
+from tests.agents.deploy_doubles import DISCRETE, SPEC, Bench, observation
 from worldmodel.config import ConfigError, RunError
 from worldmodel.replay import Replay
+from worldmodel.types import MASK_KEY, EnvSpec, ObsSpec
 
 
 def test_the_policy_acts_while_all_is_well() -> None:
@@ -229,6 +230,18 @@ def test_discrete_actions_come_as_the_environment_takes_them() -> None:
     assert (one.source, int(one.action)) == ("fallback", 1)
     with pytest.raises(ConfigError, match=r"fallback\.rest is not set"):
         Bench(spec=DISCRETE)
+
+
+def test_a_fallback_never_sends_what_the_mask_forbids() -> None:
+    masked = EnvSpec({**SPEC.obs, MASK_KEY: ObsSpec("vector", (3,))}, DISCRETE.action)
+    bench = Bench(spec=masked, fallback=FallbackConfig("zero", rest=[0, 1, 0]))
+    bench.engine.scores = dict.fromkeys(range(8), 9)
+    sent = []
+    for mask in ([1, 1, 1], [0, 0, 1], [1, 0, 1], [0, 0, 0]):
+        obs = observation(spec=masked) | {MASK_KEY: np.array([mask], np.float32)}
+        sent.append((bench.one(obs).source, int(bench.one(obs).action)))
+    assert [source for source, _ in sent] == ["fallback"] * 4
+    assert [action for _, action in sent] == [1, 2, 0, 1]  # with no class allowed, as it was
 
 
 def test_stop_brakes_to_rest_and_waits() -> None:

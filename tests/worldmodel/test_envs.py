@@ -512,3 +512,32 @@ def test_unknown_names_are_errors(config: dict[str, Any], message: str) -> None:
 def test_impossible_settings_are_errors(settings: dict[str, Any]) -> None:
     with pytest.raises(EnvError):
         EnvConfig("Pendulum-v1", **settings)
+
+
+@pytest.mark.parametrize("form", ["tuple", "flat"])
+def test_a_mask_in_parts_is_a_mask(form: str) -> None:
+    config = EnvConfig("tests.envs_for_tests:PartsEnv", pixels=False, kwargs={"form": form})
+    env = make_env(config)
+    spec = env_spec(env)
+    assert (sorted(spec.obs), spec.has_mask) == (["action_mask", "x"], True)
+    obs, _ = env.reset()
+    for expected in ([1, 0, 1, 0, 0], [0, 1, 0, 1, 0], [1, 0, 0, 0, 1]):
+        assert obs["action_mask"].tolist() == expected
+        rest = spec.action.encode(np.array([1, 2]))
+        obs = env.step(spec.action.decode(spec.action.permitted(rest, obs["action_mask"])))[0]
+
+
+def test_masks_that_fit_no_action_are_refused() -> None:
+    with pytest.raises(EnvError, match="action_mask holds 2 parts"):
+        make_env(EnvConfig("tests.envs_for_tests:PartsEnv", pixels=False, kwargs={"form": "names"}))
+    env = make_env(
+        EnvConfig("tests.envs_for_tests:PartsEnv", pixels=False, kwargs={"form": "tuple"})
+    )
+    one: Any = env.unwrapped
+    seen = {"x": np.zeros(2, np.float32), "action_mask": (np.ones(3, np.int8), np.ones(2, np.int8))}
+    one._seen = lambda: seen
+    with pytest.raises(EnvError, match=r"one array for each of the factors \[2, 3\]"):
+        env.reset()
+    seen["action_mask"] = (np.ones(2, np.int8), np.zeros(3, np.int8))
+    with pytest.raises(EnvError, match="allows no action"):
+        env.reset()

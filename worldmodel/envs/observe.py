@@ -61,13 +61,13 @@ class Observe(gymnasium.Wrapper[Any, Any, Any, Any]):
             space, reader = _number_reader(leaf)
             self._leaves.append((leaf, reader))
             outer[leaf.key] = space
-        self._mask_size = _action_size(env.action_space)
-        self._mask_leaf = next((x for x in found if x.key == flat.MASK_KEY), None)
-        self._mask_from_info = config.action_mask and self._mask_leaf is None
-        if self._mask_leaf or self._mask_from_info:
-            if not self._mask_size:
+        self._mask_sizes = _action_sizes(env.action_space)
+        self._mask_path = _mask_path(found)
+        self._mask_from_info = config.action_mask and self._mask_path is None
+        if self._mask_path or self._mask_from_info:
+            if not self._mask_sizes:
                 raise EnvError(f"An action_mask needs discrete actions, not {env.action_space}.")
-            outer[flat.MASK_KEY] = spaces.Box(0.0, 1.0, (self._mask_size,), np.float32)
+            outer[flat.MASK_KEY] = spaces.Box(0.0, 1.0, (sum(self._mask_sizes),), np.float32)
         self.observation_space = spaces.Dict(outer)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
@@ -96,8 +96,8 @@ class Observe(gymnasium.Wrapper[Any, Any, Any, Any]):
             out[self._frame_key] = self._image.frame(self.env.render())
         for leaf, reader in self._leaves:
             out[leaf.key] = reader(_at(obs, leaf.path))
-        if self._mask_leaf:
-            out[flat.MASK_KEY] = self._read_mask(_at(obs, self._mask_leaf.path))
+        if self._mask_path:
+            out[flat.MASK_KEY] = self._read_mask(_at(obs, self._mask_path))
         elif self._mask_from_info:
             if flat.MASK_KEY not in info:
                 raise EnvError(
@@ -108,17 +108,23 @@ class Observe(gymnasium.Wrapper[Any, Any, Any, Any]):
         return out
 
     def _read_mask(self, value: Any) -> np.ndarray:
-        parts = value if isinstance(value, tuple) else (value,)
-        mask = np.concatenate([np.ravel(np.asarray(p)) for p in parts]).astype(np.float32)
-        if mask.shape != (self._mask_size,) or not np.isin(mask, (0.0, 1.0)).all():
+        """The mask [A] in one array, or in a tuple or list with one for each factor."""
+        sizes = self._mask_sizes
+        parts = value if isinstance(value, tuple | list) and np.ndim(value[0]) else (value,)
+        given = [np.ravel(np.asarray(part)) for part in parts]
+        mask = np.concatenate(given).astype(np.float32)
+        fits = len(given) == 1 or tuple(map(len, given)) == sizes
+        if not fits or mask.shape != (sum(sizes),) or not np.isin(mask, (0.0, 1.0)).all():
+            many = f", or one array for each of the factors {list(sizes)}" * (len(sizes) > 1)
             raise EnvError(
-                f"action_mask must hold {self._mask_size} zeros and ones, one for each action, but "
-                f"is {value!r}."
+                f"action_mask must hold {sum(sizes)} zeros and ones, one for each action{many}, "
+                f"but is {value!r}."
             )
-        if not mask.any():
-            if not self._ended:
-                raise EnvError("action_mask allows no action, though the episode goes on.")
-            mask[:] = 1.0  # nothing is chosen at the end, and a policy over nothing is NaN
+        for part in np.split(mask, np.cumsum(sizes)[:-1]):
+            if not part.any():
+                if not self._ended:
+                    raise EnvError("action_mask allows no action, though the episode goes on.")
+                part[:] = 1.0  # nothing is chosen at the end, and a policy over nothing is NaN
         return mask
 
     def _reader(self, leaf: flat.Leaf) -> tuple[spaces.Space[Any], Reader]:
@@ -258,6 +264,23 @@ def _number_reader(leaf: flat.Leaf) -> tuple[spaces.Space[Any], Reader]:
     return flat.Recorded(size), read
 
 
-def _action_size(space: spaces.Space[Any]) -> int:
-    """Length of an encoded discrete action, and 0 for a continuous one."""
-    return 0 if isinstance(space, spaces.Box) else sum(flat.class_counts(space))
+def _action_sizes(space: spaces.Space[Any]) -> tuple[int, ...]:
+    """Classes of each factor of a discrete action; none for a continuous one."""
+    return () if isinstance(space, spaces.Box) else tuple(flat.class_counts(space))
+
+
+def _mask_path(found: list[flat.Leaf]) -> tuple[Any, ...] | None:
+    """Where the observation holds its action mask, which may be a Tuple; None where it has none.
+    Raises EnvError for several masks, and for one whose parts have names and so no order."""
+    places: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
+    for path in (leaf.path for leaf in found if leaf.key == flat.MASK_KEY):
+        end = path.index(flat.MASK_KEY) + 1
+        places.setdefault(path[:end], []).append(path[end:])
+    parts = [part for inner in places.values() for part in inner]
+    if len(places) > 1 or any(len(part) > 1 or str in map(type, part) for part in parts):
+        raise EnvError(
+            f"action_mask holds {len(parts)} parts, at {sorted(map(str, places))}, of which nobody "
+            "knows which action they are for. Allowed: one array of zeros and ones, one for each "
+            "action, or a Tuple with one array for each factor of the actions."
+        )
+    return next(iter(places), None)

@@ -92,7 +92,7 @@ def flat_name(path: Sequence[Any]) -> str:
 
 
 def _leaf(space: Space[Any], config: EnvConfig, path: tuple[Any, ...]) -> Leaf:
-    key = flat_name(path)
+    key = MASK_KEY if MASK_KEY in path else flat_name(path)  # a mask may come in parts
     if not isinstance(space, spaces.Box):
         classes = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
         return Leaf(path, key or "state", "discrete" if isinstance(space, classes) else "unusable",
