@@ -33,8 +33,9 @@ SPELLED = {"±": "+-", "…": "..."}
 INTERRUPTED, UNREAD = 128 + signal.SIGINT, 128 + 13  # 13: SIGPIPE, which not every system has
 
 
-class OutputGone(Exception):
-    """Nobody reads what the command prints, as in `command | head -1`."""
+class OutputGone(BaseException):
+    """Nobody reads what the command prints, as in `command | head -1`; like KeyboardInterrupt no
+    Exception, so that nothing on the way takes it for a failure of its own."""
 
 
 def enter(command: str | Command, script: str, about: str | None) -> NoReturn:

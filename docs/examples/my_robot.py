@@ -8,8 +8,8 @@ cycles somebody switches the light off: the camera shows black.
 
 from __future__ import annotations
 
-import sys
 import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from agents.deploy import DeployConfig, FallbackConfig
 from agents.deploy.decision import Decision
 from agents.deploy.loop import Sensed, run_loop
 from agents.deploy.sources import env_of, open_runtime
+from worldmodel.config import guarded
+from worldmodel.entry import enter
 from worldmodel.envs import EnvConfig, make_env
 
 DARK_FROM = 200
@@ -72,6 +74,16 @@ def main(run: str, ticks: int = 300, period_ms: float = 20.0) -> dict[str, objec
         return runtime.summary()
 
 
+def command(say: Callable[[str], None], words: Sequence[str]) -> int:
+    """The loop as a command like those of scripts/; its exit code."""
+
+    def work() -> int:
+        given = dict(word.partition("=")[::2] for word in words)
+        main(given.get("run", "runs/demo"))
+        return 0
+
+    return guarded(work, say)
+
+
 if __name__ == "__main__":
-    words = dict(word.split("=", 1) for word in sys.argv[1:])
-    main(words.get("run", "runs/demo"))
+    enter(command, __file__, __doc__)
