@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gymnasium import spaces
 
 from worldmodel.envs.config import EnvConfig
 from worldmodel.replay import Replay, ReplayConfig
 from worldmodel.replay.datasets import Convention, Dataset, DatasetError
+from worldmodel.types import ActionSpec, EnvSpec, ObsSpec
 
 T = 5
 Arrays = dict[str, Any]
@@ -251,6 +253,22 @@ def test_one_hot_actions_are_recognised_or_asked_about(tmp_path: Path) -> None:
     kinds = [read(tmp_path, arrays, "auto", "auto", None, kind).spec.action.kind
              for kind in ("discrete", "continuous")]  # fmt: skip
     assert kinds == ["discrete", "continuous"]
+
+
+def test_classes_that_do_not_count_from_zero(tmp_path: Path) -> None:
+    """A Discrete observation and action with a start, as an environment declares them."""
+    arrays = {"obs": np.arange(5, 6 + T), "action": 3 + np.arange(T) % 2, "reward": np.ones(T)}
+    spec = EnvSpec({"state": ObsSpec("discrete", (9,), (9,))}, ActionSpec("discrete", (2,)))
+    two, nine = spaces.Discrete(2, start=3), spaces.Discrete(9, start=5)
+    dataset = read(tmp_path, arrays, spec=spec, action_space=two, observation_space=nine)
+    replay = Replay(dataset.spec, ReplayConfig(capacity=200), 1)
+    dataset.fill(replay)
+    rows = replay.rows(0, 0, T + 1)
+    assert rows["state"].argmax(1).tolist() == list(range(T + 1))
+    assert rows["action"].argmax(1)[1:].tolist() == [0, 1, 0, 1, 0]
+    six = spaces.Discrete(9, start=6)
+    with pytest.raises(DatasetError, match=r"has \[9\] classes from \[6\] on"):
+        read(tmp_path, arrays, spec=spec, action_space=two, observation_space=six)
 
 
 def test_real_pictures_have_one_scale(tmp_path: Path) -> None:

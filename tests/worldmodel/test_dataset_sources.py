@@ -88,16 +88,22 @@ def test_broken_folders_of_lerobot_say_what(tmp_path: Path) -> None:
         Dataset(str(place))
 
 
-def test_trajectories_of_imitation(tmp_path: Path) -> None:
+def imitation(root: Path) -> str:
+    """As imitation writes it through Hugging Face's datasets: a row a trajectory."""
     arrow = pytest.importorskip("pyarrow")
     rows = [{"obs": w["x"].tolist(), "acts": w["a"].tolist(), "rews": w["r"].tolist(),
              "infos": ["{}"] * T, "terminal": True} for w in walks()]  # fmt: skip
     table = arrow.Table.from_pylist(rows)
-    (tmp_path / "dataset_info.json").write_text("{}")
-    place = str(tmp_path / "data-0.arrow")
+    root.mkdir(exist_ok=True)
+    (root / "dataset_info.json").write_text("{}")
+    place = str(root / "data-0.arrow")
     with arrow.OSFile(place, "wb") as file, arrow.ipc.new_stream(file, table.schema) as stream:
         stream.write_table(table)
-    check(Dataset(str(tmp_path)), [T] * 3, ends=3)
+    return str(root)
+
+
+def test_trajectories_of_imitation(tmp_path: Path) -> None:
+    check(Dataset(imitation(tmp_path)), [T] * 3, ends=3)
 
 
 @pytest.mark.parametrize("room", [3 * T + 7, 2 * T])

@@ -148,7 +148,7 @@ class ObsReader:
             if (index < 0).any() or (index >= sizes).any():
                 raise DatasetError(
                     f"{where}: '{self.key}' goes from {numbers.min():g} to {numbers.max():g}, but "
-                    f"has {list(sizes)} classes from {list(np.ravel(self.start))} on."
+                    f"has {list(sizes)} classes from {np.ravel(self.start).tolist()} on."
                 )
             return ActionSpec("discrete", sizes).encode(index[:, 0] if len(sizes) == 1 else index)
         if numbers.shape[1:] != self.spec.shape:
