@@ -81,9 +81,15 @@ class DeployConfig:
     the previous action, at most `max_repeats` times in a row. on_nonfinite: the same for an action
     that is NaN or infinite.
 
-    enter_ticks: unknown observations in a row before the fallback acts. leave_ticks: good ticks in
-    a row before the policy returns, `recover_ticks` where the cause was not the score. A tick is
-    good when the score is at most leave_level times the threshold, on time and finite.
+    enter_ticks: unknown observations in a row before the world counts as unknown. leave_ticks: good
+    ticks in a row before it counts as known again. A tick is good when the score is at most
+    leave_level times the threshold. watch: in an unknown world the policy acts as long as it does
+    no harm by the rewards that arrive (agents/deploy/earnings.py); false, or where no reward
+    arrives or the detector was calibrated without them: the fallback acts at once.
+
+    recover_ticks: ticks on time and sound in a row before the policy returns after any other fault.
+    grace_ticks: after that return, in which an unknown world is laid to the fallback that led
+    there, so that the policy acts; a world that was unknown before the fault stays unknown.
 
     max_age_ms: of an observation by its time stamp, seconds of time.monotonic() (not time.time()),
     which must then be given and rise from tick to tick; null: time stamps are not looked at.
@@ -107,7 +113,9 @@ class DeployConfig:
     enter_ticks: int = 1
     leave_ticks: int = 10
     recover_ticks: int = 2
+    grace_ticks: int = 30
     leave_level: float = 0.9
+    watch: bool = True
     max_age_ms: float | None = None
     max_gap: int = 10
     isolation: str = "thread"
@@ -126,6 +134,7 @@ class DeployConfig:
             "period_ms": time, "soft_ms": time, "hard_ms": time, "max_age_ms": time,
             "restart_ms": time, "max_repeats": ticks, "enter_ticks": (1, 1e9),
             "leave_ticks": (1, 1e9), "recover_ticks": (1, 1e9), "leave_level": (0, 1),
+            "grace_ticks": ticks,
             "max_gap": ticks, "warmup": (1, 1e6), "log_mb": (0.001, 1e6), "log_files": (0, 1000),
         })  # fmt: skip
         for name in ("on_late", "on_nonfinite"):

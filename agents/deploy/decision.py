@@ -13,9 +13,11 @@ import numpy as np
 POLICY, PREVIOUS, FALLBACK, LAST_RESORT = "policy", "previous", "fallback", "last resort"
 
 # Why. WAITING: this tick was good, but too few of them have been for the policy to return.
-OK, UNKNOWN, LATE, NONFINITE, INPUT, ERROR, WAITING = (
-    "ok", "unknown", "late", "nonfinite", "input", "error", "waiting",
+# WATCHED: the world is unknown, or was lately, and the policy acts: it does no harm so far.
+OK, UNKNOWN, LATE, NONFINITE, INPUT, ERROR, WAITING, WATCHED = (
+    "ok", "unknown", "late", "nonfinite", "input", "error", "waiting", "watched",
 )  # fmt: skip
+ALARMS = (UNKNOWN, WATCHED)  # where the detector raised an alarm, whoever acts
 
 LATENCIES = 1 << 20  # that a tally keeps; older ones are overwritten
 
@@ -26,8 +28,9 @@ class Decision:
 
     action: what the robot takes, as its environment did in training (float32 [A], or an index).
     encoded: the same as float32 [A]. source: policy, previous, fallback or last resort. reason:
-    ok, unknown, late, nonfinite, input (the observation was refused), error (the policy raised) or
-    waiting (all is well again, but not for long enough). detail: more of it, as text. latency:
+    ok, unknown, late, nonfinite, input (the observation was refused), error (the policy raised),
+    waiting (all is well again, but not for long enough) or watched (the world is unknown, and the
+    policy acts, for it does no harm so far). detail: more of it, as text. latency:
     seconds from the observation's arrival. value: the score in units of `threshold`, or None where
     there was none; parts: its parts. scale: what caution multiplied the policy's action by.
     """
@@ -84,9 +87,9 @@ class Tally:
         self.missed += latency > self.deadline
         for decision in decisions:
             self.sources[decision.source] += 1
-            if decision.source != POLICY:
+            if decision.reason != OK:
                 self.reasons[decision.reason] += 1
-            else:
+            if decision.source == POLICY:
                 self.slow += latency > self.soft
 
     def latencies(self) -> np.ndarray:
@@ -120,8 +123,9 @@ class Tally:
         rows = [("ticks", f"{self.ticks:,}")]
         for source, count in self.sources.most_common():
             rows.append((source, f"{count:,} ({100 * count / acted:.1f}%)"))
-            if source == FALLBACK:
-                rows += [(f"  {name}", f"{n:,}") for name, n in self.reasons.most_common()]
+            own = [name for name in self.reasons if (name == WATCHED) == (source == POLICY)]
+            if source in (POLICY, FALLBACK):
+                rows += [(f"  {name}", f"{self.reasons[name]:,}") for name in own]
         rows.append(("slow answers", f"{self.slow:,} (over {1e3 * self.soft:g} ms)"))
         rows.append(("deadlines missed", f"{self.missed:,} (of {1e3 * self.deadline:g} ms)"))
         if self.ticks:

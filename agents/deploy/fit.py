@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from omegaconf import MISSING
 
 import agents
 from agents.base import Policy, check_mode, random_actions
+from agents.deploy import earnings
+from agents.deploy.config import FallbackConfig
 from worldmodel import config, progress, seeding, tree
 from worldmodel.accel import devices
 from worldmodel.config import ConfigError, RunError
@@ -41,14 +43,17 @@ class FitConfig:
     """run: a trained run's folder. false_alarm_rate: of the episodes in which nothing is strange,
     the share that may raise an alarm. episodes: played now with the run's policy, 0: as many as
     the rate needs, and half of that to tune. recorded: episodes of the replay to
-    learn from, the newest; 0: all. mode: how the policy acts, "mode" or "sample". detector: what
-    it is made of."""
+    learn from, the newest; 0: all. mode: how the policy acts, "mode" or "sample". handovers:
+    episodes that each fallback takes over from the policy, to see what it earns. fallback: one of
+    your own, to be measured beside those of the house. detector: what it is made of."""
 
     run: str = MISSING
     false_alarm_rate: float = 0.01
     episodes: int = 0
     recorded: int = 0
     mode: str = "mode"
+    handovers: int = 20
+    fallback: FallbackConfig = field(default_factory=FallbackConfig)
     seed: int = 0
     device: str = "cpu"
     threads: int = 1
@@ -56,7 +61,8 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         config.check_ranges(self, {
-            "episodes": (0, 10_000_000), "recorded": (0, 10_000_000), "seed": (0, 2**32 - 1),
+            "episodes": (0, 10_000_000), "recorded": (0, 10_000_000),
+            "handovers": (1, 10_000_000), "seed": (0, 2**32 - 1),
         })  # fmt: skip
         check_mode(self.mode)
         self.needed  # noqa: B018 - ConfigError for an impossible rate
@@ -94,6 +100,11 @@ def fit_run(settings: FitConfig, say: Said) -> Detector:
     say(f"played in {time.monotonic() - start:.0f} s")
     detector.fit(known, fresh[:tuning])
     detector.calibrate(fresh[tuning:], settings.false_alarm_rate)
+    if earnings.comparable(policy.model):
+        start = time.monotonic()
+        measured = earnings.measure(policy, fresh, settings.fallback, settings.handovers, seed)
+        detector.calibration[earnings.KEY] = asdict(measured)
+        say(f"{measured}; measured in {time.monotonic() - start:.0f} s")
     return detector
 
 
@@ -165,6 +176,7 @@ class _Player:
         self._action = np.zeros((len(envs), policy.spec.action.size), np.float32)
         self._first = np.ones(len(envs), bool)
         self._over = np.zeros(len(envs), bool)
+        self._reward = np.zeros(len(envs), np.float32)
         self._state: Any = None
 
     def played(self, shares: Sequence[int]) -> float:
@@ -197,22 +209,23 @@ class _Player:
         native = spec.action.decode(action)
         for i, env in enumerate(self.envs):
             seen = {key: value[i] for key, value in obs.items()}
-            self._rows[i].append((seen, self._action[i].copy(), tree.index(states, i)))
+            row = (seen, self._action[i].copy(), tree.index(states, i), self._reward[i])
+            self._rows[i].append(row)
             if self._over[i]:
                 self.done[i].append(_track(self._rows[i]))
                 self._rows[i] = []
                 self._obs[i], self._action[i], self._over[i] = env.reset()[0], 0, False
-                self._first[i] = True
+                self._first[i], self._reward[i] = True, 0.0
                 continue
-            self._obs[i], _, terminated, truncated, _ = env.step(native[i])
+            self._obs[i], self._reward[i], terminated, truncated, _ = env.step(native[i])
             self._action[i], self._first[i] = action[i], False
             self._over[i] = terminated or truncated
 
 
 def _track(rows: list[tuple[Any, ...]]) -> Track:
-    obs, action, state = zip(*rows, strict=True)
+    obs, action, state, reward = zip(*rows, strict=True)
     stacked = None if state[0] is None else tree.stack(state)
-    return Track(tree.stack(obs), np.stack(action), stacked)
+    return Track(tree.stack(obs), np.stack(action), stacked, np.array(reward, np.float32))
 
 
 def table(detector: Detector) -> str:

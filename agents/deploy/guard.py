@@ -25,7 +25,9 @@ from agents.deploy.decision import (
     PREVIOUS,
     UNKNOWN,
     WAITING,
+    WATCHED,
 )
+from agents.deploy.earnings import Account, Earnings, name_of
 from agents.deploy.fallback import Fallbacks
 from agents.deploy.inference import Proposal
 from agents.deploy.inputs import Checked
@@ -45,16 +47,36 @@ class Verdict(NamedTuple):
 class Guard:
     """The state of one robot's trust in its policy.
 
-    away: whether the fallback is in charge. good: ticks without fault since. need: of those, before
-    the policy returns. strange: unknown observations in a row. repeats: previous actions in a row.
+    account: what it earned, None where that is not to be looked at.
+
+    unknown: whether the world counts as unknown; calm: good ticks in a row since. faulty: whether
+    the fallback is in charge for a fault; sound: ticks without one since. grace: ticks in which an
+    unknown world is laid to the fallback. strange: unknown observations in a row. repeats: previous
+    actions in a row. away: whether the fallback is in charge, for whatever reason.
     """
 
     config: DeployConfig
-    away: bool = False
-    good: int = 0
-    need: int = 0
+    account: Account | None = None
+    unknown: bool = False
+    calm: int = 0
+    faulty: bool = False
+    sound: int = 0
+    grace: int = 0
     strange: int = 0
     repeats: int = 0
+    away: bool = False
+    paid: bool = False  # whether a reward arrived for the last action
+
+    def begin(self) -> None:
+        """A new episode: what was earned before does not count."""
+        if self.account is not None:
+            self.account.reset()
+
+    def earn(self, reward: float) -> None:
+        """The reward of the last action; NaN where none arrived."""
+        self.paid = math.isfinite(reward)
+        if self.account is not None and self.paid:
+            self.account.credit(reward, policy=not self.away)
 
     def decide(
         self, fault: str, value: float | None, unknown: bool, level: float | None, hold: bool
@@ -68,15 +90,41 @@ class Guard:
         if fault:
             return self._faulty(fault)
         self.repeats = 0
-        if unknown and (self.away or self.strange >= self.config.enter_ticks):
-            return self._leave(UNKNOWN, self.config.leave_ticks)
-        if self.away:
-            calm = level is None or level <= self.config.leave_level
-            self.good = self.good + 1 if calm else 0
-            if self.good < self.need or hold:
+        if self.faulty:
+            self.sound += 1
+            if self.sound < self.config.recover_ticks or hold:
                 return Verdict(FALLBACK, WAITING)
-            self.away = False
-        return Verdict(POLICY, OK, caution(self.config.caution, level))
+            self.faulty, self.away = False, self.unknown
+        excused = self._look(unknown, level)
+        if self._steps_back(hold):
+            self.away = True
+            return Verdict(FALLBACK, UNKNOWN if unknown else WAITING)
+        self.away = False
+        watched = self.unknown or excused
+        return Verdict(POLICY, WATCHED if watched else OK, caution(self.config.caution, level))
+
+    def _look(self, unknown: bool, level: float | None) -> bool:
+        """Find out whether the world counts as unknown from now on; the answer is whether an
+        unknown observation was excused."""
+        c = self.config
+        excused = self.grace > 0
+        self.grace = max(0, self.grace - 1)
+        if unknown and (self.unknown or (self.strange >= c.enter_ticks and not excused)):
+            self.unknown, self.calm = True, 0
+        elif self.unknown:
+            good = level is None or level <= c.leave_level
+            self.calm = self.calm + 1 if good else 0
+        return unknown and excused
+
+    def _steps_back(self, hold: bool) -> bool:
+        """Whether the fallback acts at a tick without a fault."""
+        if self.unknown and self.calm >= self.config.leave_ticks and not (self.away and hold):
+            self.unknown = False
+        if not self.unknown:
+            return False
+        if self.account is None or not self.paid:
+            return True
+        return self.account.prefers_fallback(self.away) or (self.away and hold)
 
     def _faulty(self, fault: str) -> Verdict:
         """The policy's answer is late, broken, or was never asked for."""
@@ -88,13 +136,9 @@ class Guard:
         ):
             self.repeats += 1
             return Verdict(PREVIOUS, fault)
-        return self._leave(fault, self.config.recover_ticks)
-
-    def _leave(self, reason: str, need: int) -> Verdict:
-        # A fault on top of an unknown scene must not shorten the way back.
-        self.need = max(need, self.need) if self.away else need
-        self.away, self.good = True, 0
-        return Verdict(FALLBACK, reason)
+        self.faulty, self.away, self.sound, self.calm = True, True, 0, 0
+        self.grace = 0 if self.unknown else self.config.grace_ticks
+        return Verdict(FALLBACK, fault)
 
 
 def caution(config: CautionConfig, level: float | None) -> float:
@@ -114,13 +158,33 @@ class Judged(NamedTuple):
 
 
 class Judge:
-    """The guards of B robots, and the fallbacks that they call."""
+    """The guards of B robots, and the fallbacks that they call.
+
+    earnings: what policy and fallback are known to earn, or None.
+    """
 
     def __init__(
-        self, config: DeployConfig, action: ActionSpec, fallbacks: Fallbacks, robots: int
+        self,
+        config: DeployConfig,
+        action: ActionSpec,
+        fallbacks: Fallbacks,
+        robots: int,
+        earnings: Earnings | None = None,
     ) -> None:
         self._fallbacks, self._action = fallbacks, action
-        self._guards = [Guard(config) for _ in range(robots)]
+        name = name_of(config.fallback)
+        known = config.watch and earnings is not None and name in earnings.fallbacks
+        self._guards = [
+            Guard(config, Account(earnings, name) if known and earnings is not None else None)
+            for _ in range(robots)
+        ]
+
+    def earned(self, rewards: np.ndarray, begins: np.ndarray) -> None:
+        """Rewards [B] of the last actions, NaN where none arrived; and whose episode begins."""
+        for guard, reward, begun in zip(self._guards, rewards, begins, strict=True):
+            guard.earn(float(reward))
+            if begun:
+                guard.begin()
 
     def __call__(
         self,

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from agents.deploy.config import DeployConfig
-from agents.deploy.decision import ERROR, INPUT, LATE, Decision, Tally
+from agents.deploy.decision import ERROR, INPUT, LATE, OK, Decision, Tally
+from agents.deploy.earnings import Earnings
 from agents.deploy.fallback import Fallbacks
 from agents.deploy.guard import Judge, Judged
 from agents.deploy.inference import Proposal, Request
@@ -36,6 +37,7 @@ class Runtime:
     spec: of one robot. worker: called with `seen`, makes the worker in which the policy runs.
     robots: B. on_retrain: called with every request to train, in the log's thread. run: where the
     agent came from, for the log. threaded: False writes the log in the control thread, for tests.
+    earnings: of calibration, where they are known.
 
     `start` once, then `tick` at every cycle; `tick` raises nothing. Raises ConfigError here and in
     `start` for whatever can be wrong before the loop.
@@ -52,6 +54,7 @@ class Runtime:
         run: str = "RUN",
         wall: Callable[[], float] = time.time,
         threaded: bool = True,
+        earnings: Earnings | None = None,
     ) -> None:
         if robots < 1:
             raise ConfigError(f"robots is {robots}, but must be at least 1.")
@@ -61,7 +64,7 @@ class Runtime:
         age = None if c.max_age_ms is None else c.max_age_ms / 1e3
         self._check = InputCheck(spec, robots, age)
         self._fallbacks = Fallbacks(c.fallback, spec.action, robots, self.clock)
-        self._judge = Judge(c, spec.action, self._fallbacks, robots)
+        self._judge = Judge(c, spec.action, self._fallbacks, robots, earnings)
         self._sent = np.tile(self._fallbacks.rest, (robots, 1))
         self._nothing = np.full(robots, np.nan, np.float32)
         self.tally = Tally(c.period_ms / 1e3, c.soft_ms / 1e3)
@@ -186,6 +189,7 @@ class Runtime:
             )
             for i in range(self.robots)
         ]  # fmt: skip
+        self._judge.earned(rewards, begins)
         verdict = self._judge(self._tick, checked, proposal, fault, detail, self._sent)
         score = None if proposal is None else proposal.score
         return self._decisions(verdict, score, start), rows, proposal
@@ -267,9 +271,9 @@ class Runtime:
     def _write(
         self, decisions: Sequence[Decision], rows: Sequence[Row], proposal: Proposal | None
     ) -> None:
-        """In the log's thread: lines for what the policy did not do, rows, prediction errors."""
+        """In the log's thread: lines for what was not as usual, rows, prediction errors."""
         for one in decisions:
-            if not one.trusted:
+            if one.reason != OK:
                 self.journal.write(one.as_line())
         if rows:
             self.monitor.see(rows)

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 import agents
 from agents.deploy.config import DeployConfig
+from agents.deploy.earnings import Earnings, of_calibration
 from agents.deploy.export.engine import ExportEngine
 from agents.deploy.export.manifest import MANIFEST
 from agents.deploy.inference import AgentEngine, Engine, PolicyJob
@@ -126,7 +127,8 @@ def open_runtime(
         def worker(seen: Callable[[Answer], None]) -> Worker:
             return ThreadWorker(source.job(engine, spec, time), time, seen)
 
-    return Runtime(spec, worker, settings, robots, time, on_retrain, str(path))
+    known = earnings_of(path) if guard else None
+    return Runtime(spec, worker, settings, robots, time, on_retrain, str(path), earnings=known)
 
 
 def spec_of(path: str | Path) -> EnvSpec:
@@ -140,6 +142,13 @@ def env_of(path: str | Path) -> EnvConfig:
         return load_policy(path).env
     saved = ExportEngine(path).manifest["env"]
     return config.build(OmegaConf.create(saved), EnvConfig)
+
+
+def earnings_of(path: str | Path) -> Earnings | None:
+    """What policy and fallbacks are known to earn, where that was measured."""
+    if is_export(path):
+        return of_calibration(ExportEngine(path).manifest["about"].get("calibration"))
+    return of_calibration(store.read(path)["calibration"]) if store.exists(path) else None
 
 
 def reward_range(path: str | Path) -> float | None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from agents.deploy.config import FallbackConfig
-from agents.deploy.decision import UNKNOWN
+from agents.deploy.decision import ALARMS, UNKNOWN
 from agents.deploy.fallback import make, rest_action
 from agents.deploy.inference import Engine
 from agents.deploy.runtime import Runtime
@@ -84,7 +84,7 @@ def guarded(
                     one = runtime.act(
                         obs, reward=reward, is_first=first, is_last=last, is_terminal=terminal
                     )
-                    if one.reason == UNKNOWN:
+                    if one.reason in ALARMS:
                         if world.name and tick >= world.onset:
                             noticed = tick - world.onset if noticed is None else noticed
                         else:

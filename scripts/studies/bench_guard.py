@@ -1,44 +1,70 @@
-"""`what=guard`: is a guarded policy ever worse off than the safe one alone?
+"""`what=guard`: does the guard earn its place?
 
 Each shift, at each strength, from tick `onset` on; the same episodes three times: with the policy
-and its guard, with the policy alone, and with the fallback alone from the first tick on. `short` is
-how far an episode of the first kind ends below its twin of the third, as a share of that one's
-return; below 0 it ends above.
+and its guard, with the policy alone, and with the fallback alone from the first tick on. Returns
+are compared as shares of the span from random actions (0) to the policy on an ordinary day (1).
 
-Nothing here keeps a period: the deadlines are wide, so that only the detector decides.
+    short     how far the guarded mean lies below the better of the other two, as a share of the
+              span; below 0 it lies above both. With a 90% interval over the episodes (bootstrap).
+    stall     ticks that are lost after as many without any answer, until the policy acts again
+
+Nothing here keeps a period: the deadlines are wide, so that only detector and guard decide. All
+episodes of a shift are played side by side. What was played stays in `folder`, so that a study that
+was stopped goes on, and other settings of the guard play its own episodes alone again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from omegaconf import MISSING
 
-from agents.deploy import sources
+from agents.base import random_actions
+from agents.deploy import fallback, sources
 from agents.deploy.config import DeployConfig
-from agents.deploy.trial import World, alone, fallback_alone, guarded
+from agents.deploy.decision import ALARMS
+from agents.deploy.episodes import play_out
+from agents.deploy.trial import World
+from scripts.studies import unseen
 from scripts.studies.bench import check_known, check_shifts
+from scripts.studies.guard_verdict import verdict
+from worldmodel import seeding
 from worldmodel.accel import devices
 from worldmodel.config import check_ranges
+from worldmodel.envs import EnvError
 from worldmodel.envs.shifts import LEVELS, SHIFTS, shift_named
+
+Row = dict[str, Any]
+GUARDED, POLICY, FALLBACK, RANDOM = "guarded", "policy", "fallback", "random"
 
 
 @dataclass
 class Settings:
-    """run: a run with a detector, or its export. shifts, levels: of `worldmodel.envs.shifts`.
-    episodes: of each. onset: tick at which the shift begins. tolerated: share of the fallback's
-    return that an episode may end below it. deploy: of the loop; its times are not looked at."""
+    """run: a run with a detector, or its export. shifts: of `worldmodel.envs.shifts`, or your own
+    (module:Class). levels: mild, middle, strong. episodes: of each. ordinary: without a shift.
+    onset: tick at which the shift begins. within: ticks. stalls: their lengths in ticks, from
+    `stall_at` on. folder: of the study; empty: <run>/guard (beside an export). deploy: of the loop;
+    its times are not looked at."""
 
     run: str = MISSING
-    shifts: list[str] = field(default_factory=lambda: list(SHIFTS))
+    folder: str = ""
+    shifts: list[str] = field(default_factory=lambda: [*SHIFTS, *unseen.NAMES])
     levels: list[str] = field(default_factory=lambda: list(LEVELS))
     episodes: int = 10
+    ordinary: int = 100
     onset: int = 20
-    tolerated: float = 0.05
+    within: int = 10
+    stalls: list[int] = field(default_factory=lambda: [3, 20])
+    stall_at: int = 40
     seed: int = 0
     threads: int = 1
     deploy: DeployConfig = field(default_factory=DeployConfig)
@@ -46,49 +72,178 @@ class Settings:
     def __post_init__(self) -> None:
         check_shifts(self.shifts)
         check_known("level", self.levels, LEVELS)
+        names = ("episodes", "ordinary", "within")
         check_ranges(self, {
-            "episodes": (1, 1e6), "onset": (0, 1e9), "tolerated": (0, 1), "threads": (0, 1024),
+            **dict.fromkeys(names, (1, 1e6)), "onset": (0, 1e9), "stall_at": (1, 1e9),
+            "threads": (0, 1024),
         })  # fmt: skip
 
 
 def measure(settings: Settings) -> Iterator[Mapping[str, Any]]:
-    """One figure for each shift and strength; then how many episodes ended too low."""
+    """One figure for each shift and strength; then for each shift, each stall, and all of them."""
     devices.set_threads(settings.threads)
-    deploy = replace(
-        settings.deploy, period_ms=10_000, soft_ms=8_000, hard_ms=9_000, max_age_ms=None, log=None
-    )
-    env, count, seed = sources.env_of(settings.run), settings.episodes, settings.seed
-    engine, spec = sources.Source(settings.run, guard=False).engine()
-    shorts: list[float] = []
-    for name, level in product(settings.shifts, settings.levels):
-        world = World(env, name, shift_named(name).strength(level), settings.onset)
-        with sources.open_runtime(settings.run, deploy) as runtime:
-            runtime.start()
-            watched = guarded(runtime, world, count, seed, pace=False)
-        policy = alone(engine, spec, world, count, seed)
-        safe = fallback_alone(deploy.fallback, spec, world, count, seed)
-        short = shortfall(watched.returns, safe.returns)
-        shorts += short.tolist()
-        yield {
-            "shift": name,
-            "kind": shift_named(name).kind,
-            "level": level,
-            "guarded": round(watched.mean, 1),
-            "policy": round(policy.mean, 1),
-            "fallback": round(safe.mean, 1),
-            "noticed": round(len(watched.detected) / count, 4),
-            "delay": float(np.median(watched.detected)) if watched.detected else float("nan"),
-            "short_worst": round(float(short.max()), 4),
+    study = Study(settings)
+    ordinary = study.ordinary()
+    stalls: list[Mapping[str, Any]] = [study.stalled(ticks) for ticks in settings.stalls]
+    rows: list[Row] = []
+    for name in settings.shifts:
+        try:
+            rows += study.shifted(name)
+        except EnvError as error:
+            yield {"shift": name, "left_out": str(error)}
+    yield from verdict(rows, ordinary, stalls, settings.within)
+
+
+class Study:
+    """Episodes, played when they are first needed."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = s = settings
+        path = Path(s.run.rstrip("/"))
+        beside = path.with_name(path.name + "-guard") if sources.is_export(path) else path / "guard"
+        self.folder = Path(s.folder or beside)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.env = sources.env_of(s.run)
+        self.deploy = replace(
+            s.deploy, period_ms=10_000, soft_ms=8_000, hard_ms=9_000, max_age_ms=None, log=None,
+            warmup=1,
+        )  # fmt: skip
+
+    @cached_property
+    def alone(self) -> tuple[Any, Any]:
+        """The engine without its detector, and what it observes and does."""
+        return sources.Source(self.settings.run, guard=False).engine()
+
+    def ordinary(self) -> Row:
+        """Without a shift: guarded, the policy, and random actions."""
+        count = self.settings.ordinary
+        worlds = [World(self.env)] * count
+        found = {who: self.played(who, "", worlds, count) for who in (GUARDED, POLICY, RANDOM)}
+        return {"fallback_name": self.deploy.fallback.name, **found}
+
+    def stalled(self, ticks: int) -> Row:
+        """Ordinary episodes in which nobody answers for some ticks."""
+        count = self.settings.episodes
+        about = f"stall-{ticks}-at-{self.settings.stall_at}"
+        return {
+            "stall": ticks,
+            **self.played(GUARDED, about, [World(self.env)] * count, count, stall=ticks),
         }
-    yield {
-        "episodes": len(shorts),
-        "too_low": int((np.array(shorts) > settings.tolerated).sum()),
-        "short_worst": round(max(shorts), 4),
-        "fallback": deploy.fallback.name,
-    }
 
+    def shifted(self, name: str) -> list[Row]:
+        """The rows of one shift, a level each. Raises EnvError where it cannot be shown."""
+        s, shift = self.settings, shift_named(name)
+        worlds = [
+            World(self.env, name, shift.strength(level), s.onset)
+            for level, _ in product(s.levels, range(s.episodes))
+        ]
+        # What a fallback of the house does, nothing that is only seen can change.
+        blind = shift.kind != "dynamics" and self.deploy.fallback.name in fallback.KNOWN
+        safe = [World(self.env)] * s.episodes if blind else worlds
+        about = f"{name} {','.join(s.levels)} {s.onset}"
+        found = {who: self.played(who, about, worlds, s.episodes) for who in (POLICY, GUARDED)}
+        found[FALLBACK] = self.played(FALLBACK, "" if blind else about, safe, s.episodes)
+        rows: list[Row] = []
+        for k, level in enumerate(s.levels):
+            part = slice(k * s.episodes, (k + 1) * s.episodes)
+            rows.append({"shift": name, "kind": shift.kind, "level": level})
+            for who, one in found.items():
+                rows[-1][who] = (
+                    one["returns"] if who == FALLBACK and blind else one["returns"][part]
+                )
+            alarms = found[GUARDED]["alarms"][part]
+            rows[-1]["delays"] = [[t - s.onset for t in one if t >= s.onset] for one in alarms]
+            rows[-1]["away"] = found[GUARDED]["away"][part]
+        return rows
 
-def shortfall(returns: list[float], safe: list[float]) -> np.ndarray:
-    """[N] How far each return lies below its twin, as a share of the twin's size."""
-    ours, theirs = np.asarray(returns), np.asarray(safe)
-    return (theirs - ours) / np.maximum(np.abs(theirs), 1e-9)
+    def played(
+        self, who: str, about: str, worlds: list[World], every: int, stall: int = 0
+    ) -> dict[str, Any]:
+        """Episodes by who acts, from their file where they were played before. every: so many
+        different starts."""
+        s = self.settings
+        what = {"who": who, "about": about, "seed": s.seed, "worlds": len(worlds), "every": every}
+        if who == GUARDED:
+            known = sources.earnings_of(s.run)
+            what |= {"deploy": asdict(s.deploy), "earnings": known and asdict(known)}
+        elif who == FALLBACK:
+            what |= {"fallback": asdict(s.deploy.fallback)}
+        digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+        path = self.folder / f"{who}-{digest}.json"
+        if path.exists():
+            return dict(json.loads(path.read_text()))
+        seeds = [seeding.spawn(s.seed, f"guard {i % every}") for i in range(len(worlds))]
+        envs = [world.make(seed) for world, seed in zip(worlds, seeds, strict=True)]
+        with seeding.Stream(seeding.spawn(s.seed, digest), torch.device("cpu")):
+            found: Row = {"what": what, **self._act(who, len(envs), stall)(envs)}
+        fresh = path.with_suffix(".new")
+        fresh.write_text(json.dumps(found))
+        fresh.replace(path)
+        return found
+
+    def _act(self, who: str, count: int, stall: int) -> Callable[[list[Any]], Row]:
+        if who == GUARDED:
+            return lambda envs: self._guarded(envs, stall)
+        maker = {POLICY: self._policy, FALLBACK: self._fallback, RANDOM: self._random}[who]
+        return lambda envs: {"returns": [sum(one) for one in play_out(envs, maker(count))]}
+
+    def _guarded(self, envs: list[Any], stall: int) -> Row:
+        """Returns; the ticks with an alarm of each episode, and how many were not the policy's."""
+        alarms: list[list[int]] = [[] for _ in envs]
+        others: list[list[int]] = [[] for _ in envs]
+        begin = self.settings.stall_at
+        with sources.open_runtime(self.settings.run, self.deploy, len(envs)) as runtime:
+            runtime.start()
+
+            def act(tick: int, obs: list[Any], rewards: np.ndarray, going: np.ndarray) -> list[Any]:
+                seen = [None] * len(obs) if begin <= tick < begin + stall else obs
+                said = runtime.tick(seen, reward=rewards if tick else None, is_first=tick == 0)
+                for i in np.flatnonzero(going):
+                    if said[i].reason in ALARMS:
+                        alarms[i].append(tick)
+                    if not said[i].trusted:
+                        others[i].append(tick)
+                return [one.action for one in said]
+
+            rewards = play_out(envs, act)
+        lost = [sum(t >= begin + stall for t in one) for one in others] if stall else []
+        away = [len(one) for one in others]
+        returns = [sum(one) for one in rewards]
+        return {"returns": returns, "alarms": alarms, "away": away, "lost": lost}
+
+    def _policy(self, count: int) -> Any:
+        engine, spec = self.alone
+        state, sent = engine.initial(count), np.zeros((count, spec.action.size), np.float32)
+
+        def act(tick: int, obs: list[Any], rewards: np.ndarray, going: np.ndarray) -> Any:
+            nonlocal state, sent
+            batch = {key: np.stack([one[key] for one in obs]) for key in spec.seen}
+            sent, state, _ = engine.step(batch, state, np.full(count, tick == 0), sent)
+            sent = spec.action.clip(sent)
+            return spec.action.decode(sent)
+
+        return act
+
+    def _fallback(self, count: int) -> Any:
+        _, spec = self.alone
+        config = self.deploy.fallback
+        safe = [fallback.make(config, spec.action) for _ in range(count)]
+        for one in safe:
+            one.start(fallback.rest_action(config, spec.action))
+
+        def act(tick: int, obs: list[Any], rewards: np.ndarray, going: np.ndarray) -> Any:
+            info = {"tick": tick, "reason": "unknown", "detail": ""}
+            actions = [one(obs[i], info | {"robot": i}) for i, one in enumerate(safe)]
+            return spec.action.decode(np.stack(actions))
+
+        return act
+
+    def _random(self, count: int) -> Any:
+        _, spec = self.alone
+        rng = np.random.default_rng(self.settings.seed)
+
+        def act(tick: int, obs: list[Any], rewards: np.ndarray, going: np.ndarray) -> Any:
+            batch = {key: np.stack([one[key] for one in obs]) for key in spec.seen}
+            return spec.action.decode(random_actions(spec, batch, count, rng))
+
+        return act

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from agents.deploy import DeployConfig, Runtime
+from agents.deploy.earnings import Earnings
 from agents.deploy.inference import PolicyJob, Request
 from agents.deploy.sources import open_runtime, spec_of
 from agents.deploy.worker import Answer, answered
@@ -140,7 +141,12 @@ class Bench:
     """A runtime on doubles; `tick` lets one period pass."""
 
     def __init__(
-        self, robots: int = 1, spec: EnvSpec = SPEC, start: bool = True, **settings: Any
+        self,
+        robots: int = 1,
+        spec: EnvSpec = SPEC,
+        start: bool = True,
+        earnings: Earnings | None = None,
+        **settings: Any,
     ) -> None:
         self.clock, self.engine = FakeClock(), FakeEngine(spec)
         self.config = DeployConfig(warmup=1, **settings)
@@ -158,7 +164,7 @@ class Bench:
         self.requests: list[Any] = []
         self.runtime = Runtime(
             spec, worker, self.config, robots, self.clock, self.requests.append,
-            wall=lambda: 0.0, threaded=False,
+            wall=lambda: 0.0, threaded=False, earnings=earnings,
         )  # fmt: skip
         if start:
             self.runtime.start()

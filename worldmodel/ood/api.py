@@ -66,11 +66,13 @@ class Track:
 
     obs: [T, ...] for each key, as the environment gave them. action: float32 [T, A] that led to
     them (zeros on the first row). state: of the agent's world after each row, [T, ...], or None.
+    reward: float32 [T] that came with them (0 on the first row), or None where it is not known.
     """
 
     obs: Mapping[str, np.ndarray]
     action: np.ndarray
     state: Any = None
+    reward: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.action)

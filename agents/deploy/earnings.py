@@ -1,0 +1,197 @@
+"""Unknown is not yet harmful: what tells them apart is what arrives.
+
+While the world is unknown, the policy acts as long as the rewards that arrive keep up with the
+least that its ordinary episodes ever brought, or with what the fallback is known to bring. Where
+they do not, the fallback acts, and gives way in its turn when it brings less than the policy did.
+
+Rewards are compared as running means a tick. `measure` finds the three numbers when the detector
+is calibrated; an `Account` follows one robot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from agents.base import Policy
+from agents.deploy import fallback
+from agents.deploy.config import FallbackConfig
+from agents.deploy.episodes import play_out
+from worldmodel import seeding
+from worldmodel.capabilities import Expects
+from worldmodel.config import ConfigError
+from worldmodel.envs import make_env
+from worldmodel.ood.api import Track
+from worldmodel.types import ActionSpec
+
+KEY = "earnings"  # in a detector's calibration
+RATE = 0.1  # of the running means, a tick
+SELDOM = 0.01  # the share of ordinary episodes that fall below the floor at their worst tick
+
+
+@dataclass(frozen=True)
+class Earnings:
+    """Rewards a tick, as calibration found them.
+
+    policy: on average. floor: the running mean that ordinary episodes seldom fall below, ever.
+    fallbacks: by `name_of`, from where each took over in mid-episode to the time at which the
+    episode would have ended; after an early end there is nothing more. rate: of the running means.
+    """
+
+    policy: float
+    floor: float
+    fallbacks: Mapping[str, float]
+    rate: float = RATE
+
+    def __str__(self) -> str:
+        safe = ", ".join(f"{name} {value:.3g}" for name, value in self.fallbacks.items())
+        return f"rewards a tick: policy {self.policy:.3g} (floor {self.floor:.3g}), {safe}"
+
+
+def name_of(config: FallbackConfig) -> str:
+    """Under which a fallback's earnings are known. What rest is matters to those that go there."""
+    if config.rest is None or config.name == "hold":
+        return config.name
+    return f"{config.name} {[float(one) for one in config.rest]}"
+
+
+def comparable(world: Any) -> bool:
+    """Whether a policy is after the rewards that its environment gives: another reward, learned by
+    its world, never arrives."""
+    return not isinstance(world, Expects) or world.expects_reward
+
+
+class Account:
+    """What one robot has earned in this episode: running means by who acted.
+
+    earnings: of calibration. name: of the fallback that is used.
+    """
+
+    def __init__(self, earnings: Earnings, name: str) -> None:
+        self._known, self._promise = earnings, earnings.fallbacks[name]
+        self.reset()
+
+    def reset(self) -> None:
+        """A new episode: as much as calibration promises."""
+        self.policy, self.fallback = self._known.policy, self._promise
+        self._left = 0
+
+    def credit(self, reward: float, policy: bool) -> None:
+        """A reward that arrived, for who acted."""
+        rate = self._known.rate
+        if policy:
+            self.policy += rate * (reward - self.policy)
+        else:
+            self.fallback += rate * (reward - self.fallback)
+
+    def prefers_fallback(self, away: bool) -> bool:
+        """Who should act in an unknown world; away: the fallback does. Whoever has just begun has
+        as many ticks as a running mean is long, lest they take turns at every tick."""
+        self._left = max(0, self._left - 1)
+        if self._left:
+            return away
+        if away:
+            switch = self.fallback < self.policy
+        else:
+            switch = self.policy < min(self._known.floor, self.fallback)
+        if switch:
+            self._left = round(1 / self._known.rate)
+        return away != switch
+
+
+def measure(
+    policy: Policy, ordinary: Sequence[Track], own: FallbackConfig, episodes: int, seed: int
+) -> Earnings:
+    """What the policy earned in ordinary episodes, and what fallbacks earn that take over from it.
+
+    own: a fallback beside `fallback.KNOWN`. Discrete actions have no rest unless it gives one;
+    without one `hold` alone is measured. Draws no global random numbers.
+    """
+    rewards = [track.reward[1:] for track in ordinary if track.reward is not None]
+    mean = float(np.mean(np.concatenate(rewards)))
+    lows = [_lowest(one, mean) for one in rewards]
+    length = round(float(np.median([len(one) for one in rewards])))
+    found = {}
+    for config in _measured(own, policy.spec.action):
+        found[name_of(config)] = _handed_over(policy, config, length, episodes, seed)
+    return Earnings(mean, float(np.quantile(lows, SELDOM)), found)
+
+
+def _lowest(rewards: np.ndarray, start: float) -> float:
+    """The least that a running mean comes to."""
+    low = mean = start
+    for reward in rewards:
+        mean += RATE * (float(reward) - mean)
+        low = min(low, mean)
+    return low
+
+
+def _measured(own: FallbackConfig, action: ActionSpec) -> list[FallbackConfig]:
+    """The fallbacks to try, each name once."""
+    rested = action.kind == "continuous" or own.rest is not None
+    names = fallback.KNOWN if rested else ("hold",)
+    rest = own.rest
+    if not rested:  # nobody goes there
+        rest = [float(n == 0) for size in action.sizes for n in range(size)]
+    all_ = [*(replace(own, name=name, rest=rest) for name in names), replace(own, rest=rest)]
+    return list({name_of(one): one for one in all_}.values())
+
+
+def _handed_over(
+    policy: Policy, config: FallbackConfig, length: int, episodes: int, seed: int
+) -> float:
+    """Mean reward a tick of a fallback that takes over at a tick drawn for each episode."""
+    starts = np.random.default_rng(seed).integers(1, max(2, length - 1), episodes)
+    envs = [make_env(policy.env, seeding.spawn(seed, f"handover {i}")) for i in range(episodes)]
+    with seeding.Stream(seeding.spawn(seed, "handover"), policy.device):
+        rewards = play_out(envs, _Handover(policy, config, starts))
+    earned = [one[start:] for one, start in zip(rewards, starts, strict=True)]
+    ticks = sum(max(len(one), length - start) for one, start in zip(earned, starts, strict=True))
+    return float(sum(map(sum, earned)) / max(1, ticks))
+
+
+class _Handover:
+    """The policy until the tick at which each episode is handed over, [B]; then a fallback."""
+
+    def __init__(self, policy: Policy, config: FallbackConfig, starts: np.ndarray) -> None:
+        self._policy, self._starts = policy, starts
+        self._state: Any = None
+        self._safe = [fallback.make(config, policy.spec.action) for _ in starts]
+        self._sent = np.zeros((len(starts), policy.spec.action.size), np.float32)
+
+    def __call__(
+        self, tick: int, obs: list[Any], rewards: np.ndarray, going: np.ndarray
+    ) -> np.ndarray:
+        agent, spec = self._policy.agent, self._policy.spec
+        seen = {key: np.stack([one[key] for one in obs]) for key in spec.seen}
+        inputs = {**seen, "is_first": np.full(len(going), tick == 0)}
+        action, self._state, _ = agent.act(inputs, self._state, "mode")
+        action = np.array(spec.action.clip(action))
+        for i in np.flatnonzero(going & (tick >= self._starts)):
+            if tick == self._starts[i]:
+                self._safe[i].start(self._sent[i].copy())
+            info = {"robot": int(i), "tick": tick, "reason": "unknown", "detail": ""}
+            action[i] = self._safe[i]({key: value[i] for key, value in seen.items()}, info)
+        self._state, self._sent = agent.replace_action(self._state, action), action
+        return np.asarray(spec.action.decode(action))
+
+
+def of_calibration(calibration: Mapping[str, Any] | None) -> Earnings | None:
+    """The earnings in a detector's calibration; None where none were measured. Raises ConfigError
+    for what are none."""
+    found = (calibration or {}).get(KEY)
+    if found is None:
+        return None
+    try:
+        known = Earnings(**found)
+        numbers = [known.policy, known.floor, known.rate, *known.fallbacks.values()]
+        if not np.isfinite(np.asarray(numbers, float)).all() or not 0 < known.rate <= 1:
+            raise ValueError(f"{numbers}")
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"The detector's calibration has no usable earnings ({error}). Fit it again."
+        ) from error
+    return known

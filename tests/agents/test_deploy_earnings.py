@@ -1,0 +1,102 @@
+"""Unknown is not yet harmful: who acts in an unknown world, by the rewards that arrive."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import agents
+from agents.deploy import FallbackConfig
+from agents.deploy.earnings import KEY, Account, Earnings, measure, name_of, of_calibration
+from agents.deploy.fit import play
+from tests.agents.deploy_doubles import Bench
+from tests.agents.rewards_run import LENGTH, make_run
+from worldmodel.config import ConfigError
+
+KNOWN = Earnings(policy=1.0, floor=0.5, fallbacks={"zero": 0.4, "hold": 0.9}, rate=0.5)
+ZERO = FallbackConfig("zero")
+
+
+def watched(rewards: list[float | None], unknown_from: int = 1, **how: object) -> list[str]:
+    """Who acts at each tick of a world that is unknown from a tick on."""
+    bench = Bench(fallback=ZERO, earnings=KNOWN, **how)
+    bench.engine.scores = dict.fromkeys(range(unknown_from, 100), 2.0)
+    return [f"{one.source} {one.reason}" for one in (bench.one(reward=r) for r in rewards)]
+
+
+def test_a_policy_that_earns_enough_acts_in_an_unknown_world() -> None:
+    said = watched([None, 1.0, 1.0, 0.45, 0.45, 0.45])  # more than the fallback is known to earn
+    assert said == ["policy ok", *["policy watched"] * 5]
+
+
+def test_one_that_earns_less_than_ever_and_than_the_fallback_is_relieved() -> None:
+    # Means of the policy: 1, 0.5, 0.25; both 0.5 and 0.4 are undercut at the third reward.
+    said = watched([None, 1.0, 0.0, 0.0, 0.4, 0.4])
+    assert said == ["policy ok", *["policy watched"] * 2, *["fallback unknown"] * 3]
+
+
+def test_a_fallback_that_earns_less_still_gives_way_in_its_turn() -> None:
+    # It earns nothing: 0.4, 0.2, 0.1; the policy's mean stands at 0.25.
+    said = watched([None, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0])
+    assert said[3:] == ["fallback unknown", "fallback unknown", *["policy watched"] * 2]
+
+
+@pytest.mark.parametrize(
+    ("how", "rewards"),
+    [({"watch": False}, [None, 1.0, 1.0]), ({}, [None, None, None])],
+)
+def test_without_rewards_or_when_told_unknown_is_reason_enough(
+    how: dict[str, bool], rewards: list[float | None]
+) -> None:
+    assert watched(rewards, **how)[1:] == ["fallback unknown"] * 2
+
+
+def test_an_unknown_world_after_a_fault_is_laid_to_the_fallback() -> None:
+    bench = Bench(fallback=FallbackConfig("hold"), recover_ticks=2, grace_ticks=3)
+    bench.engine.scores = dict.fromkeys(range(3, 100), 2.0)  # holding made it strange
+    said = [bench.one() for _ in range(2)]
+    said += [bench.runtime.act(None), *(bench.one() for _ in range(6))]
+    assert [one.reason for one in said] == [
+        "ok", "ok", "input", "waiting", "watched", "watched", "watched", "unknown", "unknown",
+    ]  # fmt: skip
+
+
+def test_a_world_that_was_unknown_before_a_fault_stays_unknown() -> None:
+    bench = Bench(recover_ticks=1)
+    bench.engine.scores = dict.fromkeys(range(1, 100), 2.0)
+    bench.one()
+    assert bench.one().reason == "unknown"
+    assert bench.runtime.act(None).reason == "input"
+    assert bench.one().reason == "unknown"
+
+
+def test_a_new_episode_begins_with_what_is_promised() -> None:
+    account = Account(KNOWN, "zero")
+    account.credit(-8.0, policy=True)
+    assert account.prefers_fallback(away=False)
+    account.reset()
+    assert (account.policy, account.fallback) == (1.0, 0.4)
+    assert not account.prefers_fallback(away=False)
+
+
+def test_names_say_where_rest_is() -> None:
+    assert name_of(FallbackConfig("zero", rest=[1, 0])) == "zero [1.0, 0.0]"
+    assert name_of(FallbackConfig("hold", rest=[1, 0])) == "hold"
+
+
+def test_what_a_tiny_run_earns(tmp_path: Path) -> None:
+    policy = agents.load(make_run(tmp_path / "run"), "cpu")
+    found = measure(policy, play(policy, 4, seed=0), FallbackConfig(), episodes=3, seed=0)
+    # The rewards are 1, 2, ... whatever anybody does; the running mean begins at their mean.
+    assert found.policy == (LENGTH + 1) / 2
+    assert 1 < found.floor < found.policy
+    assert found.fallbacks.keys() == {"hold", "zero", "stop"}
+    late = np.array(list(found.fallbacks.values()))
+    assert (late == late[0]).all()
+    assert late[0] > found.policy  # taken over in the middle, when more is paid
+    assert of_calibration({KEY: found.__dict__}) == found
+    assert of_calibration({}) is None
+    with pytest.raises(ConfigError, match="no usable earnings"):
+        of_calibration({KEY: {"policy": "much"}})
