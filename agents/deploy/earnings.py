@@ -145,7 +145,10 @@ def _handed_over(
 ) -> float:
     """Mean reward a tick of a fallback that takes over at a tick drawn for each episode."""
     starts = np.random.default_rng(seed).integers(1, max(2, length - 1), episodes)
-    envs = [make_env(policy.env, seeding.spawn(seed, f"handover {i}")) for i in range(episodes)]
+    envs = [
+        make_env(policy.env, seeding.spawn(seed, f"handover {i}"), whole=True, spec=policy.spec)
+        for i in range(episodes)
+    ]
     with seeding.Stream(seeding.spawn(seed, "handover"), policy.device):
         rewards = play_out(envs, _Handover(policy, config, starts))
     earned = [one[start:] for one, start in zip(rewards, starts, strict=True)]

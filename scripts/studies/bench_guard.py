@@ -173,7 +173,8 @@ class Study:
         if path.exists():
             return dict(json.loads(path.read_text()))
         seeds = [seeding.spawn(s.seed, f"guard {i % every}") for i in range(len(worlds))]
-        envs = [world.make(seed) for world, seed in zip(worlds, seeds, strict=True)]
+        spec = self.alone[1]
+        envs = [world.make(seed, spec) for world, seed in zip(worlds, seeds, strict=True)]
         with seeding.Stream(seeding.spawn(s.seed, digest), torch.device("cpu")):
             found: Row = {"what": what, **self._act(who, len(envs), stall)(envs)}
         fresh = path.with_suffix(".new")
