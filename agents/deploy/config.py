@@ -14,14 +14,14 @@ ISOLATION = ("thread", "process")
 class FallbackConfig:
     """What acts when the policy may not.
 
-    name: hold (the last action sent) | zero (the action at rest) | stop (ramp to the action at
+    name: zero (the action at rest) | hold (the last action sent) | stop (ramp to the action at
     rest, then wait there) | module:function or file.py:function of your own. rest: the encoded
     action [A] of a robot at rest; null: zeros, for continuous actions alone. ramp_ticks: of stop,
     from the last action to rest. wait_ticks: of stop, at rest before the policy may return.
     budget_ms: that your own function may take; then the last resort acts, which is rest.
     """
 
-    name: str = "hold"
+    name: str = "zero"
     rest: list[float] | None = None
     ramp_ticks: int = 5
     wait_ticks: int = 20

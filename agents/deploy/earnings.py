@@ -20,7 +20,7 @@ from agents.base import Policy
 from agents.deploy import fallback
 from agents.deploy.config import FallbackConfig
 from agents.deploy.episodes import play_out
-from worldmodel import seeding
+from worldmodel import progress, seeding
 from worldmodel.capabilities import Expects
 from worldmodel.config import ConfigError
 from worldmodel.envs import make_env
@@ -115,7 +115,7 @@ def measure(
     lows = [_lowest(one, mean) for one in rewards]
     length = round(float(np.median([len(one) for one in rewards])))
     found = {}
-    for config in _measured(own, policy.spec.action):
+    for config in progress.each(_measured(own, policy.spec.action), "seeing what fallbacks earn"):
         found[name_of(config)] = _handed_over(policy, config, length, episodes, seed)
     return Earnings(mean, float(np.quantile(lows, SELDOM)), found)
 
