@@ -254,7 +254,8 @@ def told(**headline: Any) -> dict[str, Any]:
 def test_the_headline_says_which_side_won() -> None:
     assert "a ratio of 2.00, better than not predicting" in honesty.headline(told())
     assert "of one dream alone 1.25" in honesty.headline(told())
-    assert "a ratio of 0.50, no better than" in honesty.headline(told(ratio=0.5))
+    for ratio, words in ((0.5, "0.50, no better than"), (1.004, "1.00, no better than")):
+        assert f"a ratio of {words}" in honesty.headline(told(ratio=ratio))
     assert "ratio" not in honesty.headline(told(ratio=None, model=0.0))
     assert "no error to compare" in honesty.headline({"headline": {}, "starts_used": 1})
 

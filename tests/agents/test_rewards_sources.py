@@ -173,6 +173,18 @@ def test_impossible_label_files_are_refused(tmp_path: Path, text: str, message: 
         labels_of(parse(f"labels:{path}"), Episodes(replay_of([3, 5])))
 
 
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_tables_of_spreadsheets_are_read(tmp_path: Path, separator: str) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("episode,step,value,note\n0,1,0.5,a\n1,2,1.5,b\n".replace(",", separator))
+    labels = labels_of(parse(f"labels:{path}"), Episodes(replay_of([3, 5])))
+    assert labels.values[0][1] == 0.5
+    assert labels.values[1][2] == 1.5
+    path.write_text(path.read_text().replace("0.5", "0,5"))
+    with pytest.raises(ConfigError, match="value is '0,5', but must be a number, with a point"):
+        labels_of(parse(f"labels:{path}"), Episodes(replay_of([3, 5])))
+
+
 def test_files_that_are_no_tables_are_refused(tmp_path: Path) -> None:
     episodes = Episodes(replay_of([3, 5]))
     np.savez(tmp_path / "uneven.npz", episode=[0], step=[1, 2], value=[1.0])
@@ -182,7 +194,7 @@ def test_files_that_are_no_tables_are_refused(tmp_path: Path) -> None:
         ("absent.csv", "There is no file"),
         ("labels.txt", "must be a .csv or .npz file with the columns episode, step, value"),
         ("uneven.npz", "equally long"),
-        ("objects.npz", "cannot be read"),
+        ("objects.npz", "The array 'value' of .* holds Python objects, not numbers"),
         ("broken.npz", "cannot be read"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -274,6 +286,9 @@ def test_a_goal_is_nearest_to_itself_and_pictures_equal_their_frames(tmp_path: P
     cv2.imwrite(str(tmp_path / "goal.png"), frame[..., ::-1])
     again = labels_of(parse(f"goal:{tmp_path}/goal.png"), episodes, model)
     np.testing.assert_allclose(np.stack(again.values), values, atol=1e-6)
+    cv2.imwrite(str(tmp_path / "grey.png"), frame[..., 0])
+    with pytest.raises(ConfigError, match="is a grey picture, but this run sees colours"):
+        labels_of(parse(f"goal:{tmp_path}/grey.png"), episodes, model)
     both = labels_of(parse("goal:1:2,0:1"), episodes, model)
     other = labels_of(parse("goal:0:1"), episodes, model)
     np.testing.assert_allclose(

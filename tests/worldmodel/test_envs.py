@@ -12,7 +12,7 @@ from gymnasium import spaces
 
 from tests.envs_for_tests import OddSpacesEnv
 from worldmodel import types
-from worldmodel.envs import EnvConfig, EnvError, describe, env_spec, make_env, make_vector
+from worldmodel.envs import EnvConfig, EnvError, describe, env_spec, make_env, make_vector, notes
 from worldmodel.envs import spaces as flat
 
 COUNTING = "tests.envs_for_tests:CountingEnv"
@@ -425,6 +425,14 @@ def test_unusable_spaces_are_errors(space: Any) -> None:
         odd(space, None, pixels=False)
 
 
+def test_what_cannot_be_read_is_named_beside_what_can() -> None:
+    parts = {"mission": spaces.Text(5), "way": spaces.Discrete(4), "v": box(2)}
+    with pytest.raises(EnvError, match=r"Leave it out: env.keys=\[v,way\]"):
+        odd(spaces.Dict(parts), None, pixels=False)
+    env, _ = odd(spaces.Dict(parts), None, pixels=False, keys=["v", "way"])
+    assert notes(env)["mission"] == "left out, since a Text space has no fixed size"
+
+
 def test_pixels_of_an_environment_that_cannot_draw_are_an_error() -> None:
     with pytest.raises(EnvError, match="Set pixels to false"):
         make_env(EnvConfig("tests.worldmodel.test_envs:Blind"))
@@ -486,6 +494,7 @@ def test_a_close_that_raises_is_a_warning_and_hides_no_error(
         ({"id": "no_such_package.mod:Env"}, "Cannot import the module"),
         ({"id": COUNTING, "kwargs": {"lenght": 3}}, "Did you mean 'length'"),
         ({"id": "my_games/Chess-v0"}, "package that registers it must be imported"),
+        ({"id": "MiniGrid-Empty-5x5-v0"}, "in front, env.id=minigrid:MiniGrid-Empty-5x5-v0"),
         ({"id": COUNTING, "keys": ["imag"]}, "keys names 'imag'"),
         ({}, "No environment is named"),
     ],

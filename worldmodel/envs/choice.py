@@ -31,7 +31,7 @@ def choose(
     frame_key = ""
     for leaf in chosen:
         if leaf.kind == images.UNCLEAR:
-            raise EnvError(_question(leaf))
+            raise EnvError(_question(leaf, [other.key for other in chosen if other != leaf]))
     if not config.pixels:
         for leaf in chosen:
             if leaf.kind == "image" and (leaf.key in named or leaf.asked):
@@ -63,6 +63,9 @@ def notes_of(
     for leaf in found:
         if leaf in chosen:
             notes[leaf.key] = _how(leaf)
+        elif leaf.kind == "unusable":
+            kind = type(leaf.space).__name__
+            notes[leaf.key] = f"left out, since a {kind} space has no fixed size"
         elif leaf.key == MASK_KEY or leaf.key in config.record:
             continue
         elif config.keys is not None:
@@ -72,7 +75,8 @@ def notes_of(
         else:
             notes[leaf.key] = "left out for the rendered frame; state=true keeps it"
     if frame_key:
-        notes[frame_key] = "rendered"
+        own = notes.get(frame_key)
+        notes[frame_key] = f"rendered; its own {frame_key} is {own}" if own else "rendered"
     return {key: note for key, note in notes.items() if note}
 
 
@@ -92,8 +96,9 @@ def _how(leaf: Leaf) -> str:
     return ""
 
 
-def _question(leaf: Leaf) -> str:
-    """What to ask where an array may be several things."""
+def _question(leaf: Leaf, others: list[str]) -> str:
+    """What to ask where an array may be several things. others: what else is observed."""
+    leave = f"; or leave it out: env.keys=[{','.join(others)}]" if others else ""
     shape, answers = list(leaf.space.shape or ()), ["vector"]
     if not leaf.form.layout:
         answers = ["channels_first", "channels_last", *answers]
@@ -102,7 +107,7 @@ def _question(leaf: Leaf) -> str:
         ask = f"Say it, as in env.ranges.{leaf.key}=[0,1], or env.kinds.{leaf.key}=vector"
     return (
         f"{leaf.label} is {leaf.space.dtype} {shape}, a picture by its shape, but it does not say "
-        f"{leaf.form.why}. {ask}; or leave it out with keys."
+        f"{leaf.form.why}. {ask}{leave}"
     )
 
 
@@ -132,12 +137,14 @@ def _check_renders(env: gymnasium.Env[Any, Any]) -> None:
 
 def _check_usable(found: list[Leaf], chosen: list[Leaf]) -> None:
     names = [leaf.key for leaf in found]
+    usable = [leaf.key for leaf in chosen if leaf.kind != "unusable"]
+    leave = f" Leave it out: env.keys=[{','.join(usable)}]" if usable else ""
     for leaf in chosen:
         if leaf.kind == "unusable":
             raise EnvError(
                 f"{leaf.label} is a {type(leaf.space).__name__} space, which has no fixed size. "
-                f"Allowed: Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of them. "
-                f"Leave it out with keys."
+                f"Allowed: Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of them."
+                f"{leave}"
             )
         if names.count(leaf.key) > 1:
             raise EnvError(f"Two observations would both be named '{leaf.key}'. Rename one.")

@@ -19,6 +19,13 @@ from .config import EnvConfig, EnvError, unknown
 from .making import made, parameters_of, place_of
 from .wrappers import Guard, Repeat, error_words
 
+# How names begin that a package registers once it is imported.
+PACKAGES = {
+    "minigrid": ("MiniGrid-", "BabyAI-"), "miniworld": ("MiniWorld-",), "ale_py": ("ALE/",),
+    "highway_env": ("highway-", "merge-v", "roundabout-v", "parking-v", "racetrack-v"),
+    "gymnasium_robotics": ("Fetch", "HandReach", "HandManipulate", "Adroit", "Franka", "PointMaze"),
+}  # fmt: skip
+
 
 def build(config: EnvConfig) -> gymnasium.Env[Any, Any]:
     """The environment of `config.id`, one step for each agent step.
@@ -85,6 +92,12 @@ def _registered(config: EnvConfig) -> gymnasium.Env[Any, Any]:
     try:
         spec = gymnasium.spec(name)
     except gymnasium.error.Error as error:
+        package = next((p for p, start in PACKAGES.items() if name.startswith(start)), None)
+        if package and name == config.id:
+            raise EnvError(
+                f"Unknown environment '{name}'. The package '{package}' registers such names: "
+                f"install it, and write it in front, env.id={package}:{name}"
+            ) from error
         if "/" in name and name == config.id:
             raise EnvError(
                 f"Unknown environment '{name}'. The package that registers it must be imported "

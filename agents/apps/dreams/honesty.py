@@ -262,7 +262,7 @@ def headline(summary: Mapping[str, Any]) -> str:
         f"{found['model']:.3g}, that of repeating what came last {found['repeated']:.3g}"
     )
     if found["ratio"] is not None:
-        verdict = "better" if found["ratio"] > 1 else "no better"
+        verdict = "better" if round(found["ratio"], 2) > 1 else "no better"  # as it is printed
         words += f": a ratio of {found['ratio']:.2f}, {verdict} than not predicting at all"
     if found["ratio_of_one_dream"] not in (None, found["ratio"]):
         words += f"; of one dream alone {found['ratio_of_one_dream']:.2f}"

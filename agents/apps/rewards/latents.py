@@ -155,7 +155,7 @@ def goal_observations(what: str, episodes: Episodes) -> dict[str, np.ndarray]:
             episodes.check(episode, step, f"The goal '{part}': ")
             found.append(episodes.observation(episode, step))
         else:
-            found.append(_picture(part, spec))
+            found.append(_picture(part, episodes))
     return {key: np.stack([one[key] for one in found]) for key in spec.seen}
 
 
@@ -178,8 +178,9 @@ def look(model: Any, spec: EnvSpec, obs: dict[str, np.ndarray]) -> Tensor:
     return torch.cat(parts)
 
 
-def _picture(name: str, spec: EnvSpec) -> dict[str, np.ndarray]:
+def _picture(name: str, episodes: Episodes) -> dict[str, np.ndarray]:
     """A picture as the run would have seen it, uint8 [H, W, C], by its key."""
+    spec = episodes.spec
     if list(spec.seen) != spec.keys("image") or len(spec.seen) != 1:
         raise ConfigError(
             f"The goal '{name}' is a picture, but this run sees {sorted(spec.seen)}. Name frames "
@@ -202,7 +203,17 @@ def _picture(name: str, spec: EnvSpec) -> dict[str, np.ndarray]:
             f"The run's pictures have {channels} channels, so no file can show one. Name frames of "
             "its replay instead, as goal:EPISODE:STEP."
         )
+    if channels == 3 and _grey(picture) and not _grey(episodes.observation(0, 0)[key]):
+        raise ConfigError(
+            f"'{name}' is a grey picture, but this run sees colours. Give it in colour, or name "
+            "frames of its replay, as goal:EPISODE:STEP."
+        )
     if picture.shape[:2] != (height, width):
         picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
     code = cv2.COLOR_BGR2RGB if channels == 3 else cv2.COLOR_BGR2GRAY
     return {key: cv2.cvtColor(picture, code).reshape(height, width, channels)}
+
+
+def _grey(picture: np.ndarray) -> bool:
+    """Whether a picture [H, W, 3] has no colours."""
+    return bool((picture == picture[..., :1]).all())

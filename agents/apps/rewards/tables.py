@@ -1,4 +1,5 @@
-"""Small tables that people make: CSV with a header, or NPZ with one array for each column."""
+"""Small tables that people make: CSV with a header and commas, semicolons or tabs between columns;
+or NPZ with one array for each column."""
 
 from __future__ import annotations
 
@@ -12,9 +13,10 @@ import numpy as np
 
 from agents.apps.episodes import Episodes
 from worldmodel.config import ConfigError
-from worldmodel.replay.datasets.arrays import Unreadable, npz_names, read_npz
+from worldmodel.replay.datasets.arrays import OBJECTS, Unreadable, npz_names, read_npz
 
 PAIRS = ("episode_a", "start_a", "episode_b", "start_b", "length", "preferred")
+SEPARATORS = ",;\t"
 EVEN = 0.5  # an answer that prefers neither
 
 
@@ -63,7 +65,10 @@ def place(path: str | Path, index: int) -> str:
 
 def _csv(path: Path, columns: Sequence[str]) -> dict[str, Any]:
     with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, skipinitialspace=True)
+        header_line = file.readline()
+        file.seek(0)
+        separator = max(SEPARATORS, key=header_line.count)
+        reader = csv.DictReader(file, skipinitialspace=True, delimiter=separator)
         reader.fieldnames = header = [name.strip() for name in reader.fieldnames or []]
         _check_columns(path, columns, header)
         rows = list(reader)
@@ -73,14 +78,15 @@ def _csv(path: Path, columns: Sequence[str]) -> dict[str, Any]:
 def _npz(path: Path, columns: Sequence[str]) -> dict[str, Any]:
     _check_columns(path, columns, npz_names(path))
     table = read_npz(path, columns)
+    for name, value in table.items():
+        if value.dtype.kind not in "fiub":
+            kind = "Python objects" if value is OBJECTS else value.dtype
+            raise ConfigError(f"The array '{name}' of '{path}' holds {kind}, not numbers.")
     shapes = {name: value.shape for name, value in table.items()}
     if len(set(shapes.values())) > 1 or len(shapes[columns[0]]) != 1:
         raise ConfigError(
             f"The arrays of '{path}' must all be one-dimensional and equally long: {shapes}."
         )
-    for name, value in table.items():
-        if value.dtype.kind not in "fiub":
-            raise ConfigError(f"The array '{name}' of '{path}' holds {value.dtype}, not numbers.")
     return table
 
 
@@ -101,7 +107,8 @@ def _numbers(path: Path, name: str, values: Sequence[Any]) -> np.ndarray:
             out[index] = value
         except ValueError as error:
             raise ConfigError(
-                f"{place(path, index)}{name} is '{value}', but must be a number."
+                f"{place(path, index)}{name} is '{value}', but must be a number, with a point "
+                "before its decimals."
             ) from error
     bad = np.flatnonzero(~np.isfinite(out))
     if len(bad):
