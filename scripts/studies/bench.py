@@ -23,7 +23,7 @@ from worldmodel.envs.shifts import shift_named
 # Each is scripts.studies.bench_NAME, imported only when its name is asked for.
 MEASURES = (
     "act", "deploy", "dyna", "env", "faults", "guard", "memory", "ood", "overlap", "peers",
-    "planners", "play", "replay", "reuse", "scaling", "train", "update",
+    "planners", "play", "preferences", "replay", "reuse", "scaling", "train", "update",
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from agents.apps.episodes import Episodes
-from agents.apps.rewards import fit, report
+from agents.apps.rewards import comparisons, fit, report
 from agents.apps.rewards.labels import Examples, Labels, split
 from agents.apps.rewards.latents import Latents, filtered
 from agents.apps.rewards.store import with_heads
@@ -96,8 +96,8 @@ def test_bradley_terry_finds_the_order_of_rewards() -> None:
     preferred = (sums[:, 1] > sums[:, 0]).astype(np.float64)
     pairs = Pairs(episode, start, np.full(400, 8), preferred, np.isin(episode, [3, 7]).any(1))
     head = fit.blank_head(model, "mse", 1, 0)
-    fit.train(head, 400, 1e-3, fit.comparison(head, latents, pairs, 32, 0.5), 0, QUIET)
-    held = fit.pair_errors(head, latents, pairs, np.flatnonzero(pairs.held_out))
+    fit.train(head, 400, 1e-3, comparisons.comparison(head, latents, pairs, 32, 0.5), 0, QUIET)
+    held = comparisons.pair_errors(head, latents, pairs, np.flatnonzero(pairs.held_out))
     assert held["right"] > 0.85
     assert held["loss"] < held["constant_loss"]
     guess = fit.predicted(head, latents, np.arange(800))
@@ -111,14 +111,53 @@ def test_the_loss_of_a_comparison_by_hand() -> None:
     torch.nn.init.normal_(head.out.weight)
     one = np.ones(1, np.int64)
     pairs = Pairs(np.array([[0, 1]]), np.array([[1, 2]]), 3 * one, np.array([0.3]), one == 0)
-    loss = fit.comparison(head, latents, pairs, 1, 0.0)
+    loss = comparisons.comparison(head, latents, pairs, 1, 0.0)
     value = loss(np.random.default_rng(0)).item()
     guess = fit.predicted(head, latents, np.arange(12)).reshape(2, 6)
     p = 1 / (1 + np.exp(guess[0, 1:4].sum() - guess[1, 2:5].sum()))
     assert value == pytest.approx(-0.3 * np.log(p) - 0.7 * np.log(1 - p), rel=1e-4)
-    judged = fit.pair_errors(head, latents, pairs, np.zeros(1, np.int64))
+    judged = comparisons.pair_errors(head, latents, pairs, np.zeros(1, np.int64))
     assert judged["loss"] == pytest.approx(value, rel=1e-4)
     assert judged["right"] == float(p < 0.5)
+
+
+def test_the_scale_of_log_odds_is_found_and_few_right_answers_make_none_certain() -> None:
+    rng = np.random.default_rng(0)
+    logit = rng.normal(0, 2, 20_000)
+    answers = (rng.random(20_000) < 1 / (1 + np.exp(-logit))).astype(np.float64)
+    assert comparisons.best_scale(5 * logit, answers) == pytest.approx(0.2, rel=0.1)
+    # Four of four right at log odds of 1: five of six, softened, which is log 5.
+    right = comparisons.best_scale(np.ones(4), np.ones(4))
+    assert right == pytest.approx(np.log(5), rel=0.03)
+    assert comparisons.best_scale(np.ones(4), np.zeros(4)) == comparisons.SCALES[0]
+
+
+def test_no_head_is_sure_of_random_answers() -> None:
+    model = model_of()
+    latents, _ = synthetic(model, [12] * 12)
+    rng = np.random.default_rng(0)
+    episode, start = rng.integers(12, size=(60, 2)), rng.integers(8, size=(60, 2))
+    answers = rng.integers(2, size=60).astype(np.float64)
+    held_out = np.isin(episode, [3, 7]).any(1)
+    pairs = Pairs(episode, start, np.full(60, 4), answers, held_out)
+    recipe = comparisons.Recipe(updates=80, dropout=0.0, lr=3e-3)
+    _, found = comparisons.fit_pairs(model, latents, pairs, recipe, 0, QUIET)
+    guessing = found["held_out"]["constant_loss"]
+    assert found["calibration"]["before"]["held_out"]["loss"] > guessing + 0.1
+    assert found["held_out"]["loss"] < guessing + 0.1
+
+
+def test_whether_pairs_are_too_few_by_hand() -> None:
+    held = {"loss": 0.6, "loss_error": 0.09, "constant_loss": 0.693}
+    assert not comparisons.too_few(held)
+    assert comparisons.too_few({**held, "loss_error": 0.1})
+    assert comparisons.too_few({**held, "loss_error": float("nan")})  # a single pair
+    found = {"seen": report.occurrence(Labels([np.arange(3.0)]))}
+    found["calibration"] = {"scale": 0.5, "pairs": 9, "before": {"held_out": held}}
+    held |= {"pairs": 4, "right": 0.5}
+    assert "TOO FEW PAIRS" not in report.text({**found, "held_out": held})
+    assert "TOO FEW PAIRS" in report.text({**found, "held_out": {**held, "loss": 0.7}})
+    assert "no pair is held out" in report.text(found)
 
 
 def test_errors_by_hand() -> None:

@@ -105,6 +105,7 @@ def test_preferences(run: Path, tmp_path: Path) -> None:
     path.write_text("episode_a,start_a,episode_b,start_b,length,preferred\n" + "\n".join(rows))
     stored = fit(run, "later", f"preferences:{path}")
     assert stored.fitted["held_out"]["pairs"] + stored.fitted["taught"]["pairs"] == 40
+    assert 0 < stored.fitted["calibration"]["pairs"] <= stored.fitted["taught"]["pairs"]
     seen = stored.fitted["seen"]
     assert seen["mean"] == pytest.approx(0, abs=1e-6)
     assert seen["std"] == pytest.approx(1, abs=1e-6)

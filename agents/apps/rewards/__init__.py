@@ -3,6 +3,7 @@
 labels, tables   where a reward comes from: labels for the rows of a replay, or pairs of segments
 latents          what the frozen model makes of those rows
 fit, finetune    a head on those states, and how far it can be believed
+comparisons      the same from pairs, calibrated
 pipeline         from a source to a stored head
 store            heads by name, beside their run and as part of its model, weighted by `control`
 score            what a policy earns by any reward in the real environment

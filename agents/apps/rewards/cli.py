@@ -7,6 +7,7 @@ from pathlib import Path
 
 import agents
 from agents.apps.episodes import Episodes
+from agents.apps.rewards.comparisons import too_few
 from agents.apps.rewards.pipeline import FitConfig, fit_head
 from agents.apps.rewards.report import write_episode
 from agents.apps.rewards.store import remove_head
@@ -67,7 +68,7 @@ def _line(run: str | Path, name: str) -> str:
     if found is None:
         quality = "not judged"
     elif "pairs" in found:
-        quality = f"{found['right']:.0%} of held-out pairs"
+        quality = f"{found['right']:.0%} of held-out pairs" + ", too few" * too_few(found)
     else:
         quality = f"held-out R2 {found['r2']:.3f}"
     stale = "" if stored.checkpoint == checkpoint_name(run) else ", of an older checkpoint"

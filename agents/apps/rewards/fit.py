@@ -1,13 +1,4 @@
-"""Fit a head on the latents of a frozen model, and measure how far it can be believed.
-
-Labels teach by regression. Pairs of segments, of which somebody says which is better, teach by
-
-    P(b is better than a) = sigmoid(sum of rewards in b - sum of rewards in a)
-
-(Bradley and Terry 1952; for learned rewards Christiano et al. 2017.) Only differences count there,
-so the reward's zero is free and its unit depends on how sure people are; such a head is centred and
-scaled to a standard deviation of 1 over the experience that it was fitted on.
-"""
+"""Fit a head on the latents of a frozen model to labels, and measure how far it can be believed."""
 
 from __future__ import annotations
 
@@ -23,7 +14,6 @@ from torch.nn import functional as F
 from agents.apps.episodes import Episodes
 from agents.apps.rewards.labels import Examples
 from agents.apps.rewards.latents import Latents
-from agents.apps.rewards.tables import EVEN, Pairs
 from worldmodel import dream, progress, tree
 from worldmodel.config import RunError
 from worldmodel.optim import LaProp, OptimConfig
@@ -90,23 +80,6 @@ def regression(
         picks = rng.choice(taught, batch)
         feat = F.dropout(latents.feat(rows[picks]).to(device), dropout)
         return head.loss(feat, target[picks].to(device)).mean()
-
-    return loss
-
-
-def comparison(head: Head, latents: Latents, pairs: Pairs, batch: int, dropout: float) -> Draw:
-    """The loss of pairs, drawn from those not held out."""
-    taught = np.flatnonzero(~pairs.held_out)
-    device = next(head.parameters()).device
-
-    def loss(rng: np.random.Generator) -> Tensor:
-        picks = rng.choice(taught, batch)
-        rows, segment = _segments(latents, pairs, picks)
-        reward = head.predict(F.dropout(latents.feat(rows).to(device), dropout))
-        sums = torch.zeros(2 * len(picks), device=device)
-        sums = sums.index_add(0, torch.from_numpy(segment).to(device), reward).view(-1, 2)
-        target = torch.from_numpy(pairs.preferred[picks]).float().to(device)
-        return F.binary_cross_entropy_with_logits(sums[:, 1] - sums[:, 0], target)
 
     return loss
 
@@ -189,35 +162,3 @@ def errors_ahead(
         truth = np.array([label[e, t + ahead] for e, t in picks])
         found[str(ahead)] = errors(guess, truth, constant)
     return found
-
-
-def pair_errors(head: Head, latents: Latents, pairs: Pairs, which: np.ndarray) -> dict[str, float]:
-    """How well the head foretells some pairs: the share whose order it has right (those answered
-    0.5 left out), its mean loss in nats, and that of answering 0.5 always."""
-    rows, segment = _segments(latents, pairs, which)
-    sums = np.zeros(2 * len(which))
-    np.add.at(sums, segment, predicted(head, latents, rows))
-    logit = np.diff(sums.reshape(-1, 2), axis=1)[:, 0]
-    wanted = pairs.preferred[which]
-    loss = np.logaddexp(0.0, logit) - wanted * logit
-    sure = wanted != EVEN
-    right = (logit[sure] > 0) == (wanted[sure] > EVEN)
-    return {
-        "pairs": len(which),
-        "right": float(right.mean()) if sure.any() else float("nan"),
-        "loss": float(loss.mean()),
-        "constant_loss": float(np.log(2.0)),
-    }
-
-
-def _segments(latents: Latents, pairs: Pairs, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of all segments of some pairs, one after the other, and each row's segment: 2 i for a,
-    2 i + 1 for b."""
-    rows, segment = [], []
-    for i, pair in enumerate(which):
-        steps = np.arange(pairs.length[pair])
-        for side in (0, 1):
-            episode, start = pairs.episode[pair, side], pairs.start[pair, side]
-            rows.append(latents.rows(episode, start + steps))
-            segment.append(np.full(len(steps), 2 * i + side))
-    return np.concatenate(rows), np.concatenate(segment)

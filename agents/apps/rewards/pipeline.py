@@ -14,7 +14,7 @@ from omegaconf import MISSING
 
 import agents
 from agents.apps.episodes import Episodes
-from agents.apps.rewards import finetune, fit, labels, report, store
+from agents.apps.rewards import comparisons, finetune, fit, labels, report, store
 from agents.apps.rewards.labels import Examples, Labels, Source
 from agents.apps.rewards.latents import Latents, filtered, goal_labels
 from agents.apps.rewards.tables import Pairs, read_pairs, split_pairs
@@ -225,20 +225,23 @@ class _Job:
         """A head for these latents, and what was measured of it."""
         settings = self.settings
         seed = spawn(settings.seed, "head")
-        head = fit.blank_head(self.model, self.kind, settings.layers, seed)
         dropout = settings.dropout if settings.dropout >= 0 else DROPOUT if self.few else 0.0
+        self.say(f"fitting a {self.kind} head" + (" to pairs" if self.pairs is not None else ""))
         if self.pairs is not None:
             updates, batch = settings.updates or UPDATES_OF_PAIRS, settings.batch or PAIRS
-            loss = fit.comparison(head, latents, self.pairs, batch, dropout)
-        else:
-            assert self.examples is not None
-            updates, batch = settings.updates or UPDATES, settings.batch or ROWS
-            loss = fit.regression(head, latents, self.examples, batch, dropout)
-        self.say(f"fitting a {self.kind} head" + (" to pairs" if self.pairs is not None else ""))
+            done = {"updates": updates, "batch": batch, "dropout": dropout}
+            recipe = comparisons.Recipe(settings.layers, updates, batch, dropout, settings.lr)
+            head, found = comparisons.fit_pairs(
+                self.model, latents, self.pairs, recipe, seed, self.say
+            )
+            return head, done | found | self._standardise(head, latents)
+        assert self.examples is not None
+        head = fit.blank_head(self.model, self.kind, settings.layers, seed)
+        updates, batch = settings.updates or UPDATES, settings.batch or ROWS
+        loss = fit.regression(head, latents, self.examples, batch, dropout)
         last = fit.train(head, updates, settings.lr, loss, seed, self.say)
         done = {"updates": updates, "batch": batch, "dropout": dropout, "loss": last}
-        measure = self._measure if self.pairs is None else self._measure_pairs
-        return head, done | measure(head, latents)
+        return head, done | self._measure(head, latents)
 
     def _measure(self, head: Head, latents: Latents) -> dict[str, Any]:
         """The errors of a head on held-out rows, on those that taught it, and in dreams."""
@@ -255,15 +258,9 @@ class _Job:
         found["ahead"] = fit.errors_ahead(head, self.model, self.episodes, latents, examples, seed)
         return found
 
-    def _measure_pairs(self, head: Head, latents: Latents) -> dict[str, Any]:
-        """How many pairs a head has right. It is then centred and scaled, and what it says of every
-        row of these episodes becomes the labels."""
-        pairs = self.pairs
-        assert pairs is not None
-        found: dict[str, Any] = {}
-        for name, which in (("held_out", pairs.held_out), ("taught", ~pairs.held_out)):
-            if which.any():
-                found[name] = fit.pair_errors(head, latents, pairs, np.flatnonzero(which))
+    def _standardise(self, head: Head, latents: Latents) -> dict[str, Any]:
+        """Centre and scale a head that pairs taught; what it says of every row of these episodes
+        becomes the labels."""
         guess = fit.predicted(head, latents, np.arange(latents.count))
         mean, deviation = float(guess.mean()), float(guess.std())
         if deviation < 1e-6:
@@ -271,14 +268,13 @@ class _Job:
                 "The pairs teach no reward: every state came out alike. Compare segments that "
                 "differ, or give more pairs."
             )
-        found["unit"] = deviation  # in log odds, before the scale below
         fit.rescale(head, -mean / deviation, 1.0 / deviation)
         values = [np.full(n, np.nan) for n in self.episodes.lengths]
         for number in latents.episodes:
             part = guess[latents.rows(number, np.arange(self.episodes.lengths[number]))]
             values[number] = (part - mean) / deviation
         self.labels = Labels(values)
-        return found
+        return {"unit": deviation}  # in log odds
 
     def _store(self, run: Path, head: Head, found: dict[str, Any], latents: Latents) -> FittedHead:
         found["seen"] = report.occurrence(self.labels)

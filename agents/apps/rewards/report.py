@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from agents.apps.episodes import Episodes
+from agents.apps.rewards.comparisons import too_few
 from agents.apps.rewards.labels import Examples, Labels
 from worldmodel import plots
 from worldmodel.config import ConfigError
@@ -168,17 +169,39 @@ def text(fitted: dict[str, Any]) -> str:
     for name, words in (("held_out", "held out"), ("taught", "learned")):
         if name in fitted:
             lines.append(f"{words:<10}{_errors(fitted[name])}")
+    if "calibration" in fitted:
+        lines += [f"          {line}" for line in _trust(fitted)]
     for ahead, found in fitted.get("ahead", {}).items():
         words = f"dreamt {ahead} step{'s' if ahead != '1' else ''} ahead"
         lines.append(f"          {words}: {_errors(found)}")
     return "\n".join(lines)
 
 
+def _trust(fitted: dict[str, Any]) -> list[str]:
+    """How a head that pairs taught was calibrated, and whether the pairs were enough."""
+    found, held = fitted["calibration"], fitted.get("held_out")
+    if not found["pairs"]:
+        lines = ["not calibrated: the pairs come from too few episodes to leave some out"]
+    else:
+        lines = [f"calibrated by {found['pairs']:,} pairs: log odds times {found['scale']:.2g}"]
+        if held:
+            lines[0] += f" (held-out loss without: {found['before']['held_out']['loss']:.3f})"
+    if held is None:
+        lines.append("no pair is held out, so nothing says whether there are enough of them")
+    elif too_few(held):
+        lines.append(
+            "TOO FEW PAIRS: the held-out loss is not below that of guessing by more than its "
+            "standard error, so this reward may mean nothing. Compare more segments."
+        )
+    return lines
+
+
 def _errors(found: dict[str, float]) -> str:
     if "pairs" in found:
         return (
             f"{found['right']:.0%} of {found['pairs']:,} pairs in the right order, loss "
-            f"{found['loss']:.3f} nats (guessing: {found['constant_loss']:.3f})"
+            f"{found['loss']:.3f} +- {found['loss_error']:.3f} nats "
+            f"(guessing: {found['constant_loss']:.3f})"
         )
     return (
         f"MAE {found['mae']:.4g}, RMSE {found['rmse']:.4g} (a constant: "

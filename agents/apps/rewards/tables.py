@@ -138,6 +138,10 @@ class Pairs:
         """The episodes that they come from."""
         return [int(number) for number in np.unique(self.episode)]
 
+    def holding_out(self, which: np.ndarray) -> Pairs:
+        """The same pairs, of which bool [N] are held out."""
+        return replace(self, held_out=which)
+
 
 def read_pairs(path: str, episodes: Episodes) -> Pairs:
     """The pairs of a table with the columns `PAIRS`; rows start ... start + length - 1 of each
@@ -191,4 +195,4 @@ def split_pairs(pairs: Pairs, holdout: float, seed: int) -> Pairs:
             f"out leaves {int((~out).sum())} pairs to learn from and {int(out.sum())} to judge by. "
             "Compare segments of more episodes, or say holdout=0 to fit the head unjudged."
         )
-    return replace(pairs, held_out=out)
+    return pairs.holding_out(out)
