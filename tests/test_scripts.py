@@ -182,6 +182,18 @@ def test_a_sweep_runs_one_after_the_other(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert code == 0
     made = sorted(path.parent.name for path in tmp_path.rglob("summary.json"))
     assert made == ["Pendulum-v1-random-1", "Pendulum-v1-random-2"]
+    code, _ = command(monkeypatch, *words, "run=else/where")
+    assert code == 0
+    made = sorted(path.parent.name for path in Path("else/where").rglob("summary.json"))
+    assert made == ["seed=1", "seed=2"]
+
+
+def test_a_sweep_writes_where_its_runs_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["-m", "agent=random", "steps=5", "final_episodes=1", "run=else"]
+    assert command(monkeypatch, *words)[0] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["else"]
+    assert Path("else/summary.json").is_file()
 
 
 def dataclasses_under(cls: Any) -> Iterator[Any]:

@@ -6,7 +6,7 @@ import copy
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from hydra import main as hydra_main
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -95,6 +97,23 @@ def launch(
         return max(codes, default=0)
 
     return guarded(call, say)
+
+
+def swept_keys(words: Sequence[str]) -> set[str]:
+    """The keys to which words of a sweep give several values; none where a word cannot be read,
+    which `launch` explains."""
+    given = [word for word in words if not word.startswith("-")]
+    try:
+        found = OverridesParser.create().parse_overrides(given)
+    except HydraException:
+        return set()
+    return {one.key_or_group for one in found if one.is_sweep_override()}
+
+
+def swept_values(keys: Collection[str]) -> str:
+    """What differs in this run of a sweep, as a name: "seed=1,agent=dqn"."""
+    own = HydraConfig.get().overrides.task
+    return ",".join(word.replace("/", "-") for word in own if word.split("=")[0] in keys)
 
 
 class _Loader(ConfigLoaderImpl):

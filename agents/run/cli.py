@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -13,11 +14,12 @@ from agents.run.config import TrainConfig
 from agents.run.train import train
 from worldmodel import config
 from worldmodel.accel.ranks import launched_first
-from worldmodel.compose import launch, store
-from worldmodel.words import for_hydra, texts
+from worldmodel.compose import launch, store, swept_keys, swept_values
+from worldmodel.words import at_home, for_hydra, texts
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 GROUP = "agent"
+SWEEP = "hydra.sweep.dir"
 
 
 def register(words: Sequence[str] = ()) -> None:
@@ -55,20 +57,41 @@ def train_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
     """Train as the command line says; under torchrun as one of its ranks."""
     wrong = say if launched_first() else lambda text: None  # all ranks read the same words
 
+    run = next((word.partition("=")[2] for word in arguments if word.startswith("run=")), "")
+    swept: set[str] = set()
+
     def start() -> int:
         words = complete_words(arguments)
         register(words)
-        known = texts(TrainConfig)
-        return launch(job, CONFIGS, "train", for_hydra(words, known, _sweeps(words)), wrong)
+        given = for_hydra(words, texts(TrainConfig), _sweeps(words))
+        if _sweeps(words):
+            swept.update(swept_keys(given))
+            given += _sweep_folder(run, one_folder(), words)
+        return launch(job, CONFIGS, "train", given, wrong)
+
+    def one_folder() -> bool:
+        return run != "" and "run" not in swept and "${" not in run
 
     def job(composed: DictConfig) -> int:
         def go() -> int:
+            if swept and one_folder():
+                composed.run = str(Path(composed.run, swept_values(swept)))
             settings = config.build(composed, TrainConfig)
             return config.guarded(lambda: train(settings, say), say)
 
         return config.guarded(go, wrong)
 
     return config.guarded(start, wrong)
+
+
+def _sweep_folder(run: str, one: bool, words: Sequence[str]) -> list[str]:
+    """The word that says where Hydra notes what a sweep was: in the folder that its runs share, or
+    above the first of theirs; none where no run is named."""
+    if not run or any(word.startswith(f"{SWEEP}=") for word in words):
+        return []
+    plain = run.strip("'\"")
+    folder = plain if one else str(Path(re.split(r",|\$\{", plain)[0]).parent)
+    return for_hydra([f"{SWEEP}={at_home(folder)}"], {SWEEP: False}, False)
 
 
 def _sweeps(words: Sequence[str]) -> bool:
