@@ -14,7 +14,8 @@ from typing import Any, get_type_hints
 import pytest
 
 import agents
-from agents.apps.evaluate import evaluate_command
+from agents.apps.evaluate import EvaluateConfig, evaluate_command
+from agents.planning import PLANNERS
 from agents.run import cli
 from agents.run.config import TrainConfig
 from worldmodel import config
@@ -214,7 +215,7 @@ def test_every_setting_is_used() -> None:
                     read.add(node.attr)
                 if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "getattr":
                     read |= {a.value for a in node.args[1:2] if isinstance(a, ast.Constant)}
-    roots = [TrainConfig, cli.EvaluateConfig]
+    roots = [TrainConfig, EvaluateConfig, *(planner.Config for planner in PLANNERS.values())]
     roots += [agents.agent_class(name).Config for name in agents.AGENTS]  # type: ignore[attr-defined]
     unused = {
         f"{cls.__name__}.{field.name}"

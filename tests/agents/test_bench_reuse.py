@@ -51,7 +51,7 @@ def test_direct_runs_are_paid_by_the_function_and_alike_otherwise(tmp_path: Path
     assert usual.budget == 2188
     assert bench_reuse.paid(usual.env, "reward") == usual.env
     assert str(bench_reuse.paid(usual.env, "hang").reward).endswith("pendulum_rewards.py:hang")
-    assert explored.agent.model.control["reward"] == 0.0
+    assert explored.agent.model.control == {"disagreement": 1.0}
     assert not explored.agent.model.heads["reward"].trains_latent
 
 

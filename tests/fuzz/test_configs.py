@@ -9,9 +9,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import agents
+from agents.apps.evaluate import EvaluateConfig
 from agents.dreamer import DreamerConfig
 from agents.random import RandomConfig
-from agents.run.cli import EvaluateConfig
 from agents.run.config import TrainConfig
 from tests.fuzz.common import WORDS, cases, ours
 from worldmodel import config

@@ -132,19 +132,19 @@ def test_coarse_colours_keep_black_white_and_nearly_the_rest() -> None:
     assert abs(found.astype(int) - frame).max() <= 8
 
 
-def test_begun_lines_actions_up_with_the_frames_they_led_to() -> None:
+def test_rows_of_frames_lines_actions_up_with_the_frames_they_led_to() -> None:
     spec = EnvSpec({"image": ObsSpec("image", (8, 8, 3))}, ActionSpec("discrete", (3,)))
     frames = {"image": np.zeros((3, 8, 8, 3), np.uint8)}
-    batch = dream.begun(spec, frames, [2, 0])
+    batch = dream.rows_of_frames(spec, frames, [2, 0])
     assert batch.shape == (1, 3)
     assert batch.action[0].tolist() == [[0, 0, 0], [0, 0, 1], [1, 0, 0]]
     assert batch.is_first[0].tolist() == [True, False, False]
     with pytest.raises(ValueError, match="T frames of every key need T - 1 actions"):
-        dream.begun(spec, frames, [1])
+        dream.rows_of_frames(spec, frames, [1])
     with pytest.raises(ValueError, match=r"'image' has shape \[8, 8, 3\]; needed: \[T, 8, 8, 3\]"):
-        dream.begun(spec, {"image": frames["image"][0]})
+        dream.rows_of_frames(spec, {"image": frames["image"][0]})
     with pytest.raises(ValueError, match=r"The frames lack \['image'\]"):
-        dream.begun(spec, {})
+        dream.rows_of_frames(spec, {})
 
 
 def test_follow_equals_one_call_over_the_sequence() -> None:

@@ -222,7 +222,7 @@ def test_the_oracle_of_a_table_draws_outcomes_as_often_as_they_come() -> None:
 def test_any_world_can_be_dreamt_in(world: Any) -> None:
     spec = SPEC if isinstance(world, TableOracle) else world.spec
     key, size = next((k, o.shape[0]) for k, o in spec.obs.items())
-    start = dream.begun(spec, {key: np.eye(size, dtype=np.float32)[:1]})
+    start = dream.rows_of_frames(spec, {key: np.eye(size, dtype=np.float32)[:1]})
     env = DreamEnv(world, spec, start, horizon=3)
     obs, info = env.reset(seed=0)
     assert obs in env.observation_space
