@@ -31,7 +31,7 @@ demo: setup  ## train on Pendulum from pixels, evaluate, write runs/demo (minute
 	@find $(RUN) -maxdepth 2 \( -name summary.json -o -name '*.mp4' -o -name '*.png' \) | sort
 	@echo; echo "Curves: $(BIN)/tensorboard --logdir $(RUN)"
 
-test: lint  ## lint, types, layers and the tests (about five minutes on 2 cores)
+test: lint  ## lint, types, layers and the tests (about nine minutes on 2 cores)
 	"$(BIN)/python" -m pytest $(TESTS) $(ARGS)
 
 test-gpu: setup  ## the tests that need a CUDA GPU
