@@ -96,10 +96,13 @@ def _evaluate(words: Sequence[str], say: Callable[[str], None]) -> int:
     asked |= {} if planner is None else {"planner": asdict(planner)}
     asked |= {"control": settings.control} if settings.control else {}
     report.write_returns(folder, result, asked)
+    frames = []
     if result.rows:
         frames = frames_of(result, policy.agent, policy.spec, policy.env, settings.seed)
-        if frames:
-            write_video(folder / "episode.mp4", frames)
+    video = folder / "episode.mp4"
+    video.unlink(missing_ok=True)  # of an earlier evaluation
+    if frames:
+        write_video(video, frames)
     say(result.line() + (" by control" if settings.control else ""))
-    say(f"returns and video: {os.fspath(folder)}")
+    say(f"returns{' and video' * bool(frames)}: {os.fspath(folder)}")
     return 0

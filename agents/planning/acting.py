@@ -94,7 +94,7 @@ class Planned(Agent):
 
     def update(self, replay: Any) -> dict[str, Any]:
         """It learns nothing."""
-        raise NotImplementedError("a planned agent does not learn")
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """The planner's random generator, and the agent."""

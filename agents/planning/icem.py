@@ -45,7 +45,7 @@ class ICEM(SequencePlanner):
     config: ICEMConfig
 
     @property
-    def kept(self) -> int:
+    def carried(self) -> int:
         """Elites that are tried again, in the next iteration and decision."""
         return int(self.config.keep * self.config.elites)
 

@@ -1,4 +1,4 @@
-"""Candidates of action sequences, imagined in a world and scored.
+"""Candidates of action sequences, imagined in a world and scored:
 
 return = sum over t of weight_t (r_{t+1} - caution * uncertainty_t) + weight_H value(s_H)
 weight_0 = 1,  weight_{t+1} = weight_t * discount * cont_{t+1}
@@ -40,16 +40,17 @@ class Scored(NamedTuple):
 
 
 class Imagination:
-    """Scores candidates in one world, for one decision.
+    """Scores candidates in one world, for the decision in states [B, ...].
 
     particles: draws of each candidate, whose mean counts. expect: imagine expectations in place of
-    draws (`Expects`). bootstrap: the agent's value counts at the horizon. Raises ConfigError where
-    the world or the agent lacks what this asks for.
+    draws (`Expects`). bootstrap: the agent's value counts at the horizon, where it gives states
+    one. Raises ConfigError where the world or the agent lacks what this asks for.
     """
 
     def __init__(
         self,
         world: Dynamics[Any],
+        state: Any,
         evaluate: Evaluate | None,
         space: ActionSpace,
         bounds: BoundsConfig,
@@ -74,7 +75,7 @@ class Imagination:
         self._step = world.expect if expect and isinstance(world, Expects) else world.step
         #: Whether the same candidate would get the same return again.
         self.repeats = expect or (isinstance(world, Deterministic) and world.deterministic)
-        self.bootstrap = bootstrap and evaluate is not None
+        self.bootstrap = bootstrap and evaluate is not None and evaluate(state).value is not None
         self.nonfinite = 0
 
     def value(self, state: Any) -> Tensor:
@@ -82,8 +83,8 @@ class Imagination:
         value = None if self.evaluate is None else self.evaluate(state).value
         if value is None:
             raise ConfigError(
-                "This agent gives states no value. Set value=false and bounds.uncertainty_limit="
-                "null."
+                "This agent gives states no value, and bounds.uncertainty_limit needs one where "
+                "rollouts end. Set it to null."
             )
         return value
 

@@ -102,7 +102,13 @@ class MCTS(Planner):
         """See `Planner.plan`; a tree does not outlive its step, so that `warm` is None."""
         meter = Meter(self.config.bounds, self.clock)
         dreams = Imagination(
-            world, evaluate, self.space, self.config.bounds, meter, bootstrap=self.config.value
+            world,
+            state,
+            evaluate,
+            self.space,
+            self.config.bounds,
+            meter,
+            bootstrap=self.config.value,
         )
         with self.stream:
             found = Search(self, dreams, state, mask)

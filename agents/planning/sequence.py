@@ -92,7 +92,7 @@ class SequencePlanner(Planner):
         c, batch = self.config, tree.batch_size(state)
         meter = Meter(c.bounds, self.clock)
         dreams = Imagination(
-            world, evaluate, self.space, c.bounds, meter, c.particles, c.expect, c.value
+            world, state, evaluate, self.space, c.bounds, meter, c.particles, c.expect, c.value
         )
         allowed = dreams.mask(state) if mask is None else mask
         with self.stream:
@@ -106,13 +106,13 @@ class SequencePlanner(Planner):
             "std": float(sequences.std.mean()),
         }  # fmt: skip
         return Plan(
-            action, Warm(shifted(sequences.mean), shifted(pool.best(self.kept).actions)), stats
+            action, Warm(shifted(sequences.mean), shifted(pool.best(self.carried).actions)), stats
         )
 
     # What planners differ in.
 
     @property
-    def kept(self) -> int:
+    def carried(self) -> int:
         """How many of the best candidates are tried again, in the next iteration and decision."""
         return 0
 
@@ -157,7 +157,9 @@ class SequencePlanner(Planner):
         the last decision, and new ones in environments where an episode begins."""
         c = self.config
         start = self.space.start(batch, c.horizon, c.std, self.device)
-        fresh = self.space.draw(start, self.noise((batch, self.kept, c.horizon, self.action.size)))
+        fresh = self.space.draw(
+            start, self.noise((batch, self.carried, c.horizon, self.action.size))
+        )
         if warm is None:
             return start, fresh
         first = torch.zeros(batch, dtype=torch.bool) if is_first is None else is_first
@@ -189,7 +191,7 @@ class SequencePlanner(Planner):
                 return sequences, pool, 0
             policy = proposed
         for iteration in range(c.iterations):
-            known = pool.best(self.kept) if iteration and dreams.repeats else None
+            known = pool.best(self.carried) if iteration and dreams.repeats else None
             if known is not None:  # imagining them again would tell nothing new
                 again = again[:, :0]
             raw = torch.cat([again, policy, self.candidates(iteration, sequences)], 1)
@@ -199,5 +201,5 @@ class SequencePlanner(Planner):
                 return sequences, pool, iteration
             pool = scored if known is None else scored.join(known)
             sequences = self.fit(sequences, pool)
-            again = pool.best(self.kept).actions
+            again = pool.best(self.carried).actions
         return sequences, pool, c.iterations

@@ -21,12 +21,13 @@ def split_words(words: Sequence[str]) -> tuple[Any, list[str]]:
     rest = [word for word in words if word not in ours]
     if not ours:
         return None, rest
-    name = next((word.partition("=")[2] for word in ours if word.startswith(f"{WORD}=")), "")
-    if not name:
+    names = [word.partition("=")[2] for word in ours if word.startswith(f"{WORD}=")]
+    renamed = any(word.startswith(f"{WORD}.name=") for word in ours)
+    if len(names) != 1 or renamed:
         raise ConfigError(
-            f"{ours[0]} sets up a planner, and none is named. Add planner=NAME; known: "
-            f"{', '.join(PLANNERS)}."
+            f"{' '.join(ours)}: give planner=NAME, once; known: {', '.join(PLANNERS)}."
         )
+    name = names[0]
     schema = planner_class(name).Config
     settings = [word.partition(".")[2] for word in ours if word.startswith(f"{WORD}.")]
     try:

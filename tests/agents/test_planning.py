@@ -209,6 +209,7 @@ def test_nothing_counts_after_the_end() -> None:
         return Evaluation(value=torch.full((len(state.x),), 5.0))
 
     assert make("cem").plan(Cliff(), state, worth).action.item() <= 0.5  # but 5 lie further on
+    assert make("cem").plan(Cliff(), state, lambda state: Evaluation()).action.item() > 0.5
     unbothered = make("cem", value=False).plan(Cliff(), state, worth)
     assert unbothered.action.item() > 0.5
 

@@ -169,7 +169,9 @@ def test_a_planner_acts_in_the_world_of_a_run(old: Path) -> None:
 
 @pytest.mark.parametrize(("words", "wanted"), [
     (["planner=icme"], "Did you mean 'icem'"),
-    (["planner.horizon=3"], "none is named. Add planner=NAME"),
+    (["planner.horizon=3"], "give planner=NAME, once"),
+    (["planner=cem", "planner=icem"], "give planner=NAME, once"),
+    (["planner=cem", "planner.name=icem"], "give planner=NAME, once"),
     (["planner=cem", "planner.horizn=3"], "horizon"),
     (["planner=mcts"], "mcts searches discrete"),
     (["planner=cem", "planner.bounds.caution=1"], "knows its uncertainty"),

@@ -143,7 +143,7 @@ class ObsReader:
             return self._images(where, np.asarray(value), self.spec.shape)
         numbers = flat(np.asarray(value))
         sizes = self.spec.sizes
-        if sizes and numbers.shape[1] == len(sizes) and _whole(numbers):
+        if sizes and numbers.shape[1] == len(sizes) and _are_integers(numbers):
             index = numbers.astype(np.int64) - self.start
             if (index < 0).any() or (index >= sizes).any():
                 raise DatasetError(
@@ -199,5 +199,5 @@ def declared(space: Any, config: EnvConfig, wanted: bool) -> dict[str, dict[str,
     return found
 
 
-def _whole(numbers: np.ndarray) -> bool:
+def _are_integers(numbers: np.ndarray) -> bool:
     return numbers.dtype.kind in "iub" or bool((numbers == np.rint(numbers)).all())
