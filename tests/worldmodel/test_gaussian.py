@@ -1,0 +1,336 @@
+"""The Gaussian world: its losses by hand, its training, its draws, and what it knows of itself."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.agents.small_runs import filled_replay
+from worldmodel.capabilities import Decodes, Expects, Features, Learns, Surprises, Uncertain
+from worldmodel.config import ConfigError
+from worldmodel.models import known
+from worldmodel.models.fitting import FitConfig, Fitter, recorded
+from worldmodel.models.gaussian import Gaussian, GaussianConfig, GaussianState
+from worldmodel.models.predictors import KINDS, Predictor, SideBySide, evidential_loss
+from worldmodel.models.vectors import Rows
+from worldmodel.types import ActionSpec, Dynamics, EnvSpec, ObsSpec
+
+SPEC = EnvSpec(
+    {"a": ObsSpec("vector", (2,)), "b": ObsSpec("vector", (1,))}, ActionSpec("continuous", (1,))
+)
+
+
+def make(spec: EnvSpec = SPEC, seed: int = 0, **settings: Any) -> Gaussian:
+    torch.manual_seed(seed)
+    base: dict[str, Any] = {"members": 4, "elites": 2, "layers": 2, "units": 16, "decay": [1e-5]}
+    return Gaussian(spec, GaussianConfig(**{**base, **settings}))
+
+
+def lived(count: int, seed: int = 0, noise: float = 0.05) -> Rows:
+    """Steps of a known function, from states in [-1, 1]."""
+    rng = torch.Generator().manual_seed(seed)
+    values, action = (2 * torch.rand(count, n, generator=rng) - 1 for n in (3, 1))
+    change = 0.3 * torch.sin(3 * values) + 0.2 * action
+    after = values + change + noise * torch.randn(count, 3, generator=rng)
+    return Rows(values, action, values.sum(-1), torch.ones(count), after)
+
+
+def state_of(world: Gaussian, values: Tensor) -> GaussianState:
+    return GaussianState(values, torch.full((len(values),), -1))
+
+
+# Networks
+
+
+def test_members_side_by_side_are_members_one_by_one() -> None:
+    torch.manual_seed(0)
+    net, x = SideBySide(3, 4, 8, 2, 5), torch.randn(3, 6, 4)
+    together = net(x)
+    for m in range(3):
+        h = x[m]
+        for i, (w, b) in enumerate(zip(net.weights, net.biases, strict=True)):
+            h = h @ w[m] + b[m]
+            h = h * torch.sigmoid(h) if i < 2 else h
+        torch.testing.assert_close(together[m], h)
+    some = torch.tensor([2, 0])
+    torch.testing.assert_close(net(x[some], some), together[some])
+
+
+def test_the_loss_of_an_ensemble_by_hand() -> None:
+    torch.manual_seed(0)
+    predictor = Predictor("ensemble", 2, 3, 2, 8, 1)
+    x, y = torch.randn(2, 5, 3), torch.randn(2, 5, 2)
+    raw = predictor.body(x).double()
+    mean, v = raw[..., :2], raw[..., 2:4]
+    v = 0.5 - torch.log1p(torch.exp(0.5 - v))
+    v = -10 + torch.log1p(torch.exp(v + 10))
+    nll = (mean - y).square() * torch.exp(-v) + v
+    expected = nll[0].mean() + nll[1].mean() + 0.01 * (2 * 0.5 + 2 * 10)
+    torch.testing.assert_close(predictor.loss(x, y).double(), expected, rtol=1e-5, atol=1e-5)
+    weights = [w.square().sum() for w in predictor.body.weights]
+    torch.testing.assert_close(predictor.decay([0.1, 0.2]), 0.05 * weights[0] + 0.1 * weights[1])
+    far = predictor(100 * torch.randn(2, 50, 3))
+    assert far.variance.min() > 0.99 * math.exp(-10)
+    assert far.variance.max() < 1.01 * math.exp(0.5)
+
+
+def test_evidence_is_the_likelihood_of_student_s_t() -> None:
+    gamma, nu, alpha, beta, y = (torch.tensor(v) for v in (0.3, 0.7, 2.5, 1.2, 1.1))
+    scale = torch.sqrt(beta * (1 + nu) / (nu * alpha))
+    t = torch.distributions.StudentT(2 * alpha, gamma, scale)
+    penalty = 0.01 * 0.8 * (2 * 0.7 + 2.5)
+    torch.testing.assert_close(
+        evidential_loss(gamma, nu, alpha, beta, y), penalty - t.log_prob(y), rtol=1e-5, atol=1e-5
+    )
+
+
+# A world
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_a_world_that_doubts(kind: str) -> None:
+    world = make(kind=kind)
+    for capability in (Dynamics, Uncertain, Surprises, Expects, Decodes, Features, Learns):
+        assert isinstance(world, capability), capability
+    obs = {"a": torch.randn(7, 2), "b": torch.randn(7, 1)}
+    action, first = torch.rand(7, 1), torch.ones(7, dtype=torch.bool)
+    state = world.observe(world.initial(7), obs, torch.zeros(7, 1), first)
+    assert all(torch.equal(value, obs[key]) for key, value in world.decode(state).items())
+    for prediction in (world.step(state, action), world.expect(state, action)):
+        assert prediction.state.values.shape == (7, 3)
+        assert prediction.reward.shape == prediction.cont.shape == (7,)
+        assert ((prediction.cont > 0) & (prediction.cont < 1)).all()
+    for value in (world.uncertainty(state, action), world.surprise(state, obs, action)):
+        assert value.shape == (7,)
+        assert (value >= 0).all()
+    assert world.uncertainty_unit
+
+
+def test_what_nobody_can_disagree_about_has_no_uncertainty() -> None:
+    world = make(members=1, elites=1, probabilistic=False)
+    assert not isinstance(world, Uncertain)
+    assert world.deterministic
+    state, action = state_of(world, torch.randn(5, 3)), torch.zeros(5, 1)
+    assert torch.equal(*(world.step(state, action).state.values for _ in range(2)))
+    assert isinstance(make(members=1, elites=1, doubt="largest"), Uncertain)
+
+
+def test_an_opinion_is_kept_or_dealt_anew() -> None:
+    world = make(members=4, elites=4)
+    state, action = state_of(world, torch.randn(80, 3)), torch.zeros(80, 1)
+    first = world.step(state, action).state
+    assert torch.bincount(first.member).tolist() == [20] * 4
+    assert torch.equal(world.step(first, action).state.member, first.member)
+    anew = make(members=4, elites=4, particles="ts1")
+    after = anew.step(state, action).state
+    assert (after.member == -1).all()
+    draws = torch.stack([anew._dealt(state.member) for _ in range(50)])
+    # In each block of four rows everybody has a turn, in an order that changes.
+    assert (draws.view(50, 20, 4).sort(-1).values == torch.arange(4)).all()
+    assert (draws.float().mean(0) - 1.5).abs().max() < 0.8
+    # 20 particles of each of 4 candidates: all opinions equally.
+    assert (draws.view(50, 4, 20).eq(2).sum(-1) == 5).all()
+
+
+def test_rows_are_answered_by_the_opinion_that_they_were_dealt() -> None:
+    world = make(members=4, elites=3)
+    world.elites.copy_(torch.tensor([0, 2, 3]))
+    x = torch.randn(11, 4)
+    member = torch.tensor([0, 2, 2, 1, 2, 0, 2, 2, 1, 0, 2])
+    answer, everyone = world._by_member(x, member), world._ask(x.expand(3, -1, -1))
+    for mine, all_of_them in zip(answer, everyone, strict=True):
+        torch.testing.assert_close(mine, all_of_them[member, torch.arange(11)])
+
+
+def test_angles_absolute_entries_and_known_functions() -> None:
+    world = make(absolute=["b.0"], angles=["a.1"], reward="one", terminal="never")
+    values, action = torch.tensor([[1.0, math.pi / 6, 2.0]]), torch.tensor([[3.0]])
+    x = world.vectors.inputs(values, action)
+    torch.testing.assert_close(x, torch.tensor([[1.0, 2.0, 0.5, math.sqrt(0.75), 1.0]]))
+    rows = Rows(values, action, torch.zeros(1), torch.ones(1), torch.tensor([[1.5, 1.0, 5.0]]))
+    torch.testing.assert_close(
+        world.vectors.targets(rows), torch.tensor([[0.5, 1 - math.pi / 6, 5.0]])
+    )
+    prediction = world.step(state_of(world, values), action)
+    assert (prediction.reward.item(), prediction.cont.item()) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"kind": "ensembel"}, "Unknown kind 'ensembel'.*ensemble"),
+        ({"elites": 9}, "elites is 9, but there are 4 members"),
+        ({"decay": [1.0, 2.0]}, "decay has 2 numbers; allowed: 3"),
+        ({"angles": ["a.2"]}, "Unknown entry of the state 'a.2'"),
+        ({"terminal": "hoper"}, "Unknown terminal 'hoper'.*hopper.*module:function"),
+        ({"reward": "no_such_module:f"}, "no module 'no_such_module'"),
+    ],
+)
+def test_wrong_settings_are_one_clear_error(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        make(**settings)
+
+
+def test_it_refuses_what_it_would_not_see() -> None:
+    image = EnvSpec({"image": ObsSpec("image", (32, 32, 3))}, SPEC.action)
+    symbol = EnvSpec({**SPEC.obs, "k": ObsSpec("discrete", (4,), (4,))}, SPEC.action)
+    for spec, word in ((image, "'image' is image"), (symbol, "'k' is discrete")):
+        with pytest.raises(ConfigError, match=word):
+            make(spec)
+
+
+# Training
+
+
+def test_it_learns_a_function_and_what_it_does_not_know() -> None:
+    world = make(units=48)
+    fit = FitConfig(lr=5e-3, holdout=0, epochs=100, batch_size=64, rows="shuffle")
+    Fitter(world, fit).fit(lived(800))
+    test = lived(400, seed=1)
+    found = world.moments(state_of(world, test.values), test.action)
+    error = test.after - test.values - found.mean[:, :3]
+    assert error.square().mean().sqrt() < 0.08  # of which 0.05 is noise
+    spread = (found.aleatoric + found.epistemic)[:, :3].sqrt()
+    for z, share in ((0.674, 0.5), (1.282, 0.8), (1.96, 0.95)):
+        assert abs(float((error.abs() < z * spread).float().mean()) - share) < 0.1
+    inside = world.uncertainty(state_of(world, test.values), test.action).mean()
+    outside = world.uncertainty(state_of(world, 4 * test.values), test.action).mean()
+    assert outside > 20 * inside
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_constant_columns_give_no_nan(kind: str) -> None:
+    rows = lived(60)
+    values, action = (torch.full_like(v, 1234.567) for v in rows[:2])
+    still = rows._replace(values=values, action=action, after=values)
+    world = make(kind=kind)
+    metrics = Fitter(world, FitConfig(epochs=3)).fit(still)
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert torch.equal(world.vectors.input_std, torch.ones(4))
+    prediction = world.step(state_of(world, still.values), still.action)
+    assert prediction.state.values.isfinite().all()
+
+
+def test_few_rows_and_rows_that_are_no_numbers() -> None:
+    world = make()
+    before = [p.clone() for p in world.parameters()]
+    with pytest.raises(ValueError, match=r"There are 1 transitions; 6 are the least"):
+        Fitter(world, FitConfig()).fit(lived(1))
+    broken = lived(20)
+    broken.after[7, 1] = float("nan")
+    with pytest.raises(ValueError, match=r"1 of 20 transitions.*number 7, in its after"):
+        Fitter(world, FitConfig()).fit(broken)
+    assert all(torch.equal(a, b) for a, b in zip(before, world.parameters(), strict=True))
+    metrics = Fitter(world, FitConfig(holdout=0, epochs=2)).fit(lived(1))
+    assert all(math.isfinite(value) for value in metrics.values())
+
+
+def test_the_normaliser_does_not_see_what_is_held_out() -> None:
+    world, rows = make(), lived(50)
+    fitter = Fitter(world, FitConfig(epochs=1))
+    held, rest = fitter._split(rows)
+    assert held is not None
+    assert (len(held.reward), len(rest.reward)) == (10, 40)
+    fitter = Fitter(world, FitConfig(epochs=1))  # the same draw again
+    fitter.fit(rows)
+    mean = world.vectors.inputs(rest.values, rest.action, normalised=False).mean(0)
+    torch.testing.assert_close(world.vectors.input_mean, mean)
+
+
+def test_every_member_goes_back_to_its_own_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = make(members=3, elites=2)
+    fitter = Fitter(world, FitConfig(patience=1))
+    errors = [[4.0, 9.0, 7.0], [3.99, 5.0, 7.0], [8.0, 2.0, 6.0], [8.0, 8.0, 8.0], [1.99, 8.0, 8.0]]
+    seen: list[list[Tensor]] = []
+
+    def scripted(rows: Rows) -> np.ndarray:
+        seen.append([p.detach().clone() for p in fitter._body])
+        return np.array(errors[len(seen) - 1]) if len(seen) <= 5 else np.full(3, 9.0)
+
+    monkeypatch.setattr(fitter, "errors", scripted)
+    metrics = fitter.fit(lived(60))
+    # 3.99 is no improvement of 1%; the third and fifth epochs' best are.
+    for p, *states in zip(fitter._body, *seen, strict=True):
+        for member, epoch in ((0, 4), (1, 2), (2, 2)):
+            assert torch.equal(p[member], states[epoch][member])
+    assert world.elites.tolist() == [0, 1]
+    assert metrics["model/epochs"] == 7
+    assert metrics["model/holdout_mse"] == pytest.approx((1.99 + 2) / 2)
+
+
+def test_a_training_goes_on_where_it_was_saved() -> None:
+    rows, worlds, fitters = lived(40), [], []
+    for seed in (0, 1):
+        worlds.append(make(seed=seed, kind="dropout"))
+        fitters.append(Fitter(worlds[-1], FitConfig(epochs=3), seed))
+    fitters[0].fit(rows)
+    worlds[1].load_state_dict(worlds[0].state_dict())
+    fitters[1].load_state_dict(fitters[0].state_dict())
+    outside = torch.get_rng_state()
+    assert fitters[0].fit(rows) == fitters[1].fit(rows)
+    assert torch.equal(torch.get_rng_state(), outside)
+    for name, value in worlds[0].state_dict().items():
+        assert torch.equal(value, worlds[1].state_dict()[name]), name
+
+
+def test_recorded_steps_do_not_cross_episodes() -> None:
+    world, replay = make(), filled_replay(SPEC, steps=23)
+    rows = recorded(world.vectors, replay)
+    batch = replay.transitions(64, 1, 1.0)
+    wanted = torch.cat(
+        [batch.obs["a"], batch.obs["b"], batch.next_obs["a"], batch.discount[:, None]], -1
+    )
+    ours = torch.cat([rows.values, rows.after[:, :2], rows.goes_on[:, None]], -1)
+    assert len(ours) == 2 * 4 * 4 + 2 * 2  # four episodes of four steps and one of two, twice
+    for row in wanted:
+        assert (ours == row).all(-1).any()
+    loss, _ = world.loss(replay.sample(4, 6))
+    loss.backward()
+    assert loss.isfinite()
+
+
+# Functions that need not be learned
+
+
+@pytest.mark.parametrize(
+    ("name", "ends"),
+    [
+        ("CartPole-v1", "cartpole"), ("Hopper-v5", "hopper"), ("Walker2d-v5", "walker2d"),
+        ("InvertedPendulum-v5", "inverted_pendulum"),
+        ("InvertedDoublePendulum-v5", "inverted_double_pendulum"), ("HalfCheetah-v5", "never"),
+    ],
+)  # fmt: skip
+def test_ends_are_those_of_the_environments(name: str, ends: str) -> None:
+    env: Any = gymnasium.make(name)
+    function = known.end_function(ends)
+    assert function is not None
+    env.action_space.seed(0)
+    ended = 0
+    obs, _ = env.reset(seed=0)
+    for _ in range(300):
+        before, action = obs, env.action_space.sample()
+        obs, _, terminated, truncated, _ = env.step(action)
+        numbers = (torch.as_tensor(np.atleast_1d(v)).float() for v in (before, action, obs))
+        assert bool(function(*numbers)) == terminated
+        ended += terminated
+        if terminated or truncated:
+            obs, _ = env.reset()
+    assert ended > 2 or ends == "never"
+
+
+def test_the_reward_of_the_pendulum_is_that_of_the_environment() -> None:
+    env: Any = gymnasium.make("Pendulum-v1")
+    obs, _ = env.reset(seed=0)
+    function = known.reward_function("pendulum")
+    assert function is not None
+    for push in (-2.0, 0.5, 2.0):
+        after, reward, *_ = env.step([push])
+        ours = function(torch.tensor(obs), torch.tensor([push / 2]), torch.tensor(after))
+        assert float(ours) == pytest.approx(reward, abs=1e-4)
+        obs = after

@@ -1,0 +1,299 @@
+"""A learned world whose state is a vector: what is observed, and nothing more.
+
+    (s, a) -> normalise -> predictor -> Gaussian of (s' - s, reward); does the episode go on?
+
+Several opinions of the same step (`worldmodel.models.predictors`) tell what is random, which all
+of them expect (aleatoric), from what is unknown, where they differ (epistemic). A step is drawn
+from one opinion, and the state remembers which:
+
+    tsinf    a state keeps the opinion that it was dealt first, for as long as it is imagined
+    ts1      every step is dealt anew
+
+Rows are dealt equally to all. Chua et al., "Deep Reinforcement Learning in a Handful of Trials"
+(PETS, 2018); Janner et al., "When to Trust Your Model" (MBPO, 2019).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from worldmodel.config import ConfigError, check_ranges, unknown
+from worldmodel.models.known import LEARNED, end_function, reward_function
+from worldmodel.models.predictors import KINDS, Outcome, Predictor
+from worldmodel.models.vectors import Rows, Vectors
+from worldmodel.types import Batch, EnvSpec, Prediction
+
+PARTICLES = ("tsinf", "ts1")
+DOUBTS = {
+    "epistemic": "variance of the opinions' means, averaged over entries of the state, each in "
+    "units of its change's variance in the data",
+    "largest": "the largest norm of an opinion's standard deviation, in the state's own units",
+}
+
+
+@dataclass
+class GaussianConfig:
+    """kind: of the predictor: ensemble, dropout, priors, evidential. members: networks, or passes
+    of the one with dropout. elites: of the members, those with the least error on held-out rows,
+    which alone are asked. layers, units: hidden layers and their width. decay: of each layer's
+    weights, the output's last; one number counts for all. probabilistic: learn the noise; else
+    the squared error alone counts, and a step adds no noise. dropout: share left out. prior_scale:
+    of the functions that never learn.
+    reward, terminal: "learned", or the name of a function that says it (worldmodel.models.known, or
+    your own module:function); terminal may be "never". absolute, angles: entries of the state,
+    "key.index": predicted as they are, not as changes; seen as sine and cosine. particles: tsinf or
+    ts1. doubt: what `uncertainty` is: epistemic or largest. discount: of one step."""
+
+    kind: str = "ensemble"
+    members: int = 7
+    elites: int = 5
+    layers: int = 4
+    units: int = 200
+    decay: list[float] = field(default_factory=lambda: [2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4])
+    probabilistic: bool = True
+    dropout: float = 0.05
+    prior_scale: float = 3.0
+    reward: str = LEARNED
+    terminal: str = LEARNED
+    absolute: list[str] = field(default_factory=list)
+    angles: list[str] = field(default_factory=list)
+    particles: str = "tsinf"
+    doubt: str = "epistemic"
+    discount: float = 0.99
+
+    def __post_init__(self) -> None:
+        count = (1, 1 << 12)
+        check_ranges(self, {
+            "members": count, "elites": count, "layers": (1, 64), "units": (1, 1 << 16),
+            "decay": (0, 1e6), "dropout": (0, 0.99), "prior_scale": (0, 1e6), "discount": (0, 1),
+        })  # fmt: skip
+        for name, known in (("kind", KINDS), ("particles", PARTICLES), ("doubt", list(DOUBTS))):
+            if getattr(self, name) not in known:
+                raise ConfigError(unknown(name, getattr(self, name), known))
+        if self.elites > self.members:
+            raise ConfigError(
+                f"elites is {self.elites}, but there are {self.members} members; at most all."
+            )
+        if len(self.decay) not in (1, self.layers + 1):
+            raise ConfigError(
+                f"decay has {len(self.decay)} numbers; allowed: {self.layers + 1}, one for each of "
+                f"{self.layers} hidden layers and the output, or one for all."
+            )
+
+
+class GaussianState(NamedTuple):
+    """values [..., D]: the observation's vectors side by side. member [...]: the opinion that steps
+    from here are drawn from, -1 where none was dealt yet."""
+
+    values: Tensor
+    member: Tensor
+
+
+class Moments(NamedTuple):
+    """Of a step's change and reward [B, O], in their own units: mean, and the variance that is
+    noise (aleatoric) and that is ignorance (epistemic)."""
+
+    mean: Tensor
+    aleatoric: Tensor
+    epistemic: Tensor
+
+
+class Gaussian(nn.Module):
+    """The world. Steps draw from torch's generator.
+
+    Raises ConfigError where the observation has no vector, or an image or a symbol that this world
+    would not see; and for names that do not exist.
+    """
+
+    elites: Tensor
+
+    def __init__(self, spec: EnvSpec, config: GaussianConfig) -> None:
+        super().__init__()
+        self.spec, self.config, self.discount = spec, config, config.discount
+        self.reward = reward_function(config.reward)
+        self.ends = end_function(config.terminal)
+        # Networks whose opinions mean nothing in the units of the data see targets in these.
+        scaled = config.kind in ("priors", "evidential")
+        self.vectors = v = Vectors(
+            spec, config.angles, config.absolute, self.reward is None, scaled
+        )
+        self.feat_size, self.feat_bound = v.size, float("inf")
+        self.predictor = Predictor(
+            config.kind, config.members, v.inputs_size, v.targets_size, config.units, config.layers,
+            config.probabilistic, config.dropout, config.prior_scale,
+        )  # fmt: skip
+        # How many opinions are asked, and the networks that give them.
+        self.opinions = config.elites if self.predictor.networks > 1 else self.predictor.opinions
+        self.register_buffer("elites", torch.arange(self.opinions))
+        self.decay = config.decay * (config.layers + 1 if len(config.decay) == 1 else 1)
+        if self.opinions > 1 or config.kind == "evidential" or config.doubt == "largest":
+            self.uncertainty = self._uncertainty
+            self.uncertainty_unit = DOUBTS[config.doubt]
+
+    # A world (`worldmodel.types.Dynamics`).
+
+    def initial(self, batch_size: int) -> GaussianState:
+        """Zeros, [B, ...]: `step` needs a state that was observed."""
+        device = self.elites.device
+        member = torch.full((batch_size,), -1, dtype=torch.long, device=device)
+        return GaussianState(torch.zeros(batch_size, self.feat_size, device=device), member)
+
+    def observe(
+        self, state: GaussianState, obs: dict[str, Tensor], action: Tensor, is_first: Tensor
+    ) -> GaussianState:
+        """The state is what is observed; the past adds nothing."""
+        values = self.vectors.flat(obs)
+        return GaussianState(values, values.new_full(values.shape[:-1], -1, dtype=torch.long))
+
+    def step(self, state: GaussianState, action: Tensor) -> Prediction[GaussianState]:
+        """A draw from one opinion for each row."""
+        dealt = self._dealt(state.member)
+        outcome = self._by_member(self.vectors.inputs(state.values, action), dealt)
+        drawn = outcome.mean
+        if self.config.probabilistic:
+            variance = outcome.variance + outcome.doubt
+            drawn = drawn + variance.sqrt() * torch.randn_like(drawn)
+        kept = dealt if self.config.particles == "tsinf" else state.member
+        return self._prediction(state.values, action, drawn, outcome.goes_on.sigmoid(), kept)
+
+    def expect(self, state: GaussianState, action: Tensor) -> Prediction[GaussianState]:
+        """The mean of all opinions."""
+        outcome = self.all_opinions(state.values, action)
+        goes_on = outcome.goes_on.sigmoid().mean(0)
+        return self._prediction(state.values, action, outcome.mean.mean(0), goes_on, state.member)
+
+    @property
+    def expects_reward(self) -> bool:
+        """It is the environment's own."""
+        return True
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether a step draws nothing."""
+        one = self.opinions == 1 and self.config.kind in ("ensemble", "priors")
+        return one and not self.config.probabilistic
+
+    def decode(self, state: GaussianState) -> dict[str, Tensor]:
+        """The observation, by key, in its own units."""
+        return self.vectors.by_key(state.values)
+
+    def feat(self, state: GaussianState) -> Tensor:
+        """The state's numbers [..., D]."""
+        return state.values
+
+    def surprise(
+        self, state: GaussianState, obs: dict[str, Tensor], action: Tensor,
+        believed: GaussianState | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Nats [B] by which the observation is less likely than the likeliest one, under a Gaussian
+        with the moments of all opinions together."""
+        before = state if believed is None else believed
+        found = self.moments(before, action)
+        variance = (found.aleatoric + found.epistemic)[..., : self.feat_size].clamp_min(1e-12)
+        mean = self.vectors.base * before.values + found.mean[..., : self.feat_size]
+        return 0.5 * ((self.vectors.flat(obs) - mean).square() / variance).sum(-1)
+
+    # What it knows of itself.
+
+    def moments(self, state: GaussianState, action: Tensor) -> Moments:
+        """Of all opinions together, for states [B] and actions [B, A]."""
+        outcome = self.all_opinions(state.values, action)
+        epistemic = outcome.mean.var(0, correction=0) + outcome.doubt.mean(0)
+        return Moments(outcome.mean.mean(0), outcome.variance.mean(0), epistemic)
+
+    def _uncertainty(self, state: GaussianState, action: Tensor) -> Tensor:
+        """[B], in `uncertainty_unit`."""
+        if self.config.doubt == "largest":
+            outcome = self.all_opinions(state.values, action)
+            total = outcome.variance + outcome.doubt
+            return total.sum(-1).sqrt().amax(0)
+        epistemic = self.moments(state, action).epistemic / self.vectors.change_variance
+        return epistemic[..., : self.feat_size].mean(-1)
+
+    def all_opinions(self, values: Tensor, action: Tensor) -> Outcome:
+        """[K, B, ...] in the targets' own units."""
+        x = self.vectors.inputs(values, action)
+        return self._ask(x.expand(self.opinions, *x.shape))
+
+    # Learning.
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of recorded sequences, all networks on the same rows; see `worldmodel.models.fitting` for
+        what a careful training does."""
+        inside = ~batch.is_first[:, 1:]
+        values = self.vectors.flat(batch.obs)
+        goes_on = 1.0 - batch.is_terminal[:, 1:].float()
+        rows = Rows(
+            values[:, :-1][inside], batch.action[:, 1:][inside], batch.reward[:, 1:][inside],
+            goes_on[inside], values[:, 1:][inside],
+        )  # fmt: skip
+        x, target = self.vectors.inputs(rows.values, rows.action), self.vectors.targets(rows)
+        loss = self.loss_of(x, target, rows.goes_on)
+        return loss, {"loss/model": loss.detach()}
+
+    def loss_of(self, x: Tensor, target: Tensor, goes_on: Tensor) -> Tensor:
+        """The predictor's loss and the decay of its weights: x, target, goes_on [N, ...], or
+        [M, N, ...] where each network has rows of its own."""
+        if x.ndim == 2:
+            many = self.predictor.networks
+            x, target, goes_on = (v.expand(many, *v.shape) for v in (x, target, goes_on))
+        ends = goes_on if self.ends is None else None
+        return self.predictor.loss(x, target, ends) + self.predictor.decay(self.decay)
+
+    # Inside.
+
+    def _dealt(self, member: Tensor) -> Tensor:
+        """The opinion of each row [B]; the same number of rows for each, as far as they go."""
+        k = self.opinions
+        count = len(member)
+        if self.config.particles == "tsinf":
+            turn = torch.arange(count, device=member.device) % k
+            return torch.where(member < 0, turn, member)
+        blocks = torch.rand(-(-count // k), k, device=member.device).argsort(1)
+        return blocks.flatten()[:count]
+
+    def _by_member(self, x: Tensor, member: Tensor) -> Outcome:
+        """What the opinion of each row says [B, ...], in the targets' own units."""
+        k, count = self.opinions, len(x)
+        if k == 1:
+            return Outcome(*(part[0] for part in self._ask(x.unsqueeze(0))))
+        order = member.argsort(stable=True)
+        sizes = torch.bincount(member, minlength=k)
+        most = int(sizes.max())
+        place = torch.arange(most, device=x.device).expand(k, -1)
+        there = place < sizes.unsqueeze(1)  # [K, most]; the last places of some are empty
+        start = (sizes.cumsum(0) - sizes).unsqueeze(1)
+        row = order[(start + place).clamp_max(count - 1)]
+        outcome, where = self._ask(x[row]), row[there]
+
+        def back(part: Tensor) -> Tensor:
+            out = part.new_empty(count, *part.shape[2:])
+            out[where] = part[there]
+            return out
+
+        return Outcome(*map(back, outcome))
+
+    def _ask(self, x: Tensor) -> Outcome:
+        """x [K, N, in] -> `Outcome` in the targets' own units."""
+        chosen = self.elites if self.opinions < self.predictor.networks else None
+        outcome: Outcome = self.predictor(x, chosen)
+        v = self.vectors
+        if not v.scaled:
+            return outcome
+        square = v.target_std.square()
+        mean = outcome.mean * v.target_std + v.target_mean
+        return Outcome(mean, outcome.variance * square, outcome.doubt * square, outcome.goes_on)
+
+    def _prediction(
+        self, values: Tensor, action: Tensor, drawn: Tensor, goes_on: Tensor, member: Tensor
+    ) -> Prediction[GaussianState]:
+        action = self.spec.action.clip(action)
+        after = self.vectors.base * values + drawn[..., : self.feat_size]
+        reward = drawn[..., -1] if self.reward is None else self.reward(values, action, after)
+        if self.ends is not None:
+            goes_on = 1.0 - self.ends(values, action, after).to(after.dtype)
+        return Prediction(GaussianState(after, member), reward, goes_on)
