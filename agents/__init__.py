@@ -25,6 +25,7 @@ AGENTS = {
     "dyna_2": "agents.dyna:Dyna2",
     "dyna_q": "agents.dyna:DynaQ",
     "dyna_q_plus": "agents.dyna:DynaQPlus",
+    "mpc": "agents.mpc:MPC",
     "prioritized_sweeping": "agents.dyna:PrioritizedSweeping",
     "q_learning": "agents.dyna:QLearning",
     "random": "agents.random:Random",

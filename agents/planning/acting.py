@@ -53,14 +53,14 @@ class Planned(Agent):
 
     def initial(self, batch_size: int) -> PlannedState:
         """See `Agent.initial`."""
-        return PlannedState(self.agent.initial(batch_size), None)
+        return PlannedState(self.agent.initial(batch_size), self.planner.initial(batch_size))
 
     @torch.no_grad()
     def act(
         self, obs: Mapping[str, Any], state: PlannedState | None = None, mode: str = "sample"
     ) -> tuple[np.ndarray, PlannedState, dict[str, Any]]:
         """See `Agent.act`; the mode is the agent's own, whose action is replaced."""
-        inner = None if state is None else state.agent
+        inner, warm = (None, None) if state is None else state
         _, inner, extras = self.agent.act(obs, inner, mode)
         world_state = self.agent.world_state(inner)
         device = tree.device(world_state)
@@ -72,7 +72,7 @@ class Planned(Agent):
             self.model,
             world_state,
             self.agent.evaluate if self.trusts else None,
-            None if state is None else state.warm,
+            warm,
             first,
             mask,
         )

@@ -135,6 +135,11 @@ class Planner(ABC):
         world or agent does not have.
         """
 
+    def initial(self, batch_size: int) -> Any:
+        """`warm` before the first decision, [B, ...]; `plan` looks at it where is_first is False.
+        None for a planner that starts anew each time."""
+        return None
+
     def state_dict(self) -> dict[str, Any]:
         """Its random generator; `warm` belongs to whoever acts."""
         return {"stream": self.stream.state_dict()}

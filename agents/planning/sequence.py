@@ -165,11 +165,9 @@ class SequencePlanner(Planner):
         first = torch.zeros(batch, dtype=torch.bool) if is_first is None else is_first
         first = first.to(self.device)
         mean = tree.where(first, start.mean, warm.mean) if c.warm_start else start.mean
-        known = warm.elites.shape[1]  # fewer where a deadline left no more
         # The plan ends one step later than before: that step is new.
-        again = torch.cat([warm.elites[:, :, :-1], fresh[:, :known, -1:]], 2)
-        again = tree.where(first, fresh[:, :known], again)
-        return Sequences(mean, start.std), torch.cat([again, fresh[:, known:]], 1)
+        again = torch.cat([warm.elites[:, :, :-1], fresh[:, :, -1:]], 2)
+        return Sequences(mean, start.std), tree.where(first, fresh, again)
 
     def _search(
         self,
