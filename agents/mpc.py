@@ -136,7 +136,7 @@ class MPC(Agent):
         batch = replay.sample(self.batch_size, self.batch_length).to(self.device)
         loss, metrics = self.model.loss(batch)
         try:
-            metrics["grad_norm"] = self.optim.step(loss)
+            metrics |= self.optim.step(loss)
         except FloatingPointError as error:
             error.batch = batch  # type: ignore[attr-defined]
             raise

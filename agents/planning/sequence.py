@@ -105,9 +105,17 @@ class SequencePlanner(Planner):
             "nonfinite": dreams.nonfinite, "return": float(pool.returns.amax(1).mean()),
             "std": float(sequences.std.mean()),
         }  # fmt: skip
-        return Plan(
-            action, Warm(shifted(sequences.mean), shifted(pool.best(self.carried).actions)), stats
-        )
+        best = pool.best(self.carried).actions
+        if best.shape[1] < self.carried:  # a bound left no more
+            more = self.space.resolve(sequences.mean, None).unsqueeze(1)
+            best = torch.cat([best, more.expand(-1, self.carried - best.shape[1], -1, -1)], 1)
+        return Plan(action, Warm(shifted(sequences.mean), shifted(best)), stats)
+
+    def initial(self, batch_size: int) -> Warm:
+        """See `Planner.initial`."""
+        c = self.config
+        mean = self.space.start(batch_size, c.horizon, c.std, self.device).mean
+        return Warm(mean, mean.unsqueeze(1).repeat(1, self.carried, 1, 1))
 
     # What planners differ in.
 
