@@ -1,7 +1,20 @@
 """Model-predictive control: learn a world, and plan in it at every step. No actor, no critic.
 
     obs -> world.observe -> planner.plan (candidates, imagined in the world) -> action (+ noise)
-    replay -> world.loss -> Adam
+    replay -> world.loss -> Adam        or        replay -> world.fit
+
+The world is whatever `world=NAME` says. It is a torch.nn.Module `Class(spec, settings)`, settings
+of the dataclass `Class.Config`, and it offers
+
+- `Dynamics` (worldmodel/types.py): initial, observe, step, discount; with more of
+  worldmodel/capabilities.py the planners do more (`Uncertain`: caution; `Masks`; `Expects`);
+- `Learns`: the loss of a batch of sequences, whose gradient step is made here; or `Fits`: it learns
+  from all of the replay by itself, as often as `train_ratio` earns an update of batch_size x
+  batch_length rows;
+- a `state_dict` that holds all it needs to go on: normalisers, its own optimizer and generators.
+
+A new one is a file in worldmodel/models, a line in WORLDS (worldmodel/models/__init__.py) and a
+file in configs/world, which begins with `/world_schema: NAME`; `world=module:Class` needs none.
 
 With the RSSM and CEM this is PlaNet (Hafner et al., "Learning latent dynamics for planning from
 pixels", ICML 2019); `configs/experiment/planet.yaml` has its constants.
@@ -15,7 +28,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from omegaconf import OmegaConf
+from torch import Tensor, nn
 
 from agents.base import Agent, Part, check_mode, random_actions
 from agents.planning import PLANNERS, planner_class
@@ -24,27 +38,30 @@ from agents.planning.icem import ICEMConfig
 from agents.planning.mcts import MCTSConfig
 from agents.planning.mppi import MPPIConfig
 from agents.planning.shooting import ShootingConfig
-from worldmodel import seeding
 from worldmodel.adam import Adam, AdamConfig
-from worldmodel.config import ConfigError, check_ranges, free, unknown
+from worldmodel.capabilities import Controls, Fits, Learns
+from worldmodel.config import ConfigError, build, check_ranges, free, unknown
+from worldmodel.models import world_class
 from worldmodel.replay import Replay
-from worldmodel.rssm import ModelConfig, WorldModel
-from worldmodel.types import MASK_KEY, EnvSpec
+from worldmodel.types import MASK_KEY, Dynamics, EnvSpec
 
 
 @dataclass
 class MPCConfig:
-    """batch_size, batch_length: sequences and rows of one update. planner: one of
-    `agents.planning`, with the settings of that name below. noise: while exploring, the deviation
-    of what is added to a continuous action, and the share of discrete actions drawn at random.
-    model: the world. optim: of its loss."""
+    """world: its name, or module:Class; on the command line `world=NAME` without "agent.", which
+    brings its settings, too. model: those settings; none means the world's defaults.
+    batch_size, batch_length: sequences and rows of one update. planner: one of `agents.planning`,
+    with the settings of that name below. noise: while exploring, the deviation of what is added to
+    a continuous action, and the share of discrete actions drawn at random. optim: of the loss of a
+    world that does not fit itself."""
 
     name: str = "mpc"
+    world: str = "rssm"
     batch_size: int = 50
     batch_length: int = 50
     planner: str = free("cem")
     noise: float = free(0.3)
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: Any = None
     optim: AdamConfig = field(default_factory=lambda: AdamConfig(lr=1e-3, eps=1e-4, clip=1000.0))
     cem: CEMConfig = field(default_factory=CEMConfig)
     icem: ICEMConfig = field(default_factory=ICEMConfig)
@@ -59,6 +76,24 @@ class MPCConfig:
         })  # fmt: skip
         if self.planner not in PLANNERS:
             raise ConfigError(unknown("planner", self.planner, PLANNERS))
+        schema = world_class(self.world).Config
+        if self.model is None or isinstance(self.model, dict):  # as a saved run has them
+            self.model = build(OmegaConf.create(self.model or {}), schema, saved=bool(self.model))
+        if not isinstance(self.model, schema):
+            raise ConfigError(
+                f"agent.world is '{self.world}', but agent.model holds the settings of another "
+                f"world ({type(self.model).__name__}). Name it as world={self.world}, without "
+                "'agent.', which brings its settings, too."
+            )
+
+    @property
+    def planner_settings(self) -> Any:
+        """Those of the planner that is named."""
+        sections = {
+            "cem": self.cem, "icem": self.icem, "mppi": self.mppi, "shooting": self.shooting,
+            "mcts": self.mcts,
+        }  # fmt: skip
+        return sections[self.planner]
 
 
 class MPCState(NamedTuple):
@@ -70,17 +105,30 @@ class MPCState(NamedTuple):
 
 
 class MPC(Agent):
-    """A world, its optimizer and a planner."""
+    """A world, its optimizer and a planner. Raises ConfigError where the world cannot be planned in
+    or does not learn, and where the planner cannot search these actions."""
 
     Config = MPCConfig
 
     def __init__(self, spec: EnvSpec, config: MPCConfig, device: torch.device) -> None:
         self.spec, self.config, self.device = spec, config, device
-        self.model = WorldModel(spec, config.model).to(device)
-        self.optim = Adam([("model", self.model)], config.optim)
-        seed = seeding.spawn(torch.initial_seed() % 2**32, "planner")
-        settings = getattr(config, config.planner)
+        learner: nn.Module = world_class(config.world)(spec, config.model).to(device)
+        world: Any = learner
+        if not (isinstance(world, Dynamics) and isinstance(world, Learns | Fits)):
+            raise ConfigError(
+                f"World '{config.world}' must be a Dynamics (worldmodel/types.py), and Learns or "
+                "Fits (worldmodel/capabilities.py)."
+            )
+        if isinstance(world, Controls):
+            self.control = world.control
+        self.fits = isinstance(world, Fits)
+        self.optim = None if self.fits else Adam([("model", learner)], config.optim)
+        self.model: Any = learner
+        settings = config.planner_settings
+        # Seeded from torch's generator, which the caller seeds.
+        seed = int(torch.randint(2**31, ()).item())
         self.planner = planner_class(config.planner)(spec.action, settings, seed, device)
+        self.stats: dict[str, float] = {}  # of the last plan
         self.batch_size, self.batch_length = config.batch_size, config.batch_length
         self.min_rows = config.batch_size * config.batch_length
 
@@ -103,12 +151,13 @@ class MPC(Agent):
             if k in obs
         }
         batch = len(next(iter(tensors.values())))
+        begins = torch.full((batch,), state is None, device=self.device)
         state = self.initial(batch) if state is None else state
-        first = tensors.pop("is_first", torch.zeros(batch, dtype=torch.bool, device=self.device))
-        first = first.bool()
+        first = tensors.pop("is_first", begins).bool() | begins
         latent = self.model.observe(state.latent, tensors, state.action, first)
         mask = tensors.get(MASK_KEY)
         plan = self.planner.plan(self.model, latent, None, state.warm, first, mask)
+        self.stats = {f"plan/{k}": float(v) for k, v in plan.stats.items() if k != "ms"}
         action = self._explored(plan.action, obs) if mode == "sample" else plan.action
         return action.cpu().numpy(), MPCState(latent, action, plan.warm), {}
 
@@ -132,44 +181,50 @@ class MPC(Agent):
     # Learning.
 
     def update(self, replay: Replay) -> dict[str, Any]:
-        """One gradient step of the world on a fresh batch."""
+        """One gradient step of the world on a fresh batch, or one fit on all of the replay."""
+        if self.fits:
+            return self.model.fit(replay) | self.stats
         batch = replay.sample(self.batch_size, self.batch_length).to(self.device)
         loss, metrics = self.model.loss(batch)
+        assert self.optim is not None
         try:
             metrics |= self.optim.step(loss)
         except FloatingPointError as error:
-            error.batch = batch  # type: ignore[attr-defined]
+            error.batch = batch  # type: ignore[attr-defined]  # for whoever looks for the cause
             raise
-        return metrics
+        return metrics | self.stats
 
     def slow_down(self, factor: float) -> bool:
-        self.optim.slow_down(factor)
-        return True
+        if self.optim is not None:
+            self.optim.slow_down(factor)
+        return self.optim is not None
 
     # Keeping.
 
     @property
     def parts(self) -> dict[str, Part]:
-        """The parts of the world."""
+        """The world's modules."""
         found: dict[str, dict[str, Tensor]] = {}
         for name, tensor in self.model.state_dict(keep_vars=True).items():
-            found.setdefault(name.split(".")[0], {})[f"model.{name}"] = tensor
+            if isinstance(tensor, Tensor):
+                found.setdefault(name.split(".")[0], {})[f"model.{name}"] = tensor
         return {
             name: Part(
                 tensors,
                 optional=name in ("heads", "ensemble"),
-                same_actions=name in ("core", "ensemble"),
-                same_observations=name in ("encoder", "decoder"),
+                same_actions=name not in ("encoder", "decoder", "heads"),
+                same_observations=name not in ("core", "heads", "ensemble"),
             )
             for name, tensors in found.items()
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, optimizer, and the planner's random numbers."""
+        """Weights, optimizer, and the planner's random numbers and last counters."""
         return {
             "model": self.model.state_dict(),
-            "optim": self.optim.state_dict(),
+            "optim": {} if self.optim is None else self.optim.state_dict(),
             "planner": self.planner.state_dict(),
+            "stats": self.stats,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -178,5 +233,7 @@ class MPC(Agent):
             self.model.load_state_dict(state["model"])
         except RuntimeError as error:
             raise ValueError(f"The weights belong to another configuration: {error}") from error
-        self.optim.load_state_dict(state["optim"])
+        if self.optim is not None:
+            self.optim.load_state_dict(state["optim"])
         self.planner.load_state_dict(state["planner"])
+        self.stats = dict(state["stats"])

@@ -155,6 +155,26 @@ class Learns(Protocol):
         ...
 
 
+@runtime_checkable
+class Fits(Protocol):
+    """Learns from everything that was recorded, by itself: what is held out, how long, with which
+    optimizer are its own affair."""
+
+    def fit(self, replay: Any) -> dict[str, Any]:
+        """Learn from all rows of a `worldmodel.replay.Replay`; metrics."""
+        ...
+
+
+@runtime_checkable
+class Controls(Protocol):
+    """Predicts one or a sum of several rewards."""
+
+    @property
+    def control(self) -> Mapping[str, float]:
+        """The weight of each in what `step` gives as the reward."""
+        ...
+
+
 def start_of(model: Any, batch: Batch) -> Any:
     """The states [B, ...] of a `Dynamics` before the first rows of a batch on its device: those
     that were stored with the rows before them, where the model packs states, else initial ones."""

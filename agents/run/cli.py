@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -15,25 +16,41 @@ from agents.run.train import train
 from worldmodel import config
 from worldmodel.accel.ranks import launched_first
 from worldmodel.compose import launch, store, swept_keys, swept_values
+from worldmodel.models import WORLDS, world_class
 from worldmodel.words import at_home, for_hydra, texts
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-GROUP = "agent"
+GROUP, WORLD = "agent", "world"
 SWEEP = "hydra.sweep.dir"
 
 
 def register(words: Sequence[str] = ()) -> None:
     """Tell Hydra which settings exist: TrainConfig, and those of each agent, which the files of
-    configs/agent build on as `/schema: NAME`.
+    configs/agent build on as `/schema: NAME`, and of each world (configs/world, `/world_schema:`).
 
-    words: of the command line; "agent=module:Class" adds a user's own agent.
+    words: of the command line; "agent=module:Class" adds a user's own agent, and
+    "world=module:Class" a world.
     """
     store("train_schema", TrainConfig)
     for name in agents.AGENTS:
         store(name, agents.agent_class(name).Config, "schema", GROUP)
-    given = [word.partition("=")[2] for word in words if word.startswith(f"{GROUP}=")]
-    for name in (name for names in given for name in names.split(",") if ":" in name):
+    for name in own_classes(words, GROUP):
         store(name, agents.agent_class(name).Config, GROUP)
+    for name in WORLDS:
+        store(name, world_settings(name), "world_schema", GROUP)
+    for name in own_classes(words, WORLD):
+        store(name, world_settings(name), WORLD, GROUP)
+
+
+def own_classes(words: Sequence[str], group: str) -> list[str]:
+    """What the words name as module:Class for a group."""
+    given = [word.partition("=")[2] for word in words if word.startswith(f"{group}=")]
+    return [name for names in given for name in names.split(",") if ":" in name]
+
+
+def world_settings(name: str) -> dict[str, Any]:
+    """The settings of an agent that plans in this world, as far as they are the world's."""
+    return {"world": name, "model": world_class(name).Config}
 
 
 def complete_words(words: Sequence[str]) -> list[str]:

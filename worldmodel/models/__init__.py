@@ -1,1 +1,37 @@
-"""The worlds other than the RSSM, learned or known, each in a file of its own."""
+"""The worlds other than the RSSM, each in a file of its own; and every learned one by name."""
+
+from __future__ import annotations
+
+from dataclasses import is_dataclass
+from typing import Any
+
+from torch import nn
+
+from worldmodel.config import ConfigError, unknown
+from worldmodel.envs.named import found
+
+# name -> "module:Class" of worlds that learn (`Learns` or `Fits`); the module is imported only when
+# the name is asked for. configs/world has a file for each.
+WORLDS = {
+    "rssm": "worldmodel.rssm:WorldModel",
+}
+
+
+def world_class(name: str) -> Any:
+    """The class of a learned world, or of your own as "module:Class" or "file.py:Class".
+
+    It is made with `Class(spec, settings)`, settings being of the dataclass `Class.Config`.
+    Raises ConfigError where there is no such class.
+    """
+    if name not in WORLDS and ":" not in name:
+        raise ConfigError(
+            unknown("world", name, WORLDS) + " Your own world is named 'module:Class'."
+        )
+    cls = found(WORLDS.get(name, name), "class")
+    right = isinstance(cls, type) and issubclass(cls, nn.Module)
+    if not right or not is_dataclass(getattr(cls, "Config", None)):
+        raise ConfigError(
+            f"World '{name}' is no world that learns: it must be a subclass of torch.nn.Module "
+            "with a dataclass 'Config'."
+        )
+    return cls

@@ -33,6 +33,8 @@ class ModelOutput(NamedTuple):
 class WorldModel(TakesFittedHeads):
     """Learns latent dynamics from pixels and vectors; satisfies `worldmodel.types.Dynamics`."""
 
+    Config = ModelConfig
+
     def __init__(self, spec: EnvSpec, config: ModelConfig) -> None:
         super().__init__()
         self.spec, self.config = spec, config
@@ -61,6 +63,11 @@ class WorldModel(TakesFittedHeads):
             self.ensemble = Ensemble(*sizes, c.ensemble)
             self.uncertainty = self._uncertainty  # a world without one has no such method
         self._sizes = c.deter, c.groups, classes, self.core.gaussian
+
+    @property
+    def control(self) -> dict[str, float]:
+        """Weights of the heads whose sum is the reward."""
+        return self.config.control
 
     @property
     def discount(self) -> float:
