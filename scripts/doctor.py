@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -22,6 +21,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # it works where noth
 
 from worldmodel import progress
 from worldmodel.entry import HELP, enter
+from worldmodel.machine import memory_bytes, processor
 
 GIB = 2**30
 REINSTALL = "run `make setup`; if that changes nothing, delete .venv and run it again"
@@ -151,13 +151,7 @@ def check_mujoco_pair(version_of: Callable[[str], str | None] = installed_versio
 
 def check_cpu() -> Check:
     """The processor, the cores that this process may use, and torch's threads."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text().splitlines()
-        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        model = names[0] if names else model
+    model, cores = processor()
     try:
         import torch
     except ImportError as error:
@@ -261,26 +255,6 @@ def check_disk(folder: Path = Path("."), free_bytes: int | None = None) -> Check
     if free < 5 * GIB:
         return Check("disk", Level.WARN, detail, advice)
     return Check("disk", Level.OK, detail)
-
-
-def memory_bytes() -> tuple[int, int]:
-    """(available, total) memory in bytes; a container's limit counts, zeros mean unknown."""
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        names = getattr(os, "sysconf_names", {})
-        if "SC_PHYS_PAGES" not in names:
-            return 0, 0
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return total, total
-    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-    total = int(fields["MemTotal"].split()[0]) * 1024
-    available = int(fields.get("MemAvailable", fields["MemTotal"]).split()[0]) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and used.exists() and limit.read_text().strip().isdigit():
-        allowed = int(limit.read_text())
-        total = min(total, allowed)
-        available = min(available, max(0, allowed - int(used.read_text())))
-    return available, total
 
 
 def check_memory(memory: tuple[int, int] | None = None) -> Check:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
-import platform
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -19,6 +17,7 @@ from agents.run.report import code_version, versions
 from worldmodel import config, progress
 from worldmodel.entry import HELP
 from worldmodel.envs.shifts import shift_named
+from worldmodel.machine import processor
 
 # Each is scripts.studies.bench_NAME, imported only when its name is asked for.
 MEASURES = (
@@ -74,10 +73,11 @@ def check_shifts(names: Iterable[str]) -> None:
 
 def machine() -> dict[str, Any]:
     """What a figure depends on beside the code: versions, cores, threads, device."""
+    cpu, cores = processor()
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "cpu": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
+        "cpu": cpu,
+        "cores": cores,
         "threads": torch.get_num_threads(),
         "versions": versions(),
         "code": code_version(),

@@ -91,6 +91,7 @@ class Job:
     settings: Settings
     say: Callable[[str], None]
     files: list[Path] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
     _seeds: range = range(0)
 
     @property
@@ -124,9 +125,17 @@ class Job:
         self.files.append(plots.write_curves(self.path("csv"), panels, also))
 
     def check(self, *checks: Check) -> None:
-        """Say how numbers lie to their anchors."""
+        """Say how numbers lie to their anchors, and note it in NAME_checks.csv."""
         for one in checks:
             self.say(one.line())
+        self.checks += checks
+        names = ("what", "ours", "error", "anchor", "anchor_error", "assumed", "apart")
+        rows = [
+            (c.what, c.value, c.error, c.anchor, c.anchor_error, c.assumed, c.distance)
+            for c in self.checks
+        ]
+        path = plots.write_table(self.path("csv", "checks"), names, rows)
+        self.files = [*(file for file in self.files if file != path), path]
 
 
 def mean_check(
