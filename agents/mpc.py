@@ -128,6 +128,7 @@ class MPC(Agent):
         # Seeded from torch's generator, which the caller seeds.
         seed = int(torch.randint(2**31, ()).item())
         self.planner = planner_class(config.planner)(spec.action, settings, seed, device)
+        self.updates = 0
         self.stats: dict[str, float] = {}  # of the last plan
         self.batch_size, self.batch_length = config.batch_size, config.batch_length
         self.min_rows = config.batch_size * config.batch_length
@@ -143,7 +144,8 @@ class MPC(Agent):
     def act(
         self, obs: Mapping[str, Any], state: MPCState | None = None, mode: str = "sample"
     ) -> tuple[np.ndarray, MPCState, dict[str, Any]]:
-        """See `Agent.act`; "sample" adds the noise."""
+        """See `Agent.act`; "sample" adds the noise, and acts at random before the first
+        update."""
         check_mode(mode)
         tensors = {
             k: torch.as_tensor(obs[k], device=self.device)
@@ -155,6 +157,9 @@ class MPC(Agent):
         state = self.initial(batch) if state is None else state
         first = tensors.pop("is_first", begins).bool() | begins
         latent = self.model.observe(state.latent, tensors, state.action, first)
+        if mode == "sample" and not self.updates:  # a world that knows nothing is not worth a plan
+            action = self._random(obs, batch)
+            return action.cpu().numpy(), MPCState(latent, action, state.warm), {}
         mask = tensors.get(MASK_KEY)
         plan = self.planner.plan(self.model, latent, None, state.warm, first, mask)
         self.stats = {f"plan/{k}": float(v) for k, v in plan.stats.items() if k != "ms"}
@@ -167,10 +172,13 @@ class MPC(Agent):
         if self.spec.action.kind == "continuous":
             noisy: Tensor = self.spec.action.clip(action + noise * torch.randn_like(action))
             return noisy
-        rng = np.random.default_rng(int(torch.randint(1 << 62, ())))
-        other = torch.from_numpy(random_actions(self.spec, obs, len(action), rng)).to(self.device)
         drawn = torch.rand(len(action), 1, device=self.device) < noise
-        return torch.where(drawn, other, action)
+        return torch.where(drawn, self._random(obs, len(action)), action)
+
+    def _random(self, obs: Mapping[str, Any], batch: int) -> Tensor:
+        """Uniform actions [B, A]."""
+        rng = np.random.default_rng(int(torch.randint(1 << 62, ())))
+        return torch.from_numpy(random_actions(self.spec, obs, batch, rng)).to(self.device)
 
     def replace_action(self, state: MPCState, action: Any) -> MPCState:
         return state._replace(action=torch.as_tensor(action, device=self.device))
@@ -182,6 +190,7 @@ class MPC(Agent):
 
     def update(self, replay: Replay) -> dict[str, Any]:
         """One gradient step of the world on a fresh batch, or one fit on all of the replay."""
+        self.updates += 1
         if self.fits:
             return self.model.fit(replay) | self.stats
         batch = replay.sample(self.batch_size, self.batch_length).to(self.device)
@@ -225,6 +234,7 @@ class MPC(Agent):
             "optim": {} if self.optim is None else self.optim.state_dict(),
             "planner": self.planner.state_dict(),
             "stats": self.stats,
+            "updates": self.updates,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -236,4 +246,4 @@ class MPC(Agent):
         if self.optim is not None:
             self.optim.load_state_dict(state["optim"])
         self.planner.load_state_dict(state["planner"])
-        self.stats = dict(state["stats"])
+        self.stats, self.updates = dict(state["stats"]), int(state["updates"])

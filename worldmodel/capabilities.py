@@ -77,6 +77,16 @@ class Expects(Protocol[S]):
 
 
 @runtime_checkable
+class Unrolls(Protocol[S]):
+    """Follows actions that are known from the start sooner than one `step` after the other."""
+
+    def unroll(self, state: S, actions: Tensor) -> Prediction[S]:
+        """What `Dynamics.step` gives for each of actions [B, H, A] in turn: states [B, H, ...],
+        rewards and cont [B, H]."""
+        ...
+
+
+@runtime_checkable
 class Deterministic(Protocol):
     """Says whether its steps draw anything."""
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from agents.planning.base import BoundsConfig, Evaluate, Meter
 from agents.planning.space import ActionSpace
 from worldmodel import tree
-from worldmodel.capabilities import Deterministic, Expects, Masks, Uncertain
+from worldmodel.capabilities import Deterministic, Expects, Masks, Uncertain, Unrolls
 from worldmodel.config import ConfigError
 from worldmodel.types import Dynamics, Prediction
 
@@ -73,6 +73,10 @@ class Imagination:
                 f"{type(world).__name__} does not. Set expect=false."
             )
         self._step = world.expect if expect and isinstance(world, Expects) else world.step
+        # A deadline wants to be asked about before each step.
+        self.unrolls = isinstance(world, Unrolls) and not (
+            expect or self.doubts or bounds.deadline_ms
+        )
         #: Whether the same candidate would get the same return again.
         self.repeats = expect or (isinstance(world, Deterministic) and world.deterministic)
         self.bootstrap = bootstrap and evaluate is not None and evaluate(state).value is not None
@@ -101,11 +105,15 @@ class Imagination:
     def score(self, state: Any, raw: Tensor, mask: Tensor | None = None) -> Scored | None:
         """Candidates raw [B, N, H, A] from states [B, ...], mask [B, A] of their first action;
         None where the deadline came first."""
-        batch, count, horizon, size = raw.shape
+        batch, count, horizon = raw.shape[:3]
         rows = count * self.particles
         state = tree.map(lambda x: x.repeat_interleave(rows, 0), state)
         raw = raw.repeat_interleave(self.particles, 1).flatten(0, 1)  # [B N P, H, A]
-        allowed = self.mask(state) if mask is None else mask.repeat_interleave(rows, 0)
+        known = self.mask(state)
+        allowed = known if mask is None else mask.repeat_interleave(rows, 0)
+        if self.unrolls and known is None:
+            total, executed = self._unrolled(state, raw, allowed, rows)
+            return self._scored(total, executed, batch)
         weight = torch.ones(batch * rows, device=raw.device)
         total = torch.zeros_like(weight)
         actions = []
@@ -120,19 +128,48 @@ class Imagination:
                 total, weight = self._stop(state, doubt, total, weight, t)
                 cost = self.bounds.caution * doubt
             state, reward, cont = self.advance(state, action, rows)
-            # Nothing counts after the end of an episode, not even what is not finite.
-            total = total + torch.where(weight > 0, weight * (reward - cost), 0.0)
-            weight = weight * torch.where(weight > 0, cont * self.world.discount, 0.0)
+            total, weight = self._counted(total, weight, reward - cost, cont)
             allowed = self.mask(state)
+        total = self._ended(total, weight, state)
+        return self._scored(total, torch.stack(actions, 1), batch)
+
+    def _counted(
+        self, total: Tensor, weight: Tensor, reward: Tensor, cont: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return and weight after a step. Nothing counts after the end of an episode, not even what
+        is not finite."""
+        there = weight > 0
+        total = total + torch.where(there, weight * reward, 0.0)
+        return total, weight * torch.where(there, cont * self.world.discount, 0.0)
+
+    def _ended(self, total: Tensor, weight: Tensor, state: Any) -> Tensor:
+        """The return with what the agent thinks of the last state, where it counts."""
         if self.bootstrap:
             total = total + torch.where(weight > 0, weight * self.value(state), 0.0)
-        returns = total.view(batch, count, self.particles).mean(-1)
+        return torch.where(weight.isnan(), torch.nan, total)  # by a `cont` that was not finite
+
+    def _scored(self, total: Tensor, executed: Tensor, batch: int) -> Scored:
+        """From returns [B N P] and actions [B N P, H, A], one of each candidate's particles."""
+        returns = total.view(batch, -1, self.particles).mean(-1)
         finite = returns.isfinite()
         self.nonfinite += int((~finite).sum())
-        executed = torch.stack(actions, 1).view(batch, count, self.particles, horizon, size)[
-            :, :, 0
-        ]
-        return Scored(returns.masked_fill(~finite, -torch.inf), executed)
+        actions = executed.view(*returns.shape, self.particles, *executed.shape[1:])[:, :, 0]
+        return Scored(returns.masked_fill(~finite, -torch.inf), actions)
+
+    def _unrolled(
+        self, state: Any, raw: Tensor, allowed: Tensor | None, rows: int
+    ) -> tuple[Tensor, Tensor]:
+        """The returns [B N P] of actions [B N P, H, A], and these, by a world that follows all of
+        them in one call; `allowed` concerns the first alone."""
+        first = self.space.resolve(raw[:, :1], None if allowed is None else allowed[:, None])
+        actions = torch.cat([first, self.space.resolve(raw[:, 1:], None)], 1)
+        states, reward, cont = self.world.unroll(state, actions)  # type: ignore[attr-defined]
+        self.meter.spend(rows * raw.shape[1])
+        total, weight = torch.zeros_like(reward[:, 0]), torch.ones_like(reward[:, 0])
+        for t in range(raw.shape[1]):
+            total, weight = self._counted(total, weight, reward[:, t], cont[:, t])
+        last = tree.index(states, (slice(None), -1))
+        return self._ended(total, weight, last), actions
 
     def _stop(
         self, state: Any, doubt: Tensor, total: Tensor, weight: Tensor, t: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,11 +12,15 @@ from torch import Tensor
 
 from agents.base import Evaluation
 from agents.planning import PLANNERS, BoundsConfig, Planner, planner_class
+from agents.planning.base import Meter
 from agents.planning.cache import CacheConfig, CachedWorld
+from agents.planning.imagine import Imagination
 from agents.planning.space import ActionSpace, Sequences, coloured
+from tests.model_batches import SPECS, random_state, scramble, tiny
 from worldmodel.config import ConfigError
 from worldmodel.distributions import Normal
 from worldmodel.models.oracle import CartPole, Motion, Pendulum
+from worldmodel.rssm import WorldModel
 from worldmodel.types import ActionSpec, Prediction
 
 SEQUENCE = ("cem", "icem", "mppi", "shooting")
@@ -416,3 +421,37 @@ def test_bounds_of_numbers() -> None:
     for wrong in ({"budget": -1}, {"deadline_ms": np.nan}, {"caution": -0.1}):
         with pytest.raises(ConfigError, match="allowed"):
             BoundsConfig(**wrong)
+
+
+def test_a_world_that_unrolls_gives_what_its_steps_give() -> None:
+    spec = SPECS["vector"]
+    world = WorldModel(spec, tiny())
+    scramble(world)
+    space = ActionSpace(spec.action)
+    state = random_state(tiny(), 2)
+    raw = torch.randn(2, 5, 4, spec.action.size)
+
+    def value(state: Any) -> Evaluation:
+        return Evaluation(None, state.feat.sum(-1))
+
+    found = []
+    for unrolls in (True, False):
+        bounds = BoundsConfig(budget=20)
+        meter = Meter(bounds, time.perf_counter)
+        dreams = Imagination(world, state, value, space, bounds, meter)
+        dreams.unrolls = unrolls
+        torch.manual_seed(0)
+        found.append(dreams.score(state, raw))
+    assert meter.rows == 20
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_an_ending_that_is_not_finite_spoils_a_candidate() -> None:
+    class Vague(Line):
+        def step(self, state: Place, action: Tensor) -> Prediction[Place]:
+            after, reward, cont = super().step(state, action)
+            return Prediction(after, reward, torch.where(action[:, 0] > 0, torch.nan, cont))
+
+    plan = make("cem").plan(Vague(1.0), Place(torch.zeros(1, 1)))
+    assert plan.action <= 0
+    assert plan.stats["nonfinite"] > 0

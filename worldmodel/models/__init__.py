@@ -13,6 +13,7 @@ from worldmodel.envs.named import found
 # name -> "module:Class" of worlds that learn (`Learns` or `Fits`); the module is imported only when
 # the name is asked for. configs/world has a file for each.
 WORLDS = {
+    "planet": "worldmodel.rssm.planet:PlaNet",
     "rssm": "worldmodel.rssm:WorldModel",
 }
 

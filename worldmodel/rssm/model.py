@@ -185,6 +185,14 @@ class WorldModel(TakesFittedHeads):
             actions.append(action)
         return tree.stack(states, 1), torch.stack(actions, 1)
 
+    def unroll(self, state: LatentState, actions: Tensor) -> Prediction:
+        """`step` for each of actions [B, H, A] in turn, [B, H, ...] each; the heads read all states
+        at once."""
+        states, _ = self.imagine(state, actions, actions.shape[1])
+        feat, after = states.feat, states.map(lambda x: x[:, 1:])
+        cont = (self.discounted_cont(feat[:, 1:]) / self.discount).clamp(0.0, 1.0)
+        return Prediction(after, self.imagined_reward(feat, actions)[:, 1:], cont)
+
     def reward(self, feat: Tensor) -> Tensor:
         """The sum of the controlled heads' predictions [...], each times its weight."""
         total = feat.new_zeros(feat.shape[:-1], dtype=torch.float32)
