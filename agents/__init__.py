@@ -26,6 +26,7 @@ AGENTS = {
     "dyna_q": "agents.dyna:DynaQ",
     "dyna_q_plus": "agents.dyna:DynaQPlus",
     "mpc": "agents.mpc:MPC",
+    "muzero": "agents.muzero:MuZero",
     "prioritized_sweeping": "agents.dyna:PrioritizedSweeping",
     "q_learning": "agents.dyna:QLearning",
     "random": "agents.random:Random",

@@ -15,17 +15,22 @@ from worldmodel.optim import Optimizer
 @dataclass
 class AdamConfig:
     """lr: step size. clip: largest norm of the whole gradient; 0 turns clipping off.
-    beta1, beta2, eps: first- and second-moment decay, and what is added to the root."""
+    beta1, beta2, eps: first- and second-moment decay, and what is added to the root. decay: of the
+    weights, times lr. anneal: update at which lr has fallen to a tenth, linearly; it stays there;
+    0 leaves it constant."""
 
     lr: float = 3e-4
     clip: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
+    decay: float = 0.0
+    anneal: int = 0
 
     def __post_init__(self) -> None:
         below_one = (0, 1 - 1e-9)
-        ranges = {"lr": (0, 1e3), "clip": (0, 1e9), "eps": (0, 1)}
+        ranges = {"lr": (0, 1e3), "clip": (0, 1e9), "eps": (0, 1), "decay": (0, 1e3)}
+        ranges["anneal"] = (0, 1 << 62)
         check_ranges(self, {**ranges, "beta1": below_one, "beta2": below_one})
 
 
@@ -43,9 +48,14 @@ class Adam(Optimizer):
     def _apply(self, norms: Tensor, finite: Tensor) -> None:
         c = self.config
         scale = (norms / c.clip).clamp_min(1.0) if c.clip else None  # the gradient is divided by it
+        rate = c.lr * self._slower
+        if c.anneal:
+            rate = rate * (1.0 - 0.9 * (self._updates / c.anneal).clamp_max(1.0))
         self._updates.add_(finite)
+        if c.decay:
+            self.flat.addcmul_(self.flat, -c.decay * rate * finite)
         torch._fused_adam_(
             [self.flat], [self.grad], [self.mean], [self.square], [], [self._updates.float()],
-            lr=c.lr * self._slower, beta1=c.beta1, beta2=c.beta2, eps=c.eps, weight_decay=0.0,
+            lr=rate, beta1=c.beta1, beta2=c.beta2, eps=c.eps, weight_decay=0.0,
             amsgrad=False, maximize=False, grad_scale=scale, found_inf=(~finite).float(),
         )  # fmt: skip

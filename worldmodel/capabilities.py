@@ -120,6 +120,17 @@ class Masks(Protocol[S_contra]):
 
 
 @runtime_checkable
+class Alternates(Protocol):
+    """Says whether two players move in turn."""
+
+    @property
+    def alternates(self) -> bool:
+        """Whether each state is seen, and each reward paid, from the side of who moves there: a
+        value counts with the other sign one step before."""
+        ...
+
+
+@runtime_checkable
 class Packs(Protocol[S]):
     """Stores its states beside the rows of a replay, as columns."""
 

@@ -139,6 +139,11 @@ class Normal:
         """The same distribution, through which no gradient flows."""
         return Normal(self.mean.detach(), self.std.detach())
 
+    def repeated(self, count: int, wider: float = 1.0) -> Normal:
+        """[..., count, N]: as often, with `wider` times the deviation."""
+        std = wider * self.std.expand_as(self.mean)
+        return Normal(_repeated(self.mean, count), _repeated(std, count))
+
     def sample(self) -> Tensor:
         """Reparameterised draw [..., N]."""
         return self.mean + self.std * torch.randn_like(self.mean)
@@ -163,6 +168,11 @@ class Normal:
         return 0.5 * (ratio + shift - ratio.log() - 1.0).sum(-1)
 
 
+def _repeated(x: Tensor, count: int) -> Tensor:
+    """[..., N] -> [..., count, N]."""
+    return x.unsqueeze(-2).expand(*x.shape[:-1], count, x.shape[-1])
+
+
 class TanhNormal:
     """tanh(u) of u ~ N(mean, std) [..., N], with values in (-1, 1).
 
@@ -171,6 +181,11 @@ class TanhNormal:
 
     def __init__(self, mean: Tensor, log_std: Tensor) -> None:
         self.mean, self.log_std = mean.float(), log_std.float()
+
+    def repeated(self, count: int, wider: float = 1.0) -> TanhNormal:
+        """[..., count, N]: as often, with `wider` times the deviation."""
+        log_std = self.log_std + math.log(wider)
+        return TanhNormal(_repeated(self.mean, count), _repeated(log_std, count))
 
     def draw(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """The reparameterised value [..., N] that standard normal noise [..., N] makes, and its
@@ -184,6 +199,18 @@ class TanhNormal:
     def sample(self) -> Tensor:
         """Reparameterised draw [..., N]."""
         return torch.tanh(self.mean + self.log_std.exp() * torch.randn_like(self.mean))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density [...] of values [..., N]; beyond tanh(+-4) they count as there."""
+        u = torch.atanh(value.clamp(-0.9993, 0.9993))
+        z = (u - self.mean) * (-self.log_std).exp()
+        normal = -0.5 * z.square() - self.log_std - 0.5 * math.log(2 * math.pi)
+        slope = 2.0 * (math.log(2.0) - u - F.softplus(-2.0 * u))
+        return (normal - slope).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """In nats [...], of u: that of the value has no closed form."""
+        return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
     def mode(self) -> Tensor:
         """tanh(mean) [..., N]."""
@@ -277,3 +304,47 @@ class Point:
         """Minus the squared error summed over the last axis, [...]."""
         target = symlog(target.float()) if self.symlog_target else target.float()
         return -(self.raw - target).square().sum(-1)
+
+
+def squash(x: Tensor) -> Tensor:
+    """sign(x) (sqrt(|x| + 1) - 1) + 0.001 x: Pohlen et al., "Observe and look further" (2018)."""
+    return torch.sign(x) * (torch.sqrt(x.abs() + 1.0) - 1.0) + 0.001 * x
+
+
+def unsquash(y: Tensor) -> Tensor:
+    """The inverse of `squash`."""
+    root = torch.sqrt(1.0 + 0.004 * (y.abs() + 1.001))
+    return torch.sign(y) * (((root - 1.0) / 0.002).square() - 1.0)
+
+
+class Support(torch.nn.Module):
+    """Scalars as categories: evenly spaced bins from -limit to limit of `squash` (MuZero).
+
+    A scalar is the two bins beside it, by its distance to each.
+    """
+
+    points: Tensor
+
+    def __init__(self, limit: float, bins: int) -> None:
+        super().__init__()
+        self.limit, self.bins = limit, bins
+        self.register_buffer("points", torch.linspace(-limit, limit, bins), persistent=False)
+
+    def mean(self, logits: Tensor) -> Tensor:
+        """What logits [..., bins] say: the inverse of the mean of the bins, [...]."""
+        return unsquash(torch.softmax(logits.float(), -1) @ self.points)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Probabilities [..., bins] whose mean is x [...]; what lies outside counts as the end."""
+        y = squash(x.float()).clamp(-self.limit, self.limit)
+        place = (y + self.limit) * ((self.bins - 1) / (2 * self.limit))
+        low = place.floor().clamp(max=self.bins - 2).long()
+        share = (place - low).unsqueeze(-1)
+        hot = torch.zeros(*x.shape, self.bins, device=x.device)
+        return hot.scatter_(-1, low.unsqueeze(-1), 1 - share).scatter_(
+            -1, low.unsqueeze(-1) + 1, share
+        )
+
+    def loss(self, logits: Tensor, x: Tensor) -> Tensor:
+        """Cross entropy [...] of logits [..., bins] to scalars x [...]."""
+        return -(self.encode(x) * torch.log_softmax(logits.float(), -1)).sum(-1)

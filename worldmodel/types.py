@@ -31,6 +31,7 @@ from torch import Tensor
 from worldmodel import tree
 
 MASK_KEY = "action_mask"
+PLAYER_KEY = "to_play"
 
 S = TypeVar("S")  # the state of a world
 
@@ -158,7 +159,9 @@ class Column:
 @dataclass(frozen=True)
 class EnvSpec:
     """What a model or an agent must know of an environment. A key named `action_mask` is a
-    "vector" of A zeros and ones: the discrete actions allowed at that observation."""
+    "vector" of A zeros and ones: the discrete actions allowed at that observation. One named
+    `to_play` says which of two players moves next: rewards are then those of who moved, and
+    observations are seen from the side of who moves."""
 
     obs: dict[str, ObsSpec]
     action: ActionSpec

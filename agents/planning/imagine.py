@@ -72,6 +72,7 @@ class Imagination:
                 f"expect=true needs a world that looks ahead without drawing; "
                 f"{type(world).__name__} does not. Set expect=false."
             )
+        self._masks = isinstance(world, Masks)  # asking takes as long as a small step
         self._step = world.expect if expect and isinstance(world, Expects) else world.step
         # A deadline wants to be asked about before each step.
         self.unrolls = isinstance(world, Unrolls) and not (
@@ -94,7 +95,7 @@ class Imagination:
 
     def mask(self, state: Any) -> Tensor | None:
         """Actions that a state allows, as far as the world knows."""
-        return self.world.action_mask(state) if isinstance(self.world, Masks) else None
+        return self.world.action_mask(state) if self._masks else None  # type: ignore[attr-defined]
 
     def advance(self, state: Any, action: Tensor, rows: int) -> Prediction[Any]:
         """One call of the world, with so many rows for each environment."""

@@ -51,6 +51,7 @@ FAMILIES = {
     "gymnasium": "worldmodel.envs.gym:build",
     "dmc": "worldmodel.envs.dmc:build",
     "atari": "worldmodel.envs.atari:build",
+    "boards": "worldmodel.envs.boards:build",
     "grid": "worldmodel.envs.grid:build",
 }
 

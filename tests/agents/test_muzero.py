@@ -1,0 +1,267 @@
+"""MuZero: targets by hand, gradients, reanalysis, and what a run asks of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from agents.muzero import MuZero, MuZeroConfig
+from agents.muzero.targets import bootstraps, make_targets, window
+from agents.planning.tree_config import MCTSConfig
+from agents.run.config import TrainConfig
+from tests.agents.small_runs import (
+    check_learns_offline,
+    check_resumes,
+    check_starts_from,
+    check_trains_and_evaluates,
+    filled_replay,
+    live,
+    observed,
+    small_config,
+)
+from tests.model_batches import SPECS
+from worldmodel import tree
+from worldmodel.config import ConfigError
+from worldmodel.distributions import Support, squash, unsquash
+from worldmodel.models.muzero import MuZeroModelConfig
+from worldmodel.types import MASK_KEY, PLAYER_KEY, ActionSpec, Batch, EnvSpec, ObsSpec
+
+CPU = torch.device("cpu")
+THREE = ActionSpec("discrete", (3,))
+VECTOR = EnvSpec({"v": ObsSpec("vector", (5,))}, THREE)
+MASKED = EnvSpec({"v": ObsSpec("vector", (5,)), MASK_KEY: ObsSpec("vector", (3,))}, THREE)
+CONTINUOUS = EnvSpec({"v": ObsSpec("vector", (5,))}, ActionSpec("continuous", (2,)))
+FACTORS = EnvSpec({"v": ObsSpec("vector", (5,))}, ActionSpec("discrete", (2, 3)))
+PICTURE = EnvSpec({"image": ObsSpec("image", (32, 32, 3))}, THREE)
+BOARD = EnvSpec(
+    {"board": ObsSpec("vector", (18,)), PLAYER_KEY: ObsSpec("discrete", (2,), (2,))}, THREE
+)
+MODEL = MuZeroModelConfig(latent=8, units=16, channels=8, support=10, bins=21)
+close = torch.testing.assert_close
+
+
+def config(**changes: Any) -> MuZeroConfig:
+    search = {"rule": "puct", "simulations": 4, "dirichlet": 0.3, **changes.pop("search", {})}
+    model = replace(MODEL, **changes.pop("model", {}))
+    small: dict[str, Any] = {"batch_size": 8, "unroll": 3, "n_step": 2, "units": 16}
+    return MuZeroConfig(**{**small, **changes}, search=MCTSConfig(**search), model=model)
+
+
+def make(spec: EnvSpec = VECTOR, seed: int = 0, **changes: Any) -> MuZero:
+    torch.manual_seed(seed)
+    return MuZero(spec, config(**changes), CPU)
+
+
+def replay_of(agent: MuZero, spec: EnvSpec, **settings: Any) -> Any:
+    """Random rows, each searched once."""
+    replay = filled_replay(spec, columns=agent.columns, num_envs=2, **settings)
+    agent.prepare(replay)
+    return replay
+
+
+def test_a_support_by_hand() -> None:
+    """h(3) = 1 + 0.003, between bins 1 and 2 of 21 from -10 to 10."""
+    x = torch.tensor([3.0, -8.0, 0.0, 1e9])
+    close(squash(x[:3]), torch.tensor([1.003, -2.008, 0.0]))
+    close(unsquash(squash(x[:3])), x[:3], rtol=1e-4, atol=1e-4)
+    support = Support(10.0, 21)
+    hot = support.encode(x)
+    close(hot[0].nonzero().flatten(), torch.tensor([11, 12]))
+    close(hot[0, 11:13], torch.tensor([0.997, 0.003]), rtol=1e-3, atol=1e-4)
+    assert hot[3, -1] == 1  # beyond the last bin
+    close(support.mean(hot.clamp_min(1e-30).log())[:3], x[:3], rtol=1e-3, atol=1e-3)
+
+
+def rows(reward: list[float], first: list[int], last: list[int], terminal: list[int]) -> Batch:
+    flags = (torch.tensor([x], dtype=torch.bool) for x in (first, last, terminal))
+    paid = torch.tensor([reward])
+    return Batch(
+        {"v": torch.zeros(1, len(reward), 5)}, torch.zeros(1, len(reward), 3), paid, *flags
+    )
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_targets_by_hand(sign: float) -> None:
+    """K = 3, n = 2, g = 1/2 (or -1/2: two players), values 10; the episode ends at row 2."""
+    g = 0.5 * sign
+    batch = rows([9, 1, 2, 0, 4, 5], [0, 0, 0, 1, 0, 0], [0, 0, 1, 0, 0, 0], [0, 0, 1, 0, 0, 0])
+    found = window(batch)
+    assert (found.last.tolist(), found.ended.tolist()) == ([2], [True])
+    e = bootstraps(found, 3, torch.tensor([2]))
+    assert e.tolist() == [[2, 2, 2, 2]]
+    out = make_targets(batch, found, e, torch.full((1, 4), 10.0), g, 2)
+    close(out.value, torch.tensor([[1 + g * 2, 2.0, 0, 0]]))
+    close(out.reward[:, 1:], torch.tensor([[1.0, 2, 0]]))
+    close(out.prefix[:, 1:], torch.tensor([[1.0, 3, 0]]))  # begins anew after two steps
+    assert out.cont.tolist() == [[1, 1, 0, 0]]
+    assert out.learned.all()  # what lies behind the end is worth nothing, and that is learned
+    assert out.decides.tolist() == [[True, True, False, False]]
+    # Cut off instead: its last row is worth what the network says, nothing is asked behind it.
+    batch.is_terminal[:] = False
+    out = make_targets(batch, window(batch), e, torch.full((1, 4), 10.0), g, 5)
+    close(out.value, torch.tensor([[1 + g * 2 + g * g * 10, 2 + g * 10, 10.0, 0]]))
+    assert out.learned.tolist() == [[True, True, True, False]]
+    assert out.decides.tolist() == [[True, True, True, False]]
+    # Goes on: two rewards, then the value; an old sequence counts one reward only.
+    batch.is_first[:] = batch.is_last[:] = False
+    found = window(batch)
+    for n in (2, 1):
+        e = bootstraps(found, 3, torch.tensor([n]))
+        assert e.tolist() == [[n, n + 1, n + 2, n + 3]]
+        out = make_targets(batch, found, e, torch.full((1, 4), 10.0), g, 5)
+        paid = [9, 1, 2, 0, 4, 5]
+        z = [sum(g**i * paid[k + 1 + i] for i in range(n)) + g**n * 10 for k in range(3)]
+        close(out.value[0, :3], torch.tensor(z))
+
+
+SHAPES: dict[str, tuple[EnvSpec, dict[str, Any]]] = {
+    "vector": (VECTOR, {}),
+    "masked": (MASKED, {"search": {"rule": "gumbel"}}),
+    "factors": (FACTORS, {}),
+    "picture": (PICTURE, {"model": {"projection": 8}}),
+    "board": (BOARD, {"model": {"board": [3, 3]}}),
+    "prefix": (VECTOR, {"model": {"prefix": 4, "prefix_steps": 2, "projection": 8}, "aging": 10}),
+    "continuous": (
+        CONTINUOUS,
+        {
+            "search": {
+                "rule": "gumbel", "samples": 2, "root_samples": 6, "wide_samples": 3, "gumbel": 0.0
+            },
+            "best_only": True,
+        },
+    ),
+    "sampled": (CONTINUOUS, {"search": {"samples": 5}, "entropy": 0.01, "values": "search"}),
+    "priorities": (VECTOR, {"priority_exponent": 0.6, "reanalyse": 4}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_it_learns_from_every_kind_of_world(name: str) -> None:
+    """Updates are finite, move all weights, and say what is certain: this replay's rewards."""
+    spec, changes = SHAPES[name]
+    agent = make(spec, **changes)
+    replay = replay_of(agent, spec, priority_exponent=agent.priority_exponent)
+    before = agent.optim.flat.clone()
+    losses = [float(agent.update(replay)["loss/reward"]) for _ in range(4)]
+    assert np.isfinite(losses).all()
+    moved = {
+        n.partition(".")[2]
+        for n, a, b in zip(
+            agent.optim.names,
+            before.split([p.numel() for p in agent.optim.params]),
+            agent.optim.flat.split([p.numel() for p in agent.optim.params]),
+            strict=True,
+        )
+        if not torch.equal(a, b)
+    }
+    assert len(moved) > 0.8 * len(agent.optim.names)
+    for mode in ("sample", "mode"):
+        action, state, extras = agent.act(observed(spec, 3), agent.initial(3), mode)
+        assert action.shape == (3, spec.action.size)
+        assert extras.keys() == agent.columns.keys()
+        assert extras["policy"].sum(-1) == pytest.approx(1.0, abs=1e-5)
+        if MASK_KEY in spec.obs:
+            mask = observed(spec, 3)[MASK_KEY]
+            assert ((action * (mask == 0)).sum(-1) == 0).all()
+            assert (extras["policy"][mask == 0] == 0).all()
+    again = agent.act(observed(spec, 3), None, "mode")[0]
+    assert np.array_equal(action, again)  # an evaluation draws nothing
+    assert agent.evaluate(state).value.shape == (3,)
+
+
+def test_two_players_see_the_same_with_the_other_sign() -> None:
+    agent = make(EnvSpec({**VECTOR.obs, PLAYER_KEY: ObsSpec("discrete", (2,), (2,))}, THREE))
+    assert agent.model.alternates
+    assert not make().model.alternates
+
+
+def test_only_the_way_into_the_next_step_is_halved() -> None:
+    """The gradient that reaches the first state from the k-th one's value is 2^-k of what it is
+    without the halving."""
+    agent = make(model={"scaled": False})
+    batch = replay_of(agent, VECTOR).sample(8, agent.length, columns=agent.columns)
+    _, latents = agent._unroll(batch)
+    plain = agent.model.represent({"v": batch.obs["v"][:, 0]})
+    actions = agent._actions(batch)
+    state, shares = plain, []
+    for k in range(1, 4):
+        agent.rng.manual_seed(0)
+        state = agent.model.unroll(state, actions[:, k - 1]).state
+        bias = agent.model.represent_net[-1].bias
+        ours = torch.autograd.grad(latents[k].sum(), bias, retain_graph=True)[0]
+        whole = torch.autograd.grad(state.latent.sum(), bias, retain_graph=True)[0]
+        shares.append(float((ours / whole).median()))
+    assert shares == pytest.approx([0.5, 0.25, 0.125], abs=0.05)
+
+
+def test_targets_come_from_a_copy_that_learns_nothing() -> None:
+    agent = make(target_every=3)
+    replay = replay_of(agent, VECTOR)
+    for update in range(1, 5):
+        before = tree.map(torch.clone, agent.target.state_dict())
+        agent.update(replay)
+        same = all(torch.equal(v, before[k]) for k, v in agent.target.state_dict().items())
+        assert same == bool(update % 3)
+    assert all(p.grad is None for p in agent.target.parameters())
+
+
+def test_old_rows_are_searched_again() -> None:
+    agent = make(reanalyse=6)
+    replay = replay_of(agent, VECTOR)
+    index = replay.sample(40, 1, columns=agent.columns).index
+    before = replay.gather(index, agent.columns).columns["policy"].clone()
+    with torch.no_grad():  # another opinion of everything
+        agent.networks.prediction.out.bias[:3] = torch.tensor([5.0, -5.0, 0.0])
+    agent.search_again(replay, replay.gather(index))
+    after = replay.gather(index, agent.columns).columns["policy"]
+    assert after[..., 0].mean() > before[..., 0].mean() + 0.2
+    close(after.sum(-1), torch.ones(40, 1))
+
+
+def test_what_cannot_work_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"planner\.samples"):
+        make(CONTINUOUS)
+    with pytest.raises(ConfigError, match="learns no policy"):
+        config(search={"rule": "ucb1"})
+    with pytest.raises(ConfigError, match="no planes of 9"):
+        make(VECTOR, model={"board": [3, 3]})
+    with pytest.raises(ConfigError, match="images or vectors"):
+        make(SPECS["mixed"])
+    with pytest.raises(ConfigError, match="values is 'old'"):
+        config(values="old")
+    with pytest.raises(ValueError, match="the agent"):
+        make().load_state_dict(make(units=8).state_dict())
+
+
+# What a run asks of it
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    folder = tmp_path_factory.mktemp("muzero") / "run"
+    settings = small_config(folder, config(reanalyse=2, priority_exponent=0.5))
+    check_trains_and_evaluates(settings)
+    return settings
+
+
+def test_a_run_continues_to_the_bit(tmp_path: Path) -> None:
+    settings = small_config(tmp_path, config(reanalyse=2, priority_exponent=0.5))
+    check_resumes(tmp_path, settings)
+
+
+def test_it_starts_from_another_run(run: TrainConfig, tmp_path: Path) -> None:
+    check_starts_from(replace(run, run=str(tmp_path / "new")), Path(run.run))
+
+
+def test_it_learns_offline(run: TrainConfig, tmp_path: Path) -> None:
+    check_learns_offline(replace(run, run=str(tmp_path / "new")), Path(run.run))
+
+
+def test_continuous_actions_live(tmp_path: Path) -> None:
+    search = {"rule": "gumbel", "samples": 2, "root_samples": 4, "wide_samples": 2, "gumbel": 0.0}
+    live(small_config(tmp_path / "run", config(search=search), "box"))
