@@ -313,8 +313,8 @@ def squash(x: Tensor) -> Tensor:
 
 def unsquash(y: Tensor) -> Tensor:
     """The inverse of `squash`."""
-    root = torch.sqrt(1.0 + 0.004 * (y.abs() + 1.001))
-    return torch.sign(y) * (((root - 1.0) / 0.002).square() - 1.0)
+    root = torch.sqrt(1.0 + 0.004 * (y.double().abs() + 1.001))  # float32 is wrong by 1e-4 here
+    return torch.sign(y) * (((root - 1.0) / 0.002).square() - 1.0).to(y.dtype)
 
 
 class Support(torch.nn.Module):

@@ -3,6 +3,7 @@
 config    settings
 nets      policy and value of hidden states
 targets   what the unrolled model shall say
+compiled  the search's simulations as machine code
 agent     acting, learning, searching old positions again
 """
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from agents.base import Agent, Evaluation, Part, check_mode
+from agents.muzero.compiled import Compiled
 from agents.muzero.config import MuZeroConfig
 from agents.muzero.nets import Networks
 from agents.muzero.targets import Targets, bootstraps, make_targets, window
@@ -63,6 +64,9 @@ class MuZero(Agent):
         self.judge = MCTS(spec.action, calm, 0, device)
         count = config.search.root_samples or config.search.samples
         self.drawn = bool(count)
+        self.compiled = None
+        if not self.drawn and Compiled.fits(self.networks):
+            self.compiled = Compiled(self.networks)
         size = count or len(self.planner.choices.encoded)
         self.columns = {"policy": Column((size,), "float32"), "value": Column((), "float32")}
         if self.drawn:
@@ -90,7 +94,8 @@ class MuZero(Agent):
 
     def _search(self, planner: MCTS, root: MuZeroState, seen: Mapping[str, Tensor]) -> Found:
         heat = None if planner is self.judge else self.temperature
-        return planner.search(self.model, root, self.evaluate, seen.get(MASK_KEY), heat)
+        about = (self.model, root, self.evaluate, seen.get(MASK_KEY), heat)
+        return planner.search(*about, compiled=self.compiled)
 
     def _columns(self, found: Found) -> dict[str, Any]:
         out: dict[str, Any] = {

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.planning.base import Evaluate, Meter, Plan, Planner, check_kind
+from agents.planning.base import BoundsConfig, Evaluate, Meter, Plan, Planner, check_kind
 from agents.planning.imagine import Imagination
 from agents.planning.space import ActionSpace
 from agents.planning.tree_config import MCTSConfig
-from agents.planning.tree_growth import Choices, Found, Search
+from agents.planning.tree_growth import Choices, Found, Search, Simulations
 from agents.planning.tree_rules import considered_visits
 from worldmodel.config import ConfigError
 from worldmodel.types import ActionSpec
@@ -65,9 +65,11 @@ class MCTS(Planner):
         evaluate: Evaluate | None = None,
         mask: Tensor | None = None,
         temperature: float | None = None,
+        compiled: Simulations | None = None,
     ) -> Found:
         """All that a search finds in states [B, ...]; for the arguments see `Planner.plan`.
-        temperature: another than in the settings."""
+        temperature: another than in the settings. compiled: the same world and agent as machine
+        code, used where no bound is set."""
         c = self.config
         meter = Meter(c.bounds, self.clock)
         with self.stream:
@@ -76,6 +78,8 @@ class MCTS(Planner):
                 world, state, evaluate, self.space, c.bounds, meter, bootstrap=False
             )
             found = Search(self.choices, dreams, state, mask)
+            if compiled is not None and c.bounds == BoundsConfig():
+                found.run(compiled)
             while found.done < c.simulations and found.simulate():
                 pass
             return found.result(c.temperature if temperature is None else temperature)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +32,11 @@ class Found(NamedTuple):
     options: Tensor
     trees: Trees
     stats: dict[str, float]
+
+
+# Many simulations in one call: (trees, rule, considered, simulations, depth, states of all nodes,
+# signed discount, deepest [B]) -> answers that were not finite.
+Simulations = Callable[[Trees, Rule, np.ndarray, int, int, Any, float, np.ndarray], int]
 
 
 class Choices(NamedTuple):
@@ -77,6 +83,16 @@ class Search:
             self.trees.raw[:, 0] = value
         self.trees.known[:] = choices.rule.kind != RULES["ucb1"]
         self._add_noise(rng)
+
+    def run(self, compiled: Simulations) -> None:
+        """All simulations, by code that knows this world and agent."""
+        c = self.config
+        self.dreams.nonfinite += compiled(
+            self.trees, self.choices.rule, self.choices.considered, c.simulations, c.depth,
+            self.states, self.discount, self.deepest,
+        )  # fmt: skip
+        self.dreams.meter.spend(c.simulations)
+        self.done = c.simulations
 
     def simulate(self) -> bool:
         """Look at one leaf of every tree; False where a bound came first."""

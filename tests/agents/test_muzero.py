@@ -199,6 +199,33 @@ def test_only_the_way_into_the_next_step_is_halved() -> None:
     assert shares == pytest.approx([0.5, 0.25, 0.125], abs=0.05)
 
 
+@pytest.mark.parametrize("rule", ["puct", "gumbel"])
+@pytest.mark.parametrize("alternates", [False, True])
+def test_machine_code_searches_as_pytorch_does(rule: str, alternates: bool) -> None:
+    agent = make(MASKED, search={"rule": rule, "simulations": 30})
+    agent.model.alternates = alternates
+    agent.update(replay_of(agent, MASKED))
+    for layer in (agent.networks.prediction.out, agent.model.reward, agent.model.ends):
+        torch.nn.init.normal_(layer.weight)  # opinions that differ; the code sees new weights
+    obs = {k: torch.tensor(v) for k, v in observed(MASKED, 6).items()}
+    root = agent.model.represent(obs)
+    found = []
+    for compiled in (agent.compiled, None):
+        agent.planner.stream.seed(3)
+        found.append(
+            agent.planner.search(
+                agent.model, root, agent.evaluate, obs[MASK_KEY], 1.0, compiled=compiled
+            )
+        )
+    assert agent.compiled is not None
+    code, plain = found
+    assert np.array_equal(code.trees.visits, plain.trees.visits)
+    assert np.array_equal(code.chosen, plain.chosen)
+    np.testing.assert_allclose(code.value, plain.value, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(code.policy, plain.policy, atol=1e-3)
+    assert code.stats["model_steps"] == plain.stats["model_steps"]
+
+
 def test_targets_come_from_a_copy_that_learns_nothing() -> None:
     agent = make(target_every=3)
     replay = replay_of(agent, VECTOR)

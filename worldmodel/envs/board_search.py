@@ -6,18 +6,14 @@ UCB1 with c = sqrt(2) and random games from each new leaf (Kocsis and Szepesvari
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numba as nb
 import numpy as np
 
-if TYPE_CHECKING:
-    from .boards import Game
+Rules = tuple[int, int, int, bool, int]  # of boards.Game: height, width, row, falls, moves
 
 
-def best_move(game: Game, board: np.ndarray, player: int, simulations: int, seed: int) -> int:
+def best_move(rules: Rules, board: np.ndarray, player: int, simulations: int, seed: int) -> int:
     """The most visited move of a search of so many random games."""
-    rules = (game.height, game.width, game.row, game.falls, game.moves)
     return int(_search(board.astype(np.int64), player, rules, simulations, seed))
 
 

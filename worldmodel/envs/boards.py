@@ -192,7 +192,9 @@ class BoardGame(gymnasium.Env[Any, Any]):
             from .board_search import best_move  # loads numba
 
             seed = int(self.np_random.integers(1, 1 << 62))
-            return best_move(self.game, self.board, self.player, self.simulations, seed)
+            g = self.game
+            rules = (g.height, g.width, g.row, g.falls, g.moves)
+            return best_move(rules, self.board, self.player, self.simulations, seed)
         return int(self.np_random.choice(np.flatnonzero(legal(self.game, self.board))))
 
     def _seen(self) -> dict[str, Any]:
