@@ -31,6 +31,7 @@ AGENTS = {
     "q_learning": "agents.dyna:QLearning",
     "random": "agents.random:Random",
     "sac": "agents.sac:SAC",
+    "tdmpc2": "agents.tdmpc2:TDMPC2",
 }
 
 __all__ = ["AGENTS", "Agent", "Policy", "agent_class", "load", "load_replay", "make"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,11 +36,26 @@ class AdamConfig:
 
 
 class Adam(Optimizer):
-    """Adam (Kingma and Ba 2015), its gradient clipped by the norm of all tensors together."""
+    """Adam (Kingma and Ba 2015), its gradient clipped by the norm of all tensors together.
 
-    def __init__(self, modules: Iterable[tuple[str, nn.Module]], config: AdamConfig) -> None:
+    rates: of each module, a share of the step size; all 1 by default.
+    """
+
+    def __init__(
+        self,
+        modules: Iterable[tuple[str, nn.Module]],
+        config: AdamConfig,
+        rates: Sequence[float] | None = None,
+    ) -> None:
+        modules = list(modules)
         super().__init__(modules)
         self.config = config
+        self._groups = [(slice(None), 1.0)]
+        if rates is not None:
+            sizes = [sum(p.numel() for p in m.parameters() if p.requires_grad) for _, m in modules]
+            ends = list(itertools.accumulate(sizes))
+            spans = zip([0, *ends], ends, rates, strict=False)
+            self._groups = [(slice(a, b), rate) for a, b, rate in spans if b > a]
 
     def _norms(self) -> Tensor:
         return torch.linalg.vector_norm(self.grad)
@@ -52,10 +68,13 @@ class Adam(Optimizer):
         if c.anneal:
             rate = rate * (1.0 - 0.9 * (self._updates / c.anneal).clamp_max(1.0))
         self._updates.add_(finite)
-        if c.decay:
-            self.flat.addcmul_(self.flat, -c.decay * rate * finite)
-        torch._fused_adam_(
-            [self.flat], [self.grad], [self.mean], [self.square], [], [self._updates.float()],
-            lr=rate, beta1=c.beta1, beta2=c.beta2, eps=c.eps, weight_decay=0.0,
-            amsgrad=False, maximize=False, grad_scale=scale, found_inf=(~finite).float(),
-        )  # fmt: skip
+        for part, share in self._groups:
+            flat, lr = self.flat[part], rate * share
+            if c.decay:
+                flat.addcmul_(flat, -c.decay * lr * finite)
+            torch._fused_adam_(
+                [flat], [self.grad[part]], [self.mean[part]], [self.square[part]], [],
+                [self._updates.float()], lr=lr, beta1=c.beta1, beta2=c.beta2, eps=c.eps,
+                weight_decay=0.0, amsgrad=False, maximize=False, grad_scale=scale,
+                found_inf=(~finite).float(),
+            )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -318,25 +318,32 @@ def unsquash(y: Tensor) -> Tensor:
 
 
 class Support(torch.nn.Module):
-    """Scalars as categories: evenly spaced bins from -limit to limit of `squash` (MuZero).
+    """Scalars as categories: evenly spaced bins from -limit to limit of `squash` (MuZero), or of
+    symlog (TD-MPC2: scale=symlog, back=symexp).
 
     A scalar is the two bins beside it, by its distance to each.
     """
 
     points: Tensor
 
-    def __init__(self, limit: float, bins: int) -> None:
+    def __init__(
+        self,
+        limit: float,
+        bins: int,
+        scale: Callable[[Tensor], Tensor] = squash,
+        back: Callable[[Tensor], Tensor] = unsquash,
+    ) -> None:
         super().__init__()
-        self.limit, self.bins = limit, bins
+        self.limit, self.bins, self.scale, self.back = limit, bins, scale, back
         self.register_buffer("points", torch.linspace(-limit, limit, bins), persistent=False)
 
     def mean(self, logits: Tensor) -> Tensor:
-        """What logits [..., bins] say: the inverse of the mean of the bins, [...]."""
-        return unsquash(torch.softmax(logits.float(), -1) @ self.points)
+        """What logits [..., bins] say: the mean of the bins, on the scalars' scale, [...]."""
+        return self.back(torch.softmax(logits.float(), -1) @ self.points)
 
     def encode(self, x: Tensor) -> Tensor:
         """Probabilities [..., bins] whose mean is x [...]; what lies outside counts as the end."""
-        y = squash(x.float()).clamp(-self.limit, self.limit)
+        y = self.scale(x.float()).clamp(-self.limit, self.limit)
         place = (y + self.limit) * ((self.bins - 1) / (2 * self.limit))
         low = place.floor().clamp(max=self.bins - 2).long()
         share = (place - low).unsqueeze(-1)
@@ -346,5 +353,5 @@ class Support(torch.nn.Module):
         )
 
     def loss(self, logits: Tensor, x: Tensor) -> Tensor:
-        """Cross entropy [...] of logits [..., bins] to scalars x [...]."""
+        """Cross entropy [...] of logits [..., bins] to scalars x [...] (leading axes may lack)."""
         return -(self.encode(x) * torch.log_softmax(logits.float(), -1)).sum(-1)

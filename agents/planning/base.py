@@ -28,11 +28,13 @@ Evaluate = Callable[[Any], Evaluation]
 
 class Plan(NamedTuple):
     """action: encoded [B, A], as the environment executes it. warm: what the next decision starts
-    from, a tree [B, ...]. stats: numbers about the search, by name."""
+    from, a tree [B, ...]. stats: numbers about the search, by name. first: the distribution of the
+    first action that the search ended with (`space.Sequences` without H), where it has one."""
 
     action: Tensor
     warm: Any
     stats: dict[str, float]
+    first: Any = None
 
 
 @dataclass

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from agents.planning.imagine import Scored
-from agents.planning.sequence import SequenceConfig, SequencePlanner
+from agents.planning.sequence import SequenceConfig, SequencePlanner, decayed
 from agents.planning.space import Sequences, coloured
 from worldmodel.config import check_ranges
 
@@ -53,16 +53,15 @@ class ICEM(SequencePlanner):
         """Correlated along time."""
         return coloured(shape, self.config.beta, self.device)
 
-    def candidates(self, iteration: int, sequences: Sequences) -> Tensor:
-        """Fewer in every iteration; in the last one, the mean takes the place of a draw."""
+    def count(self, iteration: int) -> int:
+        """Fewer in every iteration."""
         c = self.config
-        count = c.candidates
-        for _ in range(iteration):
-            count = int(count / c.decay)
-        batch, horizon, size = sequences.mean.shape
-        noise = self.noise((batch, max(count, 2 * c.elites), horizon, size))
-        raw = self.space.draw(sequences, noise)
-        if iteration == c.iterations - 1:
+        return max(decayed(c.candidates, c.decay, iteration), 2 * c.elites)
+
+    def candidates(self, iteration: int, sequences: Sequences) -> Tensor:
+        """In the last iteration, the mean takes the place of a draw."""
+        raw = super().candidates(iteration, sequences)
+        if iteration == self.config.iterations - 1:
             raw[:, 0] = sequences.mean
         return raw
 

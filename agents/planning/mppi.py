@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from agents.planning.imagine import Scored
-from agents.planning.sequence import SequenceConfig, SequencePlanner
+from agents.planning.sequence import SequenceConfig, SequencePlanner, decayed
 from agents.planning.space import Sequences
 from worldmodel.config import check_ranges
 
@@ -23,7 +23,8 @@ class MPPIConfig(SequenceConfig):
     """gain: a candidate's weight is exp(gain * (return - best return)). filter: of the noise; an
     action is this share of its own draw and the rest of the action before. fit_std: the deviation
     is fitted, too, within least_std and greatest_std; else it stays. sample: acts with the first
-    action of an elite drawn by its weight, in place of the mean.
+    action of an elite drawn by its weight, in place of the mean. decay: each iteration draws this
+    many times fewer candidates than the last, but at least twice the elites, as iCEM does.
 
     The defaults are those of PDDM, with all candidates as elites."""
 
@@ -37,10 +38,13 @@ class MPPIConfig(SequenceConfig):
     fit_std: bool = False
     greatest_std: float = 2.0
     sample: bool = False
+    decay: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ranges(self, {"gain": (0, 1e6), "filter": (1e-3, 1), "greatest_std": (1e-6, 1e3)})
+        check_ranges(self, {
+            "gain": (0, 1e6), "filter": (1e-3, 1), "greatest_std": (1e-6, 1e3), "decay": (1, 1e3),
+        })  # fmt: skip
 
 
 class MPPI(SequencePlanner):
@@ -48,6 +52,12 @@ class MPPI(SequencePlanner):
 
     Config = MPPIConfig
     config: MPPIConfig
+
+    def count(self, iteration: int) -> int:
+        """Fewer in every iteration, where they decay."""
+        c = self.config
+        least = min(2 * c.elites, c.candidates)
+        return max(decayed(c.candidates, c.decay, iteration), least)
 
     def candidates(self, iteration: int, sequences: Sequences) -> Tensor:
         """Draws whose noise is filtered along time."""

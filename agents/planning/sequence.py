@@ -19,7 +19,8 @@ from worldmodel.config import ConfigError, check_ranges
 class SequenceConfig:
     """horizon: imagined steps of a candidate. iterations: of drawing and fitting. candidates: in
     each. elites: of them that the next iteration is fitted to. warm_start: the mean begins where
-    that of the last decision ended, one step later. std, least_std: of a continuous action
+    that of the last decision ended, one step later; its new last step repeats the one before or,
+    without repeat_last, begins afresh. std, least_std: of a continuous action
     at the start, and at least, in units where its bounds are -1 and 1. momentum: share of the
     distribution before. smoothing: share of uniform in a discrete distribution. particles: draws
     of the world for each candidate. expect: imagine expectations in place of draws. value: the
@@ -32,6 +33,7 @@ class SequenceConfig:
     candidates: int = 1000
     elites: int = 10
     warm_start: bool = True
+    repeat_last: bool = True
     std: float = 1.0
     least_std: float = 0.0
     momentum: float = 0.0
@@ -91,11 +93,11 @@ class SequencePlanner(Planner):
         """See `Planner.plan`."""
         c, batch = self.config, tree.batch_size(state)
         meter = Meter(c.bounds, self.clock)
-        dreams = Imagination(
-            world, state, evaluate, self.space, c.bounds, meter, c.particles, c.expect, c.value
-        )
-        allowed = dreams.mask(state) if mask is None else mask
         with self.stream:
+            dreams = Imagination(
+                world, state, evaluate, self.space, c.bounds, meter, c.particles, c.expect, c.value
+            )
+            allowed = dreams.mask(state) if mask is None else mask
             start, elites = self._start(warm, is_first, batch)
             sequences, pool, iterations = self._search(dreams, state, allowed, start, elites)
             chosen = self.choose(sequences, pool, dreams.repeats)
@@ -109,7 +111,8 @@ class SequencePlanner(Planner):
         if best.shape[1] < self.carried:  # a bound left no more
             more = self.space.resolve(sequences.mean, None).unsqueeze(1)
             best = torch.cat([best, more.expand(-1, self.carried - best.shape[1], -1, -1)], 1)
-        return Plan(action, Warm(shifted(sequences.mean), shifted(best)), stats)
+        first = Sequences(sequences.mean[:, 0], sequences.std[:, 0])
+        return Plan(action, Warm(shifted(sequences.mean), shifted(best)), stats, first)
 
     def initial(self, batch_size: int) -> Warm:
         """See `Planner.initial`."""
@@ -128,12 +131,15 @@ class SequencePlanner(Planner):
         """Standard normal noise [B, N, H, A]."""
         return white(shape, self.device)
 
+    def count(self, iteration: int) -> int:
+        """How many candidates an iteration draws."""
+        return self.config.candidates
+
     def candidates(self, iteration: int, sequences: Sequences) -> Tensor:
         """New raw candidates [B, N, H, A] of one iteration."""
         batch, horizon, size = sequences.mean.shape
-        return self.space.draw(
-            sequences, self.noise((batch, self.config.candidates, horizon, size))
-        )
+        noise = self.noise((batch, self.count(iteration), horizon, size))
+        return self.space.draw(sequences, noise)
 
     def fit(self, sequences: Sequences, pool: Scored) -> Sequences:
         """The distribution after an iteration: here the elites count alike."""
@@ -173,6 +179,8 @@ class SequencePlanner(Planner):
         first = torch.zeros(batch, dtype=torch.bool) if is_first is None else is_first
         first = first.to(self.device)
         mean = tree.where(first, start.mean, warm.mean) if c.warm_start else start.mean
+        if not c.repeat_last:
+            mean = torch.cat([mean[:, :-1], start.mean[:, -1:]], 1)
         # The plan ends one step later than before: that step is new.
         again = torch.cat([warm.elites[:, :, :-1], fresh[:, :, -1:]], 2)
         return Sequences(mean, start.std), tree.where(first, fresh, again)
@@ -209,3 +217,10 @@ class SequencePlanner(Planner):
             sequences = self.fit(sequences, pool)
             again = pool.best(self.carried).actions
         return sequences, pool, c.iterations
+
+
+def decayed(count: int, factor: float, iteration: int) -> int:
+    """Candidates of an iteration, where each draws so many times fewer than the one before."""
+    for _ in range(iteration):
+        count = int(count / factor)
+    return count

@@ -37,6 +37,7 @@ class TrainConfig:
     max_minutes: float | None = free(None)
     train_ratio: float = 512.0  # replayed rows per agent step
     prefill: int = 0  # agent steps with random actions before the first update
+    first_updates: int = 0  # more updates, at once, when those steps are done
     log_every: int = free(1000)  # agent steps between two lines of metrics
     eval_every: int = free(50_000)  # agent steps between two evaluations; 0 means none
     eval_episodes: int = free(5)  # of each evaluation on the way
@@ -79,8 +80,8 @@ class TrainConfig:
             "steps": many, "threads": some, "prefill": some, "log_every": many, "eval_every": some,
             "eval_episodes": many, "final_episodes": some, "eval_envs": some, "video_every": some,
             "seed": some, "checkpoints_kept": many, "nonfinite_limit": many, "max_rollbacks": some,
-            "updates": some, "train_ratio": positive, "checkpoint_minutes": positive,
-            "max_minutes": positive,
+            "updates": some, "first_updates": some, "train_ratio": positive,
+            "checkpoint_minutes": positive, "max_minutes": positive,
         })  # fmt: skip
         if self.eval_envs == 0 and (self.offline or self.env.num_envs > 1):
             raise ConfigError(

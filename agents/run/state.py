@@ -27,6 +27,12 @@ class Counters:
     rollbacks: int = 0  # times that the run went back to a checkpoint and lowered its rate
     env_failures: int = 0  # environments that were restarted
 
+    def earn(self, updates: float, first: int) -> None:
+        """Owe more updates; the first time, `first` beside them."""
+        if not (self.updates or self.owed):
+            self.owed += first
+        self.owed += updates
+
 
 @dataclass
 class RunState:

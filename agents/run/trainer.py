@@ -252,7 +252,7 @@ class Trainer:
                 bar.score = episode.score
         if not waiting and counters.agent_steps >= self.config.prefill:
             rows = ranks.size * agent.batch_size * agent.batch_length
-            counters.owed += new * self.config.train_ratio / rows
+            counters.earn(new * self.config.train_ratio / rows, self.config.first_updates)
 
     def _learn_owed(self, stop: Stopper) -> None:
         while self.state.counters.owed >= 1 and not (stop.asked or self._learned_enough):

@@ -1,0 +1,70 @@
+"""Hyperparameters of TD-MPC2; the defaults are the paper's, size 5M."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from agents.planning.mppi import MPPIConfig
+from worldmodel.accel.devices import PRECISIONS
+from worldmodel.adam import AdamConfig
+from worldmodel.config import ConfigError, check_ranges, free, unknown
+from worldmodel.models.latent_nets import LatentConfig
+
+GUIDES = ("none", "constraint", "imitation")
+
+
+def published_planner() -> MPPIConfig:
+    """488 drawn candidates and 24 of the policy, six times; 64 elites."""
+    return MPPIConfig(
+        horizon=3, iterations=6, candidates=488, policy_candidates=24, elites=64, std=2.0,
+        least_std=0.05, greatest_std=2.0, gain=0.5, filter=1.0, fit_std=True, sample=True,
+        repeat_last=False,
+    )  # fmt: skip
+
+
+@dataclass
+class TDMPC2Config:
+    """batch_size: slices of one update. horizon: steps of each slice. heads: Q functions. dropout:
+    of their first layer. target_rate: share of the way that the target heads move at each update.
+    encoder_rate: learning rate of the encoder, as a share of the others'. value_scale: weight of
+    the values' loss. entropy: weight of the policy's entropy. squashed_entropy: that of the action,
+    as in the paper; false: that of the normal distribution before tanh, as its code since 2024.
+    guide: what else the policy learns from the planner, whose distributions replay then stores:
+    nothing, "constraint" (stay likely under them; TD-M(PC)^2), or "imitation" (nothing but them;
+    BMPC). plan: act by planning; false: by the policy alone. precision: of the networks on a GPU
+    ("bfloat16" or "float32"); a CPU computes in float32. planner: its `sample` is for training; an
+    action of mode "mode" is the mean of the plan. policy_optim: of the policy."""
+
+    name: str = "tdmpc2"
+    batch_size: int = 256
+    horizon: int = 3
+    heads: int = 5
+    dropout: float = 0.01
+    target_rate: float = 0.01
+    encoder_rate: float = 0.3
+    value_scale: float = 0.1
+    entropy: float = 1e-4
+    squashed_entropy: bool = True
+    guide: str = "none"
+    plan: bool = free(True)
+    precision: str = "bfloat16"
+    model: LatentConfig = field(default_factory=LatentConfig)
+    planner: MPPIConfig = field(default_factory=published_planner)
+    optim: AdamConfig = field(default_factory=lambda: AdamConfig(lr=3e-4, clip=20.0))
+    policy_optim: AdamConfig = field(default_factory=lambda: AdamConfig(3e-4, clip=20.0, eps=1e-5))
+
+    def __post_init__(self) -> None:
+        check_ranges(self, {
+            "batch_size": (1, 1 << 16), "horizon": (1, 1000), "heads": (2, 1000),
+            "dropout": (0, 0.99), "target_rate": (1e-9, 1), "encoder_rate": (0, 1e3),
+            "value_scale": (0, 1e6), "entropy": (0, 1e6),
+        })  # fmt: skip
+        if self.guide not in GUIDES:
+            raise ConfigError(unknown("guide", self.guide, GUIDES))
+        if self.precision not in PRECISIONS:
+            raise ConfigError(unknown("precision", self.precision, PRECISIONS))
+
+    @property
+    def log_std(self) -> tuple[float, float]:
+        """Bounds of the policy's log deviation; narrower where it imitates (BMPC)."""
+        return (-3.0, 1.0) if self.guide == "imitation" else (-10.0, 2.0)
