@@ -21,6 +21,7 @@ from torch import Tensor
 
 from agents.base import Agent, Evaluation, Part, check_mode
 from agents.planning.mppi import MPPI
+from agents.planning.sequence import Warm
 from agents.tdmpc2.config import TDMPC2Config
 from agents.tdmpc2.losses import (
     constraint_gain,
@@ -75,8 +76,8 @@ class TDMPC2(Agent):
 
     def initial(self, batch_size: int) -> TDMPC2State:
         """The state before the first observation."""
-        warm = self.planners["sample"].initial(batch_size)
-        return TDMPC2State(self.model.initial(batch_size), warm)
+        mean = self.planners["sample"].initial(batch_size).mean
+        return TDMPC2State(self.model.initial(batch_size), mean)
 
     @torch.no_grad()
     def act(
@@ -96,30 +97,30 @@ class TDMPC2(Agent):
         with autocast(self.device, self.config.precision):
             latent = self.model.observe(state.latent, tensors, state.latent.z, first)
             if self.config.plan and self.optim.updates:
-                action, warm, plan = self._plan(latent, state.warm, first, mask, mode)
+                action, mean, plan = self._plan(latent, state.mean, first, mask, mode)
             else:
                 policy = self.networks.actions(latent.z, mask)
                 with self.stream:
                     action = policy.sample() if mode == "sample" else policy.mode()
-                warm, plan = self.initial(batch).warm, self._unplanned(batch)
+                mean, plan = self.initial(batch).mean, self._unplanned(batch)
         extras = {PLAN: plan} if self.columns else {}
-        return action.cpu().numpy(), TDMPC2State(latent, warm), extras
+        return action.cpu().numpy(), TDMPC2State(latent, mean), extras
 
     def _plan(
-        self, latent: Latent, warm: Any, first: Tensor, mask: Tensor | None, mode: str
-    ) -> tuple[Tensor, Any, Tensor]:
-        """The action [B, A], what the next plan starts from, and the values of the column."""
-        root = self.model.prepared(latent)
+        self, latent: Latent, mean: Tensor, first: Tensor, mask: Tensor | None, mode: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The action [B, A], the mean of the plan, one step later, and the column's values."""
+        root, warm = self.model.prepared(latent), Warm(mean, mean.unsqueeze(1)[:, :0])
         plan = self.planners[mode].plan(self.model, root, self._guess, warm, first, mask)
         mean, std = plan.first.mean, plan.first.std
         if self.discrete:
-            return plan.action, plan.warm, mean
+            return plan.action, plan.warm.mean, mean
         action = plan.action
         centre = action if self.config.guide == "constraint" else mean
         if mode == "sample":
             with self.stream:
                 action = self.spec.action.clip(action + std * torch.randn_like(std))
-        return action, plan.warm, torch.cat([centre, std], -1)
+        return action, plan.warm.mean, torch.cat([centre, std], -1)
 
     def _unplanned(self, batch: int) -> Tensor:
         """The column's values where there was no plan: all actions alike."""

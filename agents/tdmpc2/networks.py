@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agents.tdmpc2.config import TDMPC2Config
+from worldmodel.accel.mish import norm_mish
 from worldmodel.distributions import FactoredOneHot, SymlogTwoHot, TanhNormal
 from worldmodel.models.latent import Latent, LatentWorld
 from worldmodel.models.latent_nets import MLP
@@ -19,10 +20,10 @@ from worldmodel.types import MASK_KEY, ActionSpec, EnvSpec
 
 
 class TDMPC2State(NamedTuple):
-    """What the last observation means, and what the next plan starts from."""
+    """What the last observation means, and the mean of the last plan [B, H, A], one step later."""
 
     latent: Latent
-    warm: Any
+    mean: Tensor
 
 
 class Heads(nn.Module):
@@ -71,8 +72,7 @@ class Heads(nn.Module):
             if layer == 0:
                 x = F.dropout(x, self.dropout, drops)
             if layer < 2:
-                x = F.layer_norm(x, x.shape[-1:])
-                x = F.mish(torch.addcmul(of(self.shifts, layer), x, of(self.scales, layer)))
+                x = norm_mish(x, of(self.scales, layer), of(self.shifts, layer))
         return x.unflatten(1, lead)
 
 
@@ -130,7 +130,7 @@ class Tick(nn.Module):
         self, obs: dict[str, Tensor], state: TDMPC2State, is_first: Tensor
     ) -> tuple[Tensor, TDMPC2State]:
         model = self.networks.model
-        nothing = is_first.new_zeros(len(is_first), self.networks.action.size, dtype=torch.float32)
+        nothing = torch.zeros_like(state.latent.z)  # no action counts
         latent = model.observe(state.latent, obs, nothing, is_first)
         action = self.networks.actions(latent.z, obs.get(MASK_KEY)).mode()
-        return action, TDMPC2State(latent, state.warm)
+        return action, TDMPC2State(latent, state.mean)

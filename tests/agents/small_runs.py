@@ -56,7 +56,11 @@ def filled_replay(
             "is_last": np.full(num_envs, last),
             "is_terminal": np.full(num_envs, last and (terminal or step % 2 == 0)),
         }
-        replay.add(rows | observed(spec, num_envs, seed=step))
+        columns = {
+            name: rng.uniform(0.1, 1, (num_envs, *column.shape)).astype(column.dtype)
+            for name, column in replay.columns.items()
+        }
+        replay.add(rows | observed(spec, num_envs, seed=step) | columns)
     return replay
 
 

@@ -285,3 +285,57 @@ def two_hot_log_prob_back(first, last, grad, logits, above, weight, norm, dx):  
         for r in range(grad.shape[0]):
             dx[n, above[r, n] - 1] += grad[r, n] * (f32(1.0) - weight[r, n])
             dx[n, above[r, n]] += grad[r, n] * weight[r, n]
+
+
+@compiled
+def norm_mish(first, last, x, scale, shift, eps, out):  # type: ignore[no-untyped-def]
+    """mish(LayerNorm(x)) of rows [n, C]; scale and shift [E, C], of each E-th part of the rows."""
+    c, part = x.shape[1], x.shape[0] // scale.shape[0]
+    for i in range(first, last):
+        e = i // part
+        total = f32(0.0)
+        for k in range(c):
+            total += x[i, k]
+        mean = total / f32(c)
+        total = f32(0.0)
+        for k in range(c):
+            total += (x[i, k] - mean) * (x[i, k] - mean)
+        r = f32(1.0) / np.sqrt(total / f32(c) + eps)
+        for k in range(c):
+            y = (x[i, k] - mean) * r * scale[e, k] + shift[e, k]
+            p = exp(f32(20.0) if y > f32(20.0) else y)
+            n = p * (p + f32(2.0))  # tanh(log(1 + e^y)) = n / (n + 2)
+            out[i, k] = y * (n / (n + f32(2.0)))
+
+
+@compiled
+def norm_mish_back(first, last, grad, x, scale, shift, eps, dx, sums):  # type: ignore[no-untyped-def]
+    """The gradient [n, C] of `norm_mish` to x; adds those to scale and shift [E, 2, C]."""
+    c, part = x.shape[1], x.shape[0] // scale.shape[0]
+    for i in range(first, last):
+        e = i // part
+        total = f32(0.0)
+        for k in range(c):
+            total += x[i, k]
+        mean = total / f32(c)
+        total = f32(0.0)
+        for k in range(c):
+            total += (x[i, k] - mean) * (x[i, k] - mean)
+        r = f32(1.0) / np.sqrt(total / f32(c) + eps)
+        one, dot = f32(0.0), f32(0.0)
+        for k in range(c):
+            h = (x[i, k] - mean) * r
+            y = h * scale[e, k] + shift[e, k]
+            p = exp(f32(20.0) if y > f32(20.0) else y)
+            q = f32(1.0) / (p * (p + f32(2.0)) + f32(2.0))
+            d = f32(1.0) - f32(2.0) * q + y * f32(4.0) * p * (p + f32(1.0)) * q * q
+            d *= grad[i, k]
+            sums[e, 0, k] += d * h
+            sums[e, 1, k] += d
+            t = d * scale[e, k]
+            dx[i, k] = t
+            one += t
+            dot += t * h
+        one, dot = one / f32(c), dot / f32(c)
+        for k in range(c):
+            dx[i, k] = r * (dx[i, k] - one - (x[i, k] - mean) * r * dot)

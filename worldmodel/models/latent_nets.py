@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from worldmodel.accel.mish import norm_mish
 from worldmodel.config import ConfigError, check_ranges
 from worldmodel.types import EnvSpec
 
@@ -80,7 +80,7 @@ class Block(nn.Module):
 
     def after(self, x: Tensor) -> Tensor:
         """What follows the linear map."""
-        return F.mish(self.norm(x))
+        return norm_mish(x, self.norm.weight, self.norm.bias)
 
 
 class MLP(nn.Module):
