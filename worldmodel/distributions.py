@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from worldmodel.accel import fused
 
+Scale = Callable[[Tensor], Tensor]
+
 
 def symlog(x: Tensor) -> Tensor:
     """sign(x) * log(1 + |x|)."""
@@ -318,20 +320,13 @@ def unsquash(y: Tensor) -> Tensor:
 
 
 class Support(torch.nn.Module):
-    """Scalars as categories: evenly spaced bins from -limit to limit of `squash` (MuZero), or of
-    symlog (TD-MPC2: scale=symlog, back=symexp).
-
-    A scalar is the two bins beside it, by its distance to each.
-    """
+    """Scalars as categories: the two bins beside each, by its distance to them, of evenly spaced
+    ones from -limit to limit of `squash` (MuZero) or symlog (scale=symlog, back=symexp: TD-MPC2)."""
 
     points: Tensor
 
     def __init__(
-        self,
-        limit: float,
-        bins: int,
-        scale: Callable[[Tensor], Tensor] = squash,
-        back: Callable[[Tensor], Tensor] = unsquash,
+        self, limit: float, bins: int, scale: Scale = squash, back: Scale = unsquash
     ) -> None:
         super().__init__()
         self.limit, self.bins, self.scale, self.back = limit, bins, scale, back
@@ -347,10 +342,8 @@ class Support(torch.nn.Module):
         place = (y + self.limit) * ((self.bins - 1) / (2 * self.limit))
         low = place.floor().clamp(max=self.bins - 2).long()
         share = (place - low).unsqueeze(-1)
-        hot = torch.zeros(*x.shape, self.bins, device=x.device)
-        return hot.scatter_(-1, low.unsqueeze(-1), 1 - share).scatter_(
-            -1, low.unsqueeze(-1) + 1, share
-        )
+        low, hot = low.unsqueeze(-1), torch.zeros(*x.shape, self.bins, device=x.device)
+        return hot.scatter_(-1, low, 1 - share).scatter_(-1, low + 1, share)
 
     def loss(self, logits: Tensor, x: Tensor) -> Tensor:
         """Cross entropy [...] of logits [..., bins] to scalars x [...] (leading axes may lack)."""

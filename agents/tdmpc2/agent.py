@@ -36,7 +36,7 @@ from agents.tdmpc2.networks import Networks, TDMPC2State, Tick
 from worldmodel import seeding, tree
 from worldmodel.accel.devices import autocast
 from worldmodel.adam import Adam
-from worldmodel.distributions import FactoredOneHot, SymlogTwoHot
+from worldmodel.distributions import FactoredOneHot
 from worldmodel.models.latent import Latent, Learned
 from worldmodel.replay import Replay
 from worldmodel.types import MASK_KEY, Batch, Column, EnvSpec
@@ -189,10 +189,10 @@ class TDMPC2(Agent):
         mask = self._mask(batch)
         with torch.no_grad():  # cut 1: values follow their targets, not they them
             action = nets.actions(learned.seen, None if mask is None else mask[1:]).sample()
-            q = SymlogTwoHot(nets.target_q(learned.seen, action, nets.two())).mean
+            q = self.model.bins.mean(nets.target_q(learned.seen, action, nets.two()))
             target = value_target(learned.reward, learned.terminal, config.model.discount, q)
-        heads = SymlogTwoHot(nets.q(learned.z[:-1], learned.action, drops=True))
-        loss = config.value_scale * value_loss(heads.log_prob(target), learned.weight)
+        apart = self.model.bins.loss(nets.q(learned.z[:-1], learned.action, drops=True), target)
+        loss = config.value_scale * value_loss(apart, learned.weight)
         metrics = {"value_mean": target.mean(), "inside": (learned.weight > 0).float().mean()}
         return learned.losses | {"value": loss}, metrics
 
@@ -233,7 +233,7 @@ class TDMPC2(Agent):
         action, log_prob = policy.draw(noise)
         # Cut 3: Q is a constant of the policy's loss; dropout stays on.
         logits = nets.q(z, action, nets.two(), drops=True, frozen=True)
-        value = SymlogTwoHot(logits).mean.mean(0)
+        value = self.model.bins.mean(logits).mean(0)
         entropy = scaled_entropy(noise, policy.log_std, action, self.config.squashed_entropy)
         if plan is None:
             return value, entropy, torch.zeros_like(value), torch.zeros_like(value)
@@ -251,7 +251,8 @@ class TDMPC2(Agent):
         @torch.no_grad()  # cut 3: only the probabilities carry gradient
         def q(actions: Tensor) -> Tensor:
             logits = nets.q(z.expand(len(actions), *z.shape), actions, which, drops=True)
-            return SymlogTwoHot(logits).mean.mean(0)
+            mean: Tensor = self.model.bins.mean(logits).mean(0)
+            return mean
 
         with torch.no_grad():
             drawn = policy.sample()

@@ -20,9 +20,9 @@ def value_target(reward: Tensor, terminal: Tensor, discount: float, q: Tensor) -
     return reward + discount * (~terminal).float() * q.amin(0)
 
 
-def value_loss(log_prob: Tensor, weight: Tensor) -> Tensor:
-    """The cross-entropy of all heads: log_prob [E, H, B], weight [H, B]."""
-    return -(weight * log_prob).mean()
+def value_loss(apart: Tensor, weight: Tensor) -> Tensor:
+    """The mean over all heads of their cross-entropies [E, H, B], weight [H, B]."""
+    return (weight * apart).mean()
 
 
 def next_scale(scale: Tensor, values: Tensor, rate: float = 0.01) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from agents.tdmpc2.config import TDMPC2Config
 from worldmodel.accel.mish import norm_mish
-from worldmodel.distributions import FactoredOneHot, SymlogTwoHot, TanhNormal
+from worldmodel.distributions import FactoredOneHot, TanhNormal
 from worldmodel.models.latent import Latent, LatentWorld
 from worldmodel.models.latent_nets import MLP
 from worldmodel.nets import EMACopy
@@ -104,7 +104,7 @@ class Networks(nn.Module):
 
     def value(self, z: Tensor, action: Tensor, which: Tensor | None = None) -> Tensor:
         """The mean of the heads' values [...]."""
-        return SymlogTwoHot(self.q(z, action, which)).mean.mean(0)
+        return self.model.bins.mean(self.q(z, action, which)).mean(0)
 
 
 def distribution(

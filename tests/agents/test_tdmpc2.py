@@ -43,7 +43,6 @@ from tests.model_batches import SPECS, random_batch, scramble
 from worldmodel import tree
 from worldmodel.adam import Adam, AdamConfig
 from worldmodel.config import ConfigError
-from worldmodel.distributions import SymlogTwoHot
 from worldmodel.models.latent_nets import LatentConfig
 from worldmodel.types import MASK_KEY, ActionSpec, Batch, EnvSpec, ObsSpec
 
@@ -85,8 +84,8 @@ def test_targets_and_value_loss_by_hand() -> None:
     q = torch.tensor([[[5.0, 9.0]], [[4.0, 8.0]]])
     target = value_target(reward, terminal, 0.5, q)
     torch.testing.assert_close(target, torch.tensor([[3.0, 2.0]]))
-    log_prob = torch.tensor([[[-1.0, -2.0]], [[-3.0, -4.0]]])
-    loss = value_loss(log_prob, torch.tensor([[1.0, 0.0]]))  # the second left its episode
+    apart = torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]])
+    loss = value_loss(apart, torch.tensor([[1.0, 0.0]]))  # the second left its episode
     torch.testing.assert_close(loss, torch.tensor((1.0 + 3.0) / 4))
 
 
@@ -196,9 +195,9 @@ def test_value_and_policy_loss_in_float64() -> None:
     target_q = ref.target_q.module
     low = torch.minimum(*(mean(q(target_q, i, seen, after)) for i in heads))
     target = learned.reward.double() + 0.99 * (~learned.terminal).double() * low
+    bin_of = agent.model.bins.encode(target.float()).double()
     scores = [
-        SymlogTwoHot(q(ref.q, i, z[:-1], action)).log_prob(target.float()).double()
-        for i in range(3)
+        (bin_of * torch.log_softmax(q(ref.q, i, z[:-1], action), -1)).sum(-1) for i in range(3)
     ]
     expected = -0.1 * (learned.weight.double() * torch.stack(scores)).mean()
     assert float(losses["value"].detach()) == pytest.approx(float(expected.detach()), rel=1e-4)

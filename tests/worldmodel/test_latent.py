@@ -15,7 +15,7 @@ from tests.model_batches import SPECS, learners, random_batch, scramble, spec_of
 from worldmodel.accel.mish import norm_mish
 from worldmodel.capabilities import Deterministic, Features, Learns, Masks
 from worldmodel.config import ConfigError
-from worldmodel.distributions import SymlogTwoHot, symlog
+from worldmodel.distributions import symlog
 from worldmodel.models.latent import Latent, LatentWorld
 from worldmodel.models.latent_nets import LatentConfig, shifted, sim_norm
 from worldmodel.types import MASK_KEY, ActionSpec, Dynamics, EnvSpec, ObsSpec
@@ -51,7 +51,8 @@ def test_sim_norm_makes_probabilities_of_each_group() -> None:
     torch.testing.assert_close(z.unflatten(-1, (2, 8)).sum(-1), torch.ones(3, 5, 2))
 
 
-def test_two_hot_by_hand() -> None:
+def test_symlog_bins_by_hand() -> None:
+    bins = make(bins=101).bins
     logits = torch.randn(2, 4, 101, dtype=torch.float64)
     target = torch.tensor([0.0, 1.5, -300.0, 1e9])
     log_probs = torch.log_softmax(logits.float().double(), -1)
@@ -59,13 +60,13 @@ def test_two_hot_by_hand() -> None:
         at = (float(symlog(x).clamp(-10, 10)) + 10) / 0.2
         low = min(int(np.floor(at)), 99)
         expected = (1 - (at - low)) * log_probs[:, i, low] + (at - low) * log_probs[:, i, low + 1]
-        found = SymlogTwoHot(logits).log_prob(target)[:, i].double()
+        found = -bins.loss(logits, target)[:, i].double()
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    bins = torch.linspace(-10, 10, 101, dtype=torch.float64)
-    mean = torch.softmax(logits, -1) @ bins
+    points = torch.linspace(-10, 10, 101, dtype=torch.float64)
+    mean = torch.softmax(logits, -1) @ points
     expected = mean.sign() * (mean.abs().exp() - 1)
-    torch.testing.assert_close(SymlogTwoHot(logits).mean.double(), expected, rtol=1e-4, atol=1e-5)
-    assert (SymlogTwoHot(torch.zeros(3, 101)).mean.abs() < 1e-5).all()
+    torch.testing.assert_close(bins.mean(logits).double(), expected, rtol=1e-4, atol=1e-5)
+    assert (bins.mean(torch.zeros(3, 101)).abs() < 1e-5).all()
 
 
 @pytest.mark.parametrize("shape", [((7, 3, 20), (20,)), ((3, 11, 9), (3, 1, 9))])
