@@ -321,7 +321,7 @@ def unsquash(y: Tensor) -> Tensor:
 
 class Support(torch.nn.Module):
     """Scalars as categories: the two bins beside each, by its distance to them, of evenly spaced
-    ones from -limit to limit of `squash` (MuZero) or symlog (scale=symlog, back=symexp: TD-MPC2)."""
+    ones from -limit to limit in `squash` (MuZero) or symlog (symlog, symexp: TD-MPC2)."""
 
     points: Tensor
 
