@@ -52,6 +52,7 @@ FAMILIES = {
     "dmc": "worldmodel.envs.dmc:build",
     "atari": "worldmodel.envs.atari:build",
     "boards": "worldmodel.envs.boards:build",
+    "carts": "worldmodel.envs.carts:build",
     "grid": "worldmodel.envs.grid:build",
 }
 

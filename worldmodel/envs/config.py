@@ -57,7 +57,7 @@ class EnvConfig:
     """Which environment, and how it is seen and driven."""
 
     id: str = "???"  # Pendulum-v1 | walker_walk | pong | my_package.my_module:MyEnv
-    suite: str = "gymnasium"  # gymnasium | dmc | atari | boards | grid
+    suite: str = "gymnasium"  # gymnasium | dmc | atari | boards | carts | grid
     # [height, width] of every image in pixels; multiples of 16, from 32 to 1024
     image_size: list[int] = field(default_factory=lambda: [64, 64])
     pixels: bool = True  # images: the observation's own or, where it has none, rendered frames
