@@ -25,6 +25,7 @@ AGENTS = {
     "dyna_2": "agents.dyna:Dyna2",
     "dyna_q": "agents.dyna:DynaQ",
     "dyna_q_plus": "agents.dyna:DynaQPlus",
+    "mbpo": "agents.mbpo:MBPO",
     "mpc": "agents.mpc:MPC",
     "muzero": "agents.muzero:MuZero",
     "prioritized_sweeping": "agents.dyna:PrioritizedSweeping",

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agents.base import Agent, Part, check_mode, random_actions
+from agents.base import Agent, Evaluation, Part, check_mode, random_actions
 from agents.policies import EncoderConfig, Greedy, Torso, greedy
 from worldmodel import tree
 from worldmodel.adam import Adam, AdamConfig
@@ -138,6 +138,21 @@ class DQN(Agent):
     def tick(self) -> nn.Module:
         return Greedy(self.q)
 
+    @torch.no_grad()
+    def judge(self, obs: dict[str, Tensor]) -> Evaluation:
+        """Values of observations [B, ...] on the device; no policy."""
+        return Evaluation(value=self.q(obs).amax(-1))
+
+    @torch.no_grad()
+    def explore(self, obs: dict[str, Tensor]) -> Tensor:
+        """Encoded actions [B, A] as `act` draws them, but from torch's generator, and not counted:
+        for observations that nobody has made."""
+        best = greedy(self.q(obs), obs.get(MASK_KEY))
+        size = self.spec.action.size
+        other = torch.randint(size, best.shape, device=best.device)
+        chosen = torch.where(torch.rand(best.shape, device=best.device) < self.epsilon, other, best)
+        return F.one_hot(chosen, size).float()
+
     # Learning.
 
     def update(self, replay: Replay) -> dict[str, Any]:
@@ -145,18 +160,28 @@ class DQN(Agent):
             return {}  # many environments, which have taken no step yet
         c = self.config
         beta = min(1.0, c.beta + (1 - c.beta) * self.optim.updates / c.beta_updates)
-        batch = replay.transitions(c.batch_size, c.n_step, c.discount, beta).to(self.device)
+        batch = replay.transitions(c.batch_size, c.n_step, c.discount, beta)
+        metrics, error = self._learn(batch)
+        if c.priority_exponent:
+            replay.reweigh(batch.index, error.abs() + 1e-6)
+        return metrics
+
+    def learn(self, batch: Transitions) -> dict[str, Any]:
+        """One update from these transitions, wherever they are from."""
+        return self._learn(batch)[0]
+
+    def _learn(self, batch: Transitions) -> tuple[dict[str, Any], Tensor]:
+        """The same, and the error of each transition's value [B]."""
+        batch = batch.to(self.device)
         loss, error, metrics = self.loss(batch)
         try:
             metrics |= self.optim.step(loss)
         except FloatingPointError as failure:
             failure.batch = batch  # type: ignore[attr-defined]  # for whoever looks for the cause
             raise
-        if c.priority_exponent:
-            replay.reweigh(batch.index, error.abs() + 1e-6)
-        if self.optim.updates % c.target_every == 0:
+        if self.optim.updates % self.config.target_every == 0:
             self.target.load_state_dict(self.q.state_dict())
-        return metrics
+        return metrics, error
 
     def loss(self, batch: Transitions) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """The loss, the error of each transition's value [B], and metrics."""

@@ -28,7 +28,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from agents.base import Agent, Part, check_mode, random_actions
@@ -40,8 +39,8 @@ from agents.planning.mppi import MPPIConfig
 from agents.planning.shooting import ShootingConfig
 from worldmodel.adam import Adam, AdamConfig
 from worldmodel.capabilities import Controls, Fits, Learns
-from worldmodel.config import ConfigError, build, check_ranges, free, unknown
-from worldmodel.models import world_class
+from worldmodel.config import ConfigError, check_ranges, free, unknown
+from worldmodel.models import settings_of, world_class
 from worldmodel.replay import Replay
 from worldmodel.types import MASK_KEY, Dynamics, EnvSpec
 
@@ -76,15 +75,7 @@ class MPCConfig:
         })  # fmt: skip
         if self.planner not in PLANNERS:
             raise ConfigError(unknown("planner", self.planner, PLANNERS))
-        schema = world_class(self.world).Config
-        if self.model is None or isinstance(self.model, dict):  # as a saved run has them
-            self.model = build(OmegaConf.create(self.model or {}), schema, saved=bool(self.model))
-        if not isinstance(self.model, schema):
-            raise ConfigError(
-                f"agent.world is '{self.world}', but agent.model holds the settings of another "
-                f"world ({type(self.model).__name__}). Name it as world={self.world}, without "
-                "'agent.', which brings its settings, too."
-            )
+        self.model = settings_of(self.world, self.model)
 
     @property
     def planner_settings(self) -> Any:

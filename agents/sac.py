@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agents.base import Agent, Part, check_mode
+from agents.base import Agent, Evaluation, Part, check_mode
 from agents.policies import EncoderConfig, Torso
 from worldmodel import tree
 from worldmodel.adam import Adam, AdamConfig
@@ -168,12 +168,24 @@ class SAC(Agent):
         noise = torch.randn(*batch, self.spec.action.size, generator=self.rng)
         return noise.to(self.device)
 
+    @torch.no_grad()
+    def judge(self, obs: dict[str, Tensor]) -> Evaluation:
+        """Policy and values of observations [B, ...] on the device."""
+        nets = self.networks
+        features = nets.torso(obs)
+        policy = nets.policy(features)
+        return Evaluation(policy, nets.critics(features, policy.mode()).amin(0))
+
     # Learning.
 
     def update(self, replay: Replay) -> dict[str, Any]:
         if not replay.can_sample(2):
             return {}  # many environments, which have taken no step yet
-        batch = replay.transitions(self.batch_size, 1, self.config.discount).to(self.device)
+        return self.learn(replay.transitions(self.batch_size, 1, self.config.discount))
+
+    def learn(self, batch: Transitions) -> dict[str, Any]:
+        """One update from these transitions, wherever they are from."""
+        batch = batch.to(self.device)
         loss, metrics = self.loss(batch)
         try:
             metrics |= self.optim.step(loss)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import is_dataclass
 from typing import Any
 
+from omegaconf import OmegaConf
 from torch import nn
 
-from worldmodel.config import ConfigError, unknown
+from worldmodel.config import ConfigError, build, unknown
 from worldmodel.envs.named import found
 
 # name -> "module:Class" of worlds that learn (`Learns` or `Fits`); the module is imported only when
 # the name is asked for. configs/world has a file for each.
 WORLDS = {
+    "gaussian": "worldmodel.models.gaussian:Gaussian",
     "planet": "worldmodel.rssm.planet:PlaNet",
     "rssm": "worldmodel.rssm:WorldModel",
 }
@@ -36,3 +38,18 @@ def world_class(name: str) -> Any:
             "with a dataclass 'Config'."
         )
     return cls
+
+
+def settings_of(world: str, given: Any) -> Any:
+    """The settings of a world, of its class's Config: those given, as such an object or, as a saved
+    run has them, as a dict; None for the defaults. Raises ConfigError for another world's."""
+    schema = world_class(world).Config
+    if given is None or isinstance(given, dict):
+        given = build(OmegaConf.create(given or {}), schema, saved=bool(given))
+    if not isinstance(given, schema):
+        raise ConfigError(
+            f"agent.world is '{world}', but agent.model holds the settings of another world "
+            f"({type(given).__name__}). Name it as world={world}, without 'agent.', which brings "
+            "its settings, too."
+        )
+    return given

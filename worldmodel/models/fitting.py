@@ -4,7 +4,7 @@
     rest -> normaliser -> each network draws rows of its own -> epochs
     epoch -> squared error of each network on what was held out
           -> a network that improved by more than 1% keeps a copy of its weights
-    none improved for some epochs -> each goes back to its best; the best few are the elites
+    none improved for some epochs -> each goes back to its best
 
 Weights and Adam's moments go on from one training to the next. Janner et al. (2019), appendix; PETS
 (2018) with a fixed number of epochs and nothing held out.
@@ -12,6 +12,7 @@ Weights and Adam's moments go on from one training to the next. Janner et al. (2
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from worldmodel.adam import Adam, AdamConfig
 from worldmodel.config import ConfigError, check_ranges, unknown
-from worldmodel.models.gaussian import Gaussian
+from worldmodel.models.predictors import Predictor
 from worldmodel.models.vectors import Rows, Vectors
 from worldmodel.replay import Replay
 from worldmodel.seeding import Stream
@@ -62,8 +63,9 @@ class FitConfig:
         return 1 if self.holdout == 0 else int(np.ceil(1 / self.holdout)) + 1
 
 
-def recorded(vectors: Vectors, replay: Replay) -> Rows:
-    """All transitions that a replay holds, oldest first; none crosses an episode."""
+def recorded(vectors: Vectors, replay: Replay) -> Rows | None:
+    """All transitions that a replay holds, oldest first; none crosses an episode. None where there
+    is none."""
     parts: list[list[np.ndarray]] = []
     for stream, start, stop in replay.episodes():
         if stop - start < 2:
@@ -73,7 +75,7 @@ def recorded(vectors: Vectors, replay: Replay) -> Rows:
         goes_on = 1.0 - rows["is_terminal"][1:]
         parts.append([values[:-1], rows["action"][1:], rows["reward"][1:], goes_on, values[1:]])
     if not parts:
-        raise ValueError("There is no transition to learn from yet.")
+        return None
     joined = (np.concatenate(column) for column in zip(*parts, strict=True))
     device = vectors.base.device
     return Rows(*(torch.from_numpy(x.astype(np.float32)).to(device) for x in joined))
@@ -85,7 +87,7 @@ def check_rows(rows: Rows, least: int) -> None:
     if count < least:
         raise ValueError(
             f"There are {count} transitions; {least} are the least of which some can be held out. "
-            "Record more, or set fit.holdout=0."
+            "Record more, or set holdout=0."
         )
     for name, value in rows._asdict().items():
         bad = ~value.reshape(count, -1).isfinite().all(1)
@@ -97,30 +99,39 @@ def check_rows(rows: Rows, least: int) -> None:
             )
 
 
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # of inputs, targets and goes_on [M, N, ...]
+
+
 class Fitter:
-    """Trains a world; keeps the optimizer and the random numbers of it. seed: of these."""
+    """Trains the networks of a world; keeps the optimizer and the random numbers of it.
 
-    def __init__(self, world: Gaussian, config: FitConfig, seed: int = 0) -> None:
-        self.world, self.config = world, config
-        self.optim = Adam([("model", world.predictor)], AdamConfig(lr=config.lr))
+    loss: of every network's own rows, summed. seed: of the random numbers.
+    """
+
+    def __init__(
+        self, predictor: Predictor, vectors: Vectors, loss: Loss, config: FitConfig, seed: int = 0
+    ) -> None:
+        self.predictor, self.vectors, self.loss, self.config = predictor, vectors, loss, config
+        self.optim = Adam([("model", predictor)], AdamConfig(lr=config.lr))
         self.rng = np.random.default_rng(seed)
-        self.stream = Stream(seed, world.elites.device)  # of dropout's masks
-        self._body = list(world.predictor.body.parameters())
+        self.stream = Stream(seed, vectors.base.device)  # of dropout's masks
+        self._body = list(predictor.body.parameters())
 
-    def fit(self, rows: Rows) -> dict[str, float]:
-        """One training; how it went. Raises ValueError for rows that cannot be learned from, and
+    def fit(self, rows: Rows) -> tuple[dict[str, float], np.ndarray]:
+        """One training: how it went, and each network's least error on what was held out [M], 0
+        where nothing was. Raises ValueError for rows that cannot be learned from, and
         FloatingPointError where a loss is not finite; then the weights are those of the last step.
         """
         check_rows(rows, self.config.least_rows)
         with self.stream:
             return self._fit(rows)
 
-    def _fit(self, rows: Rows) -> dict[str, float]:
-        c, world = self.config, self.world
+    def _fit(self, rows: Rows) -> tuple[dict[str, float], np.ndarray]:
+        c, vectors, networks = self.config, self.vectors, self.predictor.networks
         held, rest = self._split(rows)
-        world.vectors.normalise(rest)
-        x, y = world.vectors.inputs(rest.values, rest.action), world.vectors.targets(rest)
-        best = np.full(world.predictor.networks, WORST)
+        vectors.normalise(rest)
+        x, y = vectors.inputs(rest.values, rest.action), vectors.targets(rest)
+        best = np.full(networks, WORST)
         kept = [p.detach().clone() for p in self._body]
         epoch = waited = 0
         while epoch < c.epochs and waited <= c.patience:
@@ -133,18 +144,20 @@ class Fitter:
             self._keep(kept, better)
             best = np.where(better, error, best)
             waited = 0 if better.any() else waited + 1
-        found = {"model/rows": float(len(rows.reward)), "model/epochs": float(epoch)}
-        if held is not None:
-            self._restore(kept, best)
-            found["model/holdout_mse"] = float(np.sort(best)[: world.opinions].mean())
-        return found | {"model/loss": loss}
+        found = {
+            "model/rows": float(len(rows.reward)), "model/epochs": float(epoch), "model/loss": loss,
+        }  # fmt: skip
+        if held is None:
+            return found, np.zeros(networks)
+        self._restore(kept)
+        found["model/holdout_mse"] = float(best.mean())
+        return found, best
 
     @torch.no_grad()
     def errors(self, rows: Rows) -> np.ndarray:
         """The mean squared error of each network's mean [M]."""
-        world = self.world
-        x, y = world.vectors.inputs(rows.values, rows.action), world.vectors.targets(rows)
-        mean = world.predictor(x.expand(world.predictor.networks, *x.shape)).mean
+        x, y = self.vectors.inputs(rows.values, rows.action), self.vectors.targets(rows)
+        mean = self.predictor(x.expand(self.predictor.networks, *x.shape)).mean
         return np.asarray((mean - y).square().mean((1, 2)).double().cpu())
 
     def _split(self, rows: Rows) -> tuple[Rows | None, Rows]:
@@ -158,7 +171,7 @@ class Fitter:
 
     def _epoch(self, x: Tensor, y: Tensor, goes_on: Tensor) -> float:
         """Every network sees as many rows as there are; the mean loss of one network."""
-        c, networks, count = self.config, self.world.predictor.networks, len(x)
+        c, networks, count = self.config, self.predictor.networks, len(x)
         if c.rows == "bootstrap":
             index = self.rng.integers(count, size=(networks, count))
         else:
@@ -166,7 +179,7 @@ class Fitter:
         total = 0.0
         for at in range(0, count, c.batch_size):
             rows = torch.from_numpy(index[:, at : at + c.batch_size]).to(x.device)
-            loss = self.world.loss_of(x[rows], y[rows], goes_on[rows])
+            loss = self.loss(x[rows], y[rows], goes_on[rows])
             self.optim.step(loss)
             total += float(loss.detach()) * rows.shape[1]
         return total / count / networks
@@ -178,12 +191,9 @@ class Fitter:
             copy[where.to(p.device)] = p[where.to(p.device)]
 
     @torch.no_grad()
-    def _restore(self, kept: list[Tensor], best: np.ndarray) -> None:
+    def _restore(self, kept: list[Tensor]) -> None:
         for copy, p in zip(kept, self._body, strict=True):
             p.copy_(copy)
-        if self.world.predictor.networks > 1:
-            order = np.argsort(best, kind="stable")[: self.world.opinions]
-            self.world.elites.copy_(torch.from_numpy(np.sort(order)))
 
     def state_dict(self) -> dict[str, Any]:
         """Optimizer and random numbers; the world's weights are the world's."""

@@ -16,15 +16,18 @@ Rows are dealt equally to all. Chua et al., "Deep Reinforcement Learning in a Ha
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from worldmodel.config import ConfigError, check_ranges, unknown
+from worldmodel.models.fitting import FitConfig, Fitter, recorded
 from worldmodel.models.known import LEARNED, end_function, reward_function
 from worldmodel.models.predictors import KINDS, Outcome, Predictor
 from worldmodel.models.vectors import Rows, Vectors
+from worldmodel.replay import Replay
 from worldmodel.types import Batch, EnvSpec, Prediction
 
 PARTICLES = ("tsinf", "ts1")
@@ -46,7 +49,8 @@ class GaussianConfig:
     reward, terminal: "learned", or the name of a function that says it (worldmodel.models.known, or
     your own module:function); terminal may be "never". absolute, angles: entries of the state,
     "key.index": predicted as they are, not as changes; seen as sine and cosine. particles: tsinf or
-    ts1. doubt: what `uncertainty` is: epistemic or largest. discount: of one step."""
+    ts1. doubt: what `uncertainty` is: epistemic or largest. discount: of one step. fit: how it is
+    trained."""
 
     kind: str = "ensemble"
     members: int = 7
@@ -64,6 +68,7 @@ class GaussianConfig:
     particles: str = "tsinf"
     doubt: str = "epistemic"
     discount: float = 0.99
+    fit: FitConfig = field(default_factory=FitConfig)
 
     def __post_init__(self) -> None:
         count = (1, 1 << 12)
@@ -87,7 +92,8 @@ class GaussianConfig:
 
 class GaussianState(NamedTuple):
     """values [..., D]: the observation's vectors side by side. member [...]: the opinion that steps
-    from here are drawn from, -1 where none was dealt yet."""
+    from here are drawn from, -1 where none was dealt yet; whole numbers as float32, as everything
+    that an exported graph passes on."""
 
     values: Tensor
     member: Tensor
@@ -109,6 +115,7 @@ class Gaussian(nn.Module):
     would not see; and for names that do not exist.
     """
 
+    Config = GaussianConfig
     elites: Tensor
 
     def __init__(self, spec: EnvSpec, config: GaussianConfig) -> None:
@@ -133,13 +140,16 @@ class Gaussian(nn.Module):
         if self.opinions > 1 or config.kind == "evidential" or config.doubt == "largest":
             self.uncertainty = self._uncertainty
             self.uncertainty_unit = DOUBTS[config.doubt]
+        # Seeded from torch's generator, which the caller seeds.
+        self._seed = int(torch.randint(2**31, ()).item())
+        self._fitter: Fitter | None = None
 
     # A world (`worldmodel.types.Dynamics`).
 
     def initial(self, batch_size: int) -> GaussianState:
         """Zeros, [B, ...]: `step` needs a state that was observed."""
         device = self.elites.device
-        member = torch.full((batch_size,), -1, dtype=torch.long, device=device)
+        member = torch.full((batch_size,), -1.0, device=device)
         return GaussianState(torch.zeros(batch_size, self.feat_size, device=device), member)
 
     def observe(
@@ -147,17 +157,15 @@ class Gaussian(nn.Module):
     ) -> GaussianState:
         """The state is what is observed; the past adds nothing."""
         values = self.vectors.flat(obs)
-        return GaussianState(values, values.new_full(values.shape[:-1], -1, dtype=torch.long))
+        return GaussianState(values, torch.full(values.shape[:-1], -1.0, device=values.device))
 
     def step(self, state: GaussianState, action: Tensor) -> Prediction[GaussianState]:
         """A draw from one opinion for each row."""
-        dealt = self._dealt(state.member)
-        outcome = self._by_member(self.vectors.inputs(state.values, action), dealt)
+        outcome, kept = self._drawn_from(state, action)
         drawn = outcome.mean
         if self.config.probabilistic:
             variance = outcome.variance + outcome.doubt
             drawn = drawn + variance.sqrt() * torch.randn_like(drawn)
-        kept = dealt if self.config.particles == "tsinf" else state.member
         return self._prediction(state.values, action, drawn, outcome.goes_on.sigmoid(), kept)
 
     def expect(self, state: GaussianState, action: Tensor) -> Prediction[GaussianState]:
@@ -166,10 +174,7 @@ class Gaussian(nn.Module):
         goes_on = outcome.goes_on.sigmoid().mean(0)
         return self._prediction(state.values, action, outcome.mean.mean(0), goes_on, state.member)
 
-    @property
-    def expects_reward(self) -> bool:
-        """It is the environment's own."""
-        return True
+    expects_reward = True  # the environment's own
 
     @property
     def deterministic(self) -> bool:
@@ -221,6 +226,38 @@ class Gaussian(nn.Module):
 
     # Learning.
 
+    @property
+    def fitter(self) -> Fitter:
+        """What trains it; made when it is first asked for, where the weights then lie."""
+        if self._fitter is None:
+            about = self.predictor, self.vectors, self.loss_of, self.config.fit
+            self._fitter = Fitter(*about, self._seed)
+        return self._fitter
+
+    def fit(self, replay: Replay) -> dict[str, float]:
+        """One training on all that is recorded; no metrics where that is too little yet."""
+        rows = recorded(self.vectors, replay)
+        if rows is None or len(rows.reward) < self.config.fit.least_rows:
+            return {}
+        return self.fit_rows(rows)
+
+    def fit_rows(self, rows: Rows) -> dict[str, float]:
+        """One training on these rows, see `Fitter.fit`; then the members with the least errors on
+        what was held out are the elites."""
+        metrics, errors = self.fitter.fit(rows)
+        if self.predictor.networks > 1:
+            best = np.argsort(errors, kind="stable")[: self.opinions]
+            self.elites.copy_(torch.from_numpy(np.sort(best)))
+        return metrics
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What trains it, as a part of `state_dict`."""
+        return self.fitter.state_dict()
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Put it back."""
+        self.fitter.load_state_dict(state)
+
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Of recorded sequences, all networks on the same rows; see `worldmodel.models.fitting` for
         what a careful training does."""
@@ -246,15 +283,29 @@ class Gaussian(nn.Module):
 
     # Inside.
 
-    def _dealt(self, member: Tensor) -> Tensor:
-        """The opinion of each row [B]; the same number of rows for each, as far as they go."""
-        k = self.opinions
-        count = len(member)
-        if self.config.particles == "tsinf":
-            turn = torch.arange(count, device=member.device) % k
-            return torch.where(member < 0, turn, member)
-        blocks = torch.rand(-(-count // k), k, device=member.device).argsort(1)
-        return blocks.flatten()[:count]
+    def _drawn_from(self, state: GaussianState, action: Tensor) -> tuple[Outcome, Tensor]:
+        """What one opinion says of each row [B, ...], in the targets' own units; and what the next
+        state remembers of it. All opinions get as many rows, as far as they go."""
+        x, k = self.vectors.inputs(state.values, action), self.opinions
+        count, keeps = len(x), self.config.particles == "tsinf"
+        turn = torch.arange(count, device=x.device)
+        if not keeps:
+            blocks = torch.rand(-(-count // k), k, device=x.device).argsort(1)
+            member = blocks.flatten()[:count].float()
+        else:
+            dealt = (turn % k).float()
+            member = torch.where(state.member < 0, dealt, state.member)
+        if count % k == 0 and (not keeps or torch.equal(member, dealt)):
+            # Blocks of k rows, one row for each opinion: no need to sort.
+            rows = turn.view(-1, k) if keeps else turn.view(-1, k).gather(1, blocks.argsort(1))
+            found = self._ask((x.view(-1, k, x.shape[-1]) if keeps else x[rows]).transpose(0, 1))
+            outcome = Outcome(*(part.transpose(0, 1).flatten(0, 1) for part in found))
+            if not keeps:
+                back = rows.flatten().argsort()
+                outcome = Outcome(*(part[back] for part in outcome))
+        else:
+            outcome = self._by_member(x, member)
+        return outcome, member if keeps else state.member
 
     def _by_member(self, x: Tensor, member: Tensor) -> Outcome:
         """What the opinion of each row says [B, ...], in the targets' own units."""
@@ -262,7 +313,7 @@ class Gaussian(nn.Module):
         if k == 1:
             return Outcome(*(part[0] for part in self._ask(x.unsqueeze(0))))
         order = member.argsort(stable=True)
-        sizes = torch.bincount(member, minlength=k)
+        sizes = torch.bincount(member.long(), minlength=k)
         most = int(sizes.max())
         place = torch.arange(most, device=x.device).expand(k, -1)
         there = place < sizes.unsqueeze(1)  # [K, most]; the last places of some are empty

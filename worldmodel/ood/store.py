@@ -137,6 +137,8 @@ def fingerprint(world: Any) -> str:
         return ""
     digest = hashlib.sha256()
     for name, value in sorted(world.state_dict().items()):
+        if not isinstance(value, torch.Tensor):
+            continue  # what trains it
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
