@@ -192,7 +192,7 @@ class MuZero(Agent):
         for k in range(self.config.unroll):
             # Cut 1: as much gradient as from a single step, however many follow.
             state = state._replace(latent=0.5 * state.latent + 0.5 * state.latent.detach())
-            steps.append(self.model.unroll(state, actions[:, k]))
+            steps.append(self.model.step_logits(state, actions[:, k]))
             state = steps[-1].state
             latents.append(state.latent)
         return steps, latents

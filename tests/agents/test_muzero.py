@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from agents.apps.evaluate import evaluate_command
+from agents.deploy.cli import deploy_command, export_command
 from agents.muzero import MuZero, MuZeroConfig
 from agents.muzero.targets import bootstraps, make_targets, window
 from agents.planning.tree_config import MCTSConfig
 from agents.run.config import TrainConfig
 from tests.agents.small_runs import (
+    PATIENT,
     check_learns_offline,
     check_resumes,
     check_starts_from,
@@ -191,7 +194,7 @@ def test_only_the_way_into_the_next_step_is_halved() -> None:
     state, shares = plain, []
     for k in range(1, 4):
         agent.rng.manual_seed(0)
-        state = agent.model.unroll(state, actions[:, k - 1]).state
+        state = agent.model.step_logits(state, actions[:, k - 1]).state
         bias = agent.model.represent_net[-1].bias
         ours = torch.autograd.grad(latents[k].sum(), bias, retain_graph=True)[0]
         whole = torch.autograd.grad(state.latent.sum(), bias, retain_graph=True)[0]
@@ -292,3 +295,17 @@ def test_it_learns_offline(run: TrainConfig, tmp_path: Path) -> None:
 def test_continuous_actions_live(tmp_path: Path) -> None:
     search = {"rule": "gumbel", "samples": 2, "root_samples": 4, "wide_samples": 2, "gumbel": 0.0}
     live(small_config(tmp_path / "run", config(search=search), "box"))
+
+
+def test_it_is_evaluated_with_any_search_and_deployed(run: TrainConfig, tmp_path: Path) -> None:
+    """Its world is open to every planner, with its own policy and value."""
+    few = [f"run={run.run}", "episodes=2"]
+    said: list[str] = []
+    for words in (["planner.rule=gumbel"], ["planner.rule=puct"], ["planner.rollout=2"]):
+        more = ["planner=mcts", "planner.simulations=6", *words]
+        assert evaluate_command(said.append, [*few, *more]) == 0, said
+    words = [f"to={tmp_path / 'lived'}", "deploy.warmup=2", "deploy.fallback.rest=[1, 0, 0]"]
+    assert deploy_command(said.append, [*few, *words, *PATIENT]) == 0, said
+    said.clear()
+    assert export_command(said.append, [f"run={run.run}"]) == 2
+    assert "cannot be exported" in said[-1]

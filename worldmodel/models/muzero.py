@@ -264,7 +264,7 @@ class MuZeroWorld(nn.Module):
         flat = (flat - low) / (width + 1e-5 * (width < 1e-5))
         return flat.view_as(x) if x.ndim == 4 else flat
 
-    def unroll(self, state: MuZeroState, action: Tensor) -> Step:
+    def step_logits(self, state: MuZeroState, action: Tensor) -> Step:
         """One step, for learning."""
         new, features = self.dynamics(state.latent, action)
         sums = state.sums
@@ -280,7 +280,7 @@ class MuZeroWorld(nn.Module):
 
     def step(self, state: MuZeroState, action: Tensor) -> Prediction[MuZeroState]:
         """See `Dynamics.step`."""
-        after, logits, cont = self.unroll(state, action)
+        after, logits, cont = self.step_logits(state, action)
         reward = self.support.mean(logits)
         if state.sums is not None and after.sums is not None:
             total = reward
