@@ -17,7 +17,7 @@ export PYTHON
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-gpu test-slow fuzz lint doctor clean
+.PHONY: help setup demo reproduce test test-gpu gpu-report test-slow fuzz lint doctor clean
 
 help:  ## this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "  make %-11s%s\n", $$1, $$2 }' Makefile
@@ -31,11 +31,17 @@ demo: setup  ## train on Pendulum from pixels, evaluate, write runs/demo (minute
 	@find $(RUN) -maxdepth 2 \( -name summary.json -o -name '*.mp4' -o -name '*.png' \) | sort
 	@echo; echo "Curves: $(BIN)/tensorboard --logdir $(RUN)"
 
+reproduce: setup  ## the claims that fit in 30 minutes: run, compared, pass or FAIL
+	"$(BIN)/python" scripts/reproduce.py quick $(ARGS)
+
 test: lint  ## lint, types, layers and the tests (about nine minutes on 2 cores)
 	"$(BIN)/python" -m pytest $(TESTS) $(ARGS)
 
 test-gpu: setup  ## the tests that need a CUDA GPU
 	"$(BIN)/python" -m pytest -m gpu $(ARGS)
+
+gpu-report: setup  ## updates, loop, precision and tests on a GPU: runs/gpu-report (8 minutes)
+	"$(BIN)/python" scripts/gpu_report.py $(ARGS)
 
 test-slow: setup  ## the tests marked slow, learning included
 	"$(BIN)/python" -m pytest -m slow --timeout 3600 $(ARGS)

@@ -22,7 +22,8 @@ from worldmodel.machine import processor
 # Each is scripts.studies.bench_NAME, imported only when its name is asked for.
 MEASURES = (
     "act", "deploy", "dyna", "env", "faults", "guard", "memory", "ood", "overlap", "peers",
-    "planners", "play", "preferences", "replay", "reuse", "scaling", "search", "train", "update",
+    "planners", "play", "precision", "preferences", "replay", "reuse", "scaling", "search",
+    "train", "update",
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from worldmodel.envs import EnvConfig, EnvError, env_spec, make_env, make_vector, rendering
+from worldmodel.envs.dmc import SHADOW
 
 
 def dmc(task: str = "walker_walk", **kwargs: Any) -> EnvConfig:
@@ -44,6 +45,17 @@ def test_dmc_pixels_with_state_cropped_and_fast() -> None:
     assert obs["image"].shape == (64, 64, 3)
     assert env_spec(env).keys("vector") == ["position", "velocity"]
     env.close()
+
+
+def test_a_small_shadow_map_is_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = []
+    for texels in (SHADOW, 1000):
+        monkeypatch.setattr("worldmodel.envs.dmc.SHADOW", texels)
+        env = make_env(dmc(image_size=[32, 32]), seed=0)
+        pictures.append(env.reset()[0]["image"].astype(float))
+        assert env.unwrapped._env.physics.model.vis.quality.shadowsize == min(2048, 32 * texels)
+        env.close()
+    assert abs(pictures[0] - pictures[1]).mean() < 0.2  # of 255
 
 
 def test_dmc_state_reproduces_and_is_cut_off_after_1000_steps() -> None:

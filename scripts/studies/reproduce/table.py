@@ -11,6 +11,7 @@ from scripts.studies.reproduce.claim import (
     Measure,
     farthest,
     printed,
+    stored,
     summary,
     table,
 )
@@ -21,7 +22,7 @@ RETURN = summary("eval_return_mean")
 PIXELS, STATE = "Learning from pixels", "Learning from the state"
 REUSE, UNKNOWN, ROBOT = "One model, many tasks", "Knowing the unknown", "Deployment"
 PLANNING, DYNA, KEPT = "Planning", "Dyna", "Reliability"
-SPEED = "Speed on a CPU"
+SPEED, GPU = "Speed on a CPU", "Speed on a GPU"
 # Agents at 100K frames from pixels; DreamerV3's published means: 550, 374, 862, 493, 586, 307.
 SUITE = {
     "cartpole_swingup": 700, "reacher_easy": 600, "ball_in_cup_catch": 900, "finger_spin": 600,
@@ -323,6 +324,27 @@ CLAIMS: tuple[Claim, ...] = (
         (Measure("time over arithmetic", printed("time_over_arithmetic", figure="all")),),
         minutes=15,
         alone=True,
+        about="SPEED.md",
+    ),
+    Claim(
+        "gpu",
+        GPU,
+        "Updates of 12m and 50m at 16x64, and a loop at train ratio 512 that keeps up with them.",
+        ("scripts/gpu_report.py out={out}/report",),
+        (
+            Measure("update 12m, ms", stored("report/report.json", "update_12m.ms"), at_most=12),
+            Measure("update 50m, ms", stored("report/report.json", "update_50m.ms"), at_most=25),
+            Measure(
+                "loop, of updates alone",
+                stored("report/report.json", "loop.of_updates_alone"),
+                at_least=0.9,
+            ),
+            Measure("first update, s", stored("report/report.json", "update_12m.first_update_s")),
+            Measure("bf16 loss over fp32", stored("report/report.json", "precision.ratio")),
+        ),
+        minutes=8,
+        alone=True,
+        needs_gpu=True,
         about="SPEED.md",
     ),
 )
