@@ -33,6 +33,7 @@ AGENTS = {
     "random": "agents.random:Random",
     "sac": "agents.sac:SAC",
     "tdmpc2": "agents.tdmpc2:TDMPC2",
+    "world_models": "agents.world_models:WorldModels",
 }
 
 __all__ = ["AGENTS", "Agent", "Policy", "agent_class", "load", "load_replay", "make"]

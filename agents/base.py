@@ -52,6 +52,20 @@ class Part:
     same_observations: bool = True
 
 
+class Agenda(NamedTuple):
+    """What an agent that learns in phases does next; it decides itself when steps and updates come.
+
+    length: steps and updates of the whole run, about. collecting: whether it needs a step in the
+    environment next, or an update. finished: whether it has learned all it was to learn. phase: its
+    name.
+    """
+
+    length: int
+    collecting: bool
+    finished: bool
+    phase: str
+
+
 class Agent(ABC):
     """An agent acts, learns from replay, and can be saved. It is ready when constructed:
     `Class(spec: EnvSpec, config: Class.Config, device: torch.device)`.
@@ -99,8 +113,9 @@ class Agent(ABC):
     ) -> tuple[np.ndarray, Any, dict[str, Any]]:
         """Encoded float32 actions [B, A] for observations [B, ...], the next state, and extras.
 
-        `obs` may hold `is_first` [B]; where it is True the state of that row starts anew. A
-        missing `is_first` means False, a missing state means `initial`. mode is "sample" or
+        `obs` may hold `is_first` [B]; where it is True the state of that row starts anew. In
+        training it holds `reward` and `is_last` of these rows, too. A missing `is_first` means
+        False, a missing state means `initial`. mode is "sample" or
         "mode" (the likeliest action). extras: the values [B, ...] of all `columns`.
         """
 
@@ -134,6 +149,12 @@ class Agent(ABC):
         return None
 
     # Learning.
+
+    @property
+    def agenda(self) -> Agenda | None:
+        """Its phases, where it has some: the run's train_ratio then means nothing, and its clock
+        counts steps and updates. None where every step earns updates."""
+        return None
 
     @abstractmethod
     def update(self, replay: Replay) -> dict[str, Any]:

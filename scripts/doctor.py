@@ -107,6 +107,13 @@ PACKAGES = (
         required=False,
         install='pip install -c constraints.txt -e ".[atari]"',
     ),
+    *(
+        Package(name, what, False, f'pip install -c constraints.txt -e ".[{extra}]"')
+        for name, what, extra in (
+            ("cma", "agent=world_models", "world_models"),
+            ("box2d", "CarRacing", "carracing"),
+        )
+    ),
     *(Package(name, f"recordings of {what}", False, OFFLINE) for name, what in RECORDINGS),
 )
 

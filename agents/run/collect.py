@@ -17,6 +17,8 @@ from worldmodel.envs.wrappers import CUT_OFF
 from worldmodel.replay import Replay
 from worldmodel.types import EnvSpec
 
+ARRIVED = ("is_first", "is_last", "reward")  # of a row, beside its observation
+
 
 class Episode(NamedTuple):
     """A finished episode: the sum of its rewards and its length in agent steps."""
@@ -142,7 +144,7 @@ class Collector:
         """Act on the rows at hand; `finish` must follow. Raises RunError where the environments
         are broken already."""
         assert self.acted is None, "a step is under way"
-        inputs = {key: self.rows[key] for key in (*self.spec.obs, "is_first")}
+        inputs = {key: self.rows[key] for key in (*self.spec.obs, *ARRIVED)}
         # An exploring agent still sees every row, so that its state and latents are right.
         action, state, extras = self.agent.act(inputs, self.state, self.mode)
         if explore:

@@ -23,8 +23,9 @@ class Progress:
 
     Rates, and with them the time left, are those of the last half minute.
     total: agent steps of the whole run. start: agent steps and updates done before.
-    max_seconds: a limit on the training time, or None. unit: "step", or "update" where a run has
-    no agent steps and is counted in updates. visible: whether there may be a bar.
+    max_seconds: a limit on the training time, or None. unit: "step", "update" where a run has
+    no agent steps and is counted in updates, or "turn" where steps and updates take turns, in
+    phases; phase: the name of the present one. visible: whether there may be a bar.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Progress:
         self._shown = time.monotonic()
         self._marks = deque([(self._shown, *start)])
         self.score: float | None = None
+        self.phase = ""
 
     def update(self, steps: int, updates: int, seconds: float) -> None:
         """Show where the run stands: agent steps, updates, and seconds of training so far."""
@@ -64,8 +66,9 @@ class Progress:
         score = "-" if self.score is None else f"{self.score:.1f}"
         collected = f"{rates[0]:.1f} steps/s | " if self.unit == "step" else ""
         earned = f"return {score} | " if self.unit == "step" else ""
+        phase = f"{self.phase}: " if self.phase else ""
         text = (
-            f"{self.unit} {steps:,}/{self.total:,} | {collected}{rates[1]:.2f} updates/s | "
+            f"{phase}{self.unit} {steps:,}/{self.total:,} | {collected}{rates[1]:.2f} updates/s | "
             f"{earned}{duration(left)} left"
         )
         if self._bar.there:

@@ -1,7 +1,7 @@
 """One training run: collect one step, learn what is owed, report, save, repeat.
 
     collect a step -> updates owed (train ratio) -> metrics -> log | evaluate | film | checkpoint
-    (offline: one update)
+    (offline: one update; an agent with phases says which of the two comes next)
 
 Where the environments have processes of their own, the updates that step k earned are done while
 step k + 1 is under way there: its actions were chosen before them. No step is under way when
@@ -21,14 +21,14 @@ from dataclasses import replace
 from typing import Any
 
 import agents
-from agents.run import checkpoints, report, setup, shares
+from agents.run import checkpoints, clock, report, setup, shares
 from agents.run.collect import Collector, Episode
 from agents.run.config import CONFIG, TrainConfig, crossed
 from agents.run.evaluate import EvalResult, evaluate
 from agents.run.folder import check_disk, check_memory, check_unused, make_folder
 from agents.run.learn import Learner
 from agents.run.progress import Progress, Stopper
-from agents.run.state import Counters, RunState
+from agents.run.state import RunState
 from agents.run.warm import warm_start
 from worldmodel import checkpoint, config, seeding
 from worldmodel.accel.devices import keep_freed_memory, set_deterministic, set_threads
@@ -146,9 +146,7 @@ class Trainer:
     @property
     def finished(self) -> bool:
         """Whether the last step or update is done, or the time is up."""
-        minutes = self.config.max_minutes
-        over = minutes is not None and self.state.counters.train_seconds >= 60 * minutes
-        return self.clock >= self.config.length or self._learned_enough or over
+        return clock.is_over(self.config, self.state.counters, self.state.agent.agenda)
 
     @property
     def _learned_enough(self) -> bool:
@@ -156,11 +154,8 @@ class Trainer:
 
     @property
     def clock(self) -> int:
-        """What the run's length and its "every" are counted in: agent steps, or offline updates."""
-        return self._clock_of(self.state.counters)
-
-    def _clock_of(self, counters: Counters) -> int:
-        return counters.updates if self.config.offline else counters.agent_steps
+        """Where the run stands; see agents.run.clock."""
+        return clock.position(self.config, self.state.counters, self.state.agent.agenda)
 
     @property
     def overlap(self) -> bool:
@@ -170,9 +165,10 @@ class Trainer:
     def run(self) -> int | None:
         """Train until finished; the number of the signal, where one asked to stop earlier."""
         start = (self.clock, self.state.counters.updates)
-        unit = "update" if self.config.offline else "step"
+        agenda = self.state.agent.agenda
+        unit, length = (f(self.config, agenda) for f in (clock.unit, clock.length))
         seconds = self.config.max_minutes and 60 * self.config.max_minutes
-        bar = Progress(self.config.length, start, seconds, self.say, unit, self.ranks.first)
+        bar = Progress(length, start, seconds, self.say, unit, self.ranks.first)
         with Stopper(alone=self.ranks.size == 1) as stop:
             try:
                 while not self.finished and not stop.asked:
@@ -193,12 +189,13 @@ class Trainer:
         update; then what is due."""
         counters, began = self.state.counters, time.monotonic()
         before = replace(counters)
-        if self.state.collector is None:
+        agenda = self.state.agent.agenda
+        if self.state.collector is None or (agenda is not None and not agenda.collecting):
             counters.owed = 1.0
             self._learn_owed(stop)
         else:
             self._collect(self.state.collector, bar, stop)
-        self._report(self._clock_of(before), bar)
+        self._report(clock.position(self.config, before, agenda), bar)
         evaluating = counters.eval_seconds - before.eval_seconds
         counters.train_seconds += time.monotonic() - began - evaluating
         self._agree_on(stop)
@@ -208,6 +205,8 @@ class Trainer:
             if not self.learner.failed:
                 self.save()
                 self.ranks.all_or_none(lambda: check_memory(counters.agent_steps))
+        if agenda is not None:
+            bar.total, bar.phase = clock.length(self.config, agenda), agenda.phase
         bar.update(self.clock, counters.updates, counters.train_seconds)
 
     def _agree_on(self, stop: Stopper) -> None:
@@ -250,7 +249,7 @@ class Trainer:
                 score = {"episode/return": episode.score, "episode/length": episode.length}
                 state.scores.add(score)
                 bar.score = episode.score
-        if not waiting and counters.agent_steps >= self.config.prefill:
+        if agent.agenda is None and not waiting and counters.agent_steps >= self.config.prefill:
             rows = ranks.size * agent.batch_size * agent.batch_length
             counters.earn(new * self.config.train_ratio / rows, self.config.first_updates)
 

@@ -1,0 +1,209 @@
+"""C, a linear controller, and the search for its weights by CMA-ES."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.policies import greedy
+from agents.world_models.config import SearchConfig
+from worldmodel.config import ConfigError
+from worldmodel.models.mdnrnn import VMState, VMWorld
+from worldmodel.types import ActionSpec
+
+WORST = 1e30  # the cost of a candidate whose return is not finite
+
+
+def outputs(weights: Tensor, feat: Tensor) -> Tensor:
+    """W feat + b: weights [..., A, F + 1], their last column b, and feat [..., F] -> [..., A]."""
+    return (weights[..., :-1] @ feat.unsqueeze(-1)).squeeze(-1) + weights[..., -1]
+
+
+def actions_of(
+    values: Tensor, action: ActionSpec, one_sided: Sequence[int] = (), mask: Tensor | None = None
+) -> Tensor:
+    """Encoded actions [..., A] of a controller's outputs: tanh, or of each factor the class of the
+    greatest one, among those that a mask allows."""
+    if action.kind == "continuous":
+        squashed = torch.tanh(values)
+        if one_sided:
+            chosen = torch.zeros(action.size, dtype=torch.bool, device=values.device)
+            chosen[list(one_sided)] = True
+            squashed = torch.where(chosen, 2 * squashed.clamp_min(0.0) - 1, squashed)
+        return squashed
+    masks = [None] * len(action.sizes) if mask is None else mask.split(action.sizes, -1)
+    hot = []
+    for part, allowed in zip(values.split(action.sizes, -1), masks, strict=True):
+        best = greedy(part, allowed).unsqueeze(-1)
+        hot.append(torch.zeros_like(part).scatter_(-1, best, 1.0))
+    return torch.cat(hot, -1)
+
+
+class Search:
+    """CMA-ES over N weights with random numbers of its own.
+
+    Its state is what it was told: from the same seed and start the same returns lead to the same
+    next candidates, so `load_state_dict` tells them again. That costs one generation's arithmetic
+    each: milliseconds with `diagonal`, up to a second without and with hundreds of weights.
+
+    start [N]: the first mean. Raises ConfigError where the package `cma` is not installed.
+    """
+
+    def __init__(self, start: np.ndarray, config: SearchConfig, seed: int) -> None:
+        self.config, self.seed, self.start = config, seed, np.array(start, np.float64)
+        self.told: list[np.ndarray] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        try:
+            import cma
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                "agent=world_models needs the package `cma` to evolve its controller: "
+                'pip install -c constraints.txt -e ".[world_models]"'
+            ) from error
+        self._rng = np.random.default_rng(self.seed)
+        self._outside = np.random.RandomState(self.seed)
+        never: dict[str, float] = {
+            "tolfun": 0,
+            "tolfunhist": 0,
+            "tolx": 0,
+            "tolstagnation": 1 << 60,
+        }
+        never |= {"tolflatfitness": 1 << 60, "tolfacupx": np.inf, "tolupsigma": np.inf}
+        quiet = {"verbose": -9, "verb_log": 0, "verb_disp": 0}
+        options = {
+            "popsize": self.config.population, "CMA_diagonal": self.config.diagonal,
+            "seed": np.nan, "randn": lambda *shape: self._rng.standard_normal(shape),
+        }  # fmt: skip
+        with self._numpy():
+            self._es = cma.CMAEvolutionStrategy(
+                self.start, self.config.sigma, {**options, **never, **quiet}
+            )
+        self._asked: list[np.ndarray] | None = None
+
+    @contextmanager
+    def _numpy(self) -> Iterator[None]:
+        """`cma` draws from NumPy's global generator here and there: give it one of its own."""
+        before = np.random.get_state(legacy=False)
+        np.random.set_state(self._outside.get_state(legacy=False))
+        try:
+            yield
+        finally:
+            self._outside.set_state(np.random.get_state(legacy=False))
+            np.random.set_state(before)
+
+    @property
+    def generation(self) -> int:
+        """Generations that were told."""
+        return len(self.told)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """The search's mean [N], which stands for it: better on new episodes than the candidate
+        that was luckiest on the old ones."""
+        mean: np.ndarray = np.array(self._es.result.xfavorite)
+        return mean
+
+    @property
+    def sigma(self) -> float:
+        """The step size."""
+        return float(self._es.sigma)
+
+    def ask(self) -> np.ndarray:
+        """The candidates of this generation [P, N], the same until they are told."""
+        if self._asked is None:
+            with self._numpy():
+                self._asked = self._es.ask()
+        return np.stack(self._asked)
+
+    def tell(self, returns: np.ndarray) -> None:
+        """The mean returns [P] of the candidates; what is not finite counts as the worst."""
+        self.ask()
+        returns = np.array(returns, np.float64)
+        costs = np.where(np.isfinite(returns), -returns, WORST)
+        with self._numpy():
+            self._es.tell(self._asked, costs.tolist())
+        self.told.append(returns)
+        self._asked = None
+
+    def state_dict(self) -> dict[str, Any]:
+        told = np.stack(self.told) if self.told else np.zeros((0, self.config.population))
+        return {
+            "seed": self.seed,
+            "start": torch.from_numpy(self.start.copy()),
+            "returns": torch.from_numpy(told),
+            "mean": torch.from_numpy(self.mean),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put `state_dict()` back; ValueError where it is another search's, or another version of
+        `cma` makes something else of the same returns."""
+        returns, start, mean = (state[name] for name in ("returns", "start", "mean"))
+        good = all(isinstance(x, Tensor) and x.is_floating_point() for x in (returns, start, mean))
+        if not good or returns.ndim != 2 or returns.shape[1] != self.config.population:
+            raise ValueError(
+                f"The search's returns are not of {self.config.population} candidates."
+            )
+        if start.shape != self.start.shape or not 0 <= state["seed"] < 2**32:
+            raise ValueError(f"The search is not one over {len(self.start)} weights.")
+        self.seed, self.start = int(state["seed"]), start.double().numpy().copy()
+        self.told = []
+        self._begin()
+        for row in returns.double().numpy():
+            self.tell(row)
+        if not np.allclose(self.mean, mean.numpy(), rtol=1e-6, atol=1e-9):
+            raise ValueError(
+                "The search does not come back to where it was: the checkpoint is damaged, or the "
+                "package `cma` has another version than the one it was made with (constraints.txt)."
+            )
+
+
+class Dreamed:
+    """What a population earned in dreams: returns [P, R], float64, and steps lived [P, R]."""
+
+    def __init__(self, returns: Tensor, steps: Tensor) -> None:
+        self.returns, self.steps = returns, steps
+
+
+@torch.no_grad()
+def dream(
+    world: VMWorld,
+    weights: Tensor,
+    start: VMState,
+    steps: int,
+    rng: torch.Generator,
+    action: ActionSpec,
+    one_sided: Sequence[int] = (),
+) -> Dreamed:
+    """Let controllers, weights [P, A, F + 1], act in dreams that begin in start [R, ...]: all P x R
+    in one batch, the R dreams with the same noise for every controller.
+
+    A dream ends where the model finds that likelier than not, or after `steps`; its return is the
+    sum of its rewards, undiscounted, the last one included.
+    """
+    count, trials = len(weights), len(start.z)
+    state = VMState(*(x.repeat(count, 1) for x in start))  # [P * R, ...]
+    lives = torch.ones(count * trials, dtype=torch.bool, device=start.z.device)
+    total = torch.zeros(count * trials, dtype=torch.float64, device=start.z.device)
+    lived = torch.zeros_like(total)
+    matrix, bias = weights[..., :-1].transpose(1, 2), weights[..., -1].unsqueeze(1)
+    size = (steps, trials, world.latent)
+    uniform = torch.rand(size, generator=rng).to(start.z.device)
+    normal = torch.randn(size, generator=rng).to(start.z.device)
+    for step in range(steps):
+        feat = world.feat(state).view(count, trials, -1)
+        chosen = actions_of(torch.baddbmm(bias, feat, matrix), action, one_sided).flatten(0, 1)
+        noise = uniform[step].repeat(count, 1), normal[step].repeat(count, 1)
+        state, reward, cont = world.predict(state, chosen, noise)
+        total += torch.where(lives, reward.double(), 0.0)
+        lived += lives
+        lives &= cont >= 0.5
+        if not lives.any():
+            break
+    return Dreamed(total.view(count, trials), lived.view(count, trials))
