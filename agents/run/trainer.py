@@ -166,7 +166,7 @@ class Trainer:
         """Train until finished; the number of the signal, where one asked to stop earlier."""
         start = (self.clock, self.state.counters.updates)
         agenda = self.state.agent.agenda
-        unit, length = (f(self.config, agenda) for f in (clock.unit, clock.length))
+        length, unit = clock.length(self.config, agenda), clock.unit(self.config, agenda)
         seconds = self.config.max_minutes and 60 * self.config.max_minutes
         bar = Progress(length, start, seconds, self.say, unit, self.ranks.first)
         with Stopper(alone=self.ranks.size == 1) as stop:

@@ -1,7 +1,8 @@
 """Dodge: balls fall, whoever is hit is out. A small relative of the Doom task of World Models.
 
-The picture is 32x32: a green player at the bottom, red balls that appear at the top at random and
-fall straight. A dream of it that never lets a ball appear is easy to survive, and worth nothing.
+The picture is 32x32: a green player at the bottom, and one red ball at a time, which appears at the
+top at random and falls straight. A dream that never lets one appear is easy to survive, and worth
+nothing.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-SIDE, BALL, FALL, MOVE = 32, 4, 2, 2  # pixels: of the picture, of a ball; per step
-PLAYER = (4, 3)  # width, height
-APPEAR, AIMED = 0.25, 0.5  # P(a ball appears) in a step; P(it does above the player)
+SIDE, BALL, FALL, MOVE = 32, 8, 3, 2  # pixels: of the picture, of a ball; per step
+PLAYER = (6, 4)  # width, height
+APPEAR, AIMED = 0.3, 0.5  # P(a ball appears) where there is none; P(it does above the player)
 LIMIT = 100  # steps
 
 
@@ -43,10 +44,11 @@ class Dodge(gymnasium.Env[np.ndarray, np.int64]):
         move = (0, -MOVE, MOVE)[int(action)]
         self.player = min(max(self.player + move, 0), SIDE - PLAYER[0])
         self.balls = [[x, y + FALL] for x, y in self.balls if y + FALL < SIDE]
-        if self.np_random.random() < APPEAR:
+        if not self.balls and self.np_random.random() < APPEAR:
             aimed = self.np_random.random() < AIMED
             column = int(self.np_random.integers(SIDE - BALL + 1))
-            self.balls.append([self.player if aimed else column, 0])
+            above = min(max(self.player + (PLAYER[0] - BALL) // 2, 0), SIDE - BALL)
+            self.balls.append([above if aimed else column, 0])
         self.steps += 1
         return self._picture(), 1.0, self._hit(), self.steps >= LIMIT, {}
 

@@ -121,7 +121,7 @@ class MDNRNN(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(config.units, 1) for name in names})
         self.register_buffer("reward_mean", torch.zeros(()))
         self.register_buffer("reward_std", torch.ones(()))
-        weight_in, weight_h, bias, second = self.lstm._flat_weights
+        weight_in, weight_h, bias, second = self._lstm_weights()
         for weight in (weight_in, weight_h, self.out.weight):
             nn.init.xavier_uniform_(weight)
         # One bias, as published; its forget gates start open.
@@ -131,6 +131,10 @@ class MDNRNN(nn.Module):
             bias[config.units : 2 * config.units].fill_(1.0)
         nn.init.zeros_(self.out.bias)
 
+    def _lstm_weights(self) -> tuple[Tensor, ...]:
+        """Of its input, of h, its bias, and a second one that stays 0."""
+        return tuple(self.lstm.parameters())
+
     def sequence(self, z: Tensor, action: Tensor) -> Tensor:
         """h [B, T, U] after each z [B, T, N] and the action [B, T, A] that followed it, from 0."""
         h, _ = self.lstm(torch.cat([z, action], -1))
@@ -138,7 +142,7 @@ class MDNRNN(nn.Module):
 
     def cell(self, z: Tensor, action: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """One step: h and c [B, U] after z [B, N] and action [B, A]."""
-        weight_in, weight_h, bias, _ = self.lstm._flat_weights
+        weight_in, weight_h, bias, _ = self._lstm_weights()
         gates = F.linear(torch.cat([z, action], -1), weight_in, bias)
         gates = torch.addmm(gates, h, weight_h.t())
         i, f, g, o = gates.chunk(4, -1)
