@@ -27,6 +27,7 @@ FIGURES: dict[str, str] = {
     "dyna_2": "obstacle",
     "updates": "updates",
     "values": "values",
+    "doubt": "doubt",
 }
 
 

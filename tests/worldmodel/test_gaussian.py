@@ -15,7 +15,9 @@ from tests.agents.small_runs import filled_replay
 from worldmodel import tree
 from worldmodel.capabilities import Decodes, Expects, Features, Fits, Learns, Surprises, Uncertain
 from worldmodel.config import ConfigError
-from worldmodel.models import known
+from worldmodel.models import calibration, known
+from worldmodel.models.closed_form import CLOSED
+from worldmodel.models.dealing import by_member
 from worldmodel.models.fitting import FitConfig, recorded
 from worldmodel.models.gaussian import Gaussian, GaussianConfig, GaussianState
 from worldmodel.models.predictors import KINDS, Predictor, SideBySide, evidential_loss
@@ -155,7 +157,7 @@ def test_rows_are_answered_by_the_opinion_that_they_were_dealt() -> None:
     world.elites.copy_(torch.tensor([0, 2, 3]))
     x = torch.randn(11, 4)
     member = torch.tensor([0, 2, 2, 1, 2, 0, 2, 2, 1, 0, 2])
-    answer, everyone = world._by_member(x, member.float()), world._ask(x.expand(3, -1, -1))
+    answer, everyone = by_member(x, member.float(), 3, world._ask), world._ask(x.expand(3, -1, -1))
     for mine, all_of_them in zip(answer, everyone, strict=True):
         torch.testing.assert_close(mine, all_of_them[member, torch.arange(11)])
 
@@ -216,12 +218,35 @@ def test_it_learns_a_function_and_what_it_does_not_know() -> None:
     assert outside > 20 * inside
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CLOSED)
+def test_small_data_is_fitted_at_once(kind: str) -> None:
+    with pytest.raises(ConfigError, match=r"name model\.terminal"):
+        make(kind=kind)
+    world = make(kind=kind, terminal="never")
+    assert not isinstance(world, Learns)
+    assert isinstance(world, Fits)
+    assert isinstance(world, Uncertain)
+    metrics = world.fit_rows(lived(150))
+    assert metrics["model/rows"] == 150
+    test = lived(200, seed=1)
+    found = world.moments(state_of(world, test.values), test.action)
+    error = test.after - test.values - found.mean[:, :3]
+    assert error.square().mean().sqrt() < (0.08 if kind == "process" else 0.3)
+    inside = world.uncertainty(state_of(world, test.values), test.action).mean()
+    outside = world.uncertainty(state_of(world, 4 * test.values), test.action).mean()
+    assert outside > 3 * inside
+    other = make(kind=kind, terminal="never", seed=1)
+    other.load_state_dict(world.state_dict())
+    again = other.moments(state_of(world, test.values), test.action)
+    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *CLOSED])
 def test_constant_columns_give_no_nan(kind: str) -> None:
     rows = lived(60)
     values, action = (torch.full_like(v, 1234.567) for v in rows[:2])
     still = rows._replace(values=values, action=action, after=values)
-    world = make(kind=kind, fit=FitConfig(epochs=3))
+    world = make(kind=kind, fit=FitConfig(epochs=3), terminal="never")
     metrics = world.fit_rows(still)
     assert all(math.isfinite(value) for value in metrics.values())
     assert torch.equal(world.vectors.input_std, torch.ones(4))
@@ -346,3 +371,45 @@ def test_the_reward_of_the_pendulum_is_that_of_the_environment() -> None:
         ours = function(torch.tensor(obs), torch.tensor([push / 2]), torch.tensor(after))
         assert float(ours) == pytest.approx(reward, abs=1e-4)
         obs = after
+
+
+# How far it can be trusted
+
+
+def test_a_report_of_what_is_known_by_hand() -> None:
+    """A line without noise of its own: its variance is set, the rest can be counted."""
+    world = make(kind="linear", terminal="never", reward="one")
+    held = lived(4000, noise=0.0)
+    held = held._replace(after=held.values + 0.5 * torch.randn(4000, 3))
+    world.predictor.noise.fill_(0.25)
+    world.predictor.covariance.zero_()
+    world.vectors.target_mean.zero_()
+    report = calibration.step_report(world, held, held)
+    np.testing.assert_allclose(report.coverage, calibration.SHARES, atol=0.02)
+    assert report.mse == pytest.approx(0.25, rel=0.05)  # a change's variance begins as 1
+    assert report.nll == pytest.approx(0.5 * (1 + math.log(2 * math.pi * 0.25)), abs=0.03)
+    assert report.auroc == 0.5
+
+
+def test_separation_spread_and_bands() -> None:
+    inside, outside = torch.tensor([1.0, 2.0]), torch.tensor([2.0, 3.0])
+    assert calibration.separation(inside, outside) == (1 + 1 + 1 + 0.5) / 4
+    imagined = torch.tensor([1.0, 3.0]).view(2, 1, 1, 1)
+    spread, error = calibration.spread_and_error(
+        imagined, torch.zeros(1, 1, 1), torch.tensor([2.0])
+    )
+    assert (spread.item(), error.item()) == (pytest.approx(math.sqrt(2) / 2), 1.0)
+    ((low, high),) = calibration.bands(torch.arange(101.0).unsqueeze(1), [0.5])
+    assert (low.item(), high.item()) == (25, 75)
+
+
+def test_futures_follow_their_own_actions() -> None:
+    world = make(kind="linear", terminal="never", reward="one")
+    world.predictor.noise.zero_()
+    world.predictor.covariance.zero_()
+    world.predictor.slope[:, 3] = 1.0  # the change is the action
+    actions = torch.tensor([[[0.5], [0.25]], [[-1.0], [0.0]]])
+    paths = calibration.futures(world, torch.zeros(2, 3), actions, 4)
+    assert paths.shape == (4, 2, 2, 3)
+    expected = torch.tensor([[0.5, 0.75], [-1.0, -1.0]])
+    torch.testing.assert_close(paths, expected[None, :, :, None].expand(4, 2, 2, 3))

@@ -23,7 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.config import ConfigError, check_ranges, unknown
-from worldmodel.models.fitting import FitConfig, Fitter, recorded
+from worldmodel.models.closed_form import CLOSED, closed_form
+from worldmodel.models.dealing import fresh_opinions, kept_opinions
+from worldmodel.models.fitting import FitConfig, Fitter, check_rows, recorded
 from worldmodel.models.known import LEARNED, end_function, reward_function
 from worldmodel.models.predictors import KINDS, Outcome, Predictor
 from worldmodel.models.vectors import Rows, Vectors
@@ -40,12 +42,13 @@ DOUBTS = {
 
 @dataclass
 class GaussianConfig:
-    """kind: of the predictor: ensemble, dropout, priors, evidential. members: networks, or passes
-    of the one with dropout. elites: of the members, those with the least error on held-out rows,
-    which alone are asked. layers, units: hidden layers and their width. decay: of each layer's
-    weights, the output's last; one number counts for all. probabilistic: learn the noise; else
-    the squared error alone counts, and a step adds no noise. dropout: share left out. prior_scale:
-    of the functions that never learn.
+    """kind: of the predictor: ensemble, dropout, priors, evidential; for small data also process (a
+    Gaussian process) and linear, to which `fit`, layers and members mean nothing. members:
+    networks, or passes of the one with dropout. elites: of the members, those with the least error
+    on held-out rows, which alone are asked. layers, units: hidden layers and width. decay: of each
+    layer's weights, the output's last; one number counts for all. probabilistic: learn the noise;
+    else the squared error alone counts, and a step adds no noise. dropout: share left out.
+    prior_scale: of the functions that never learn.
     reward, terminal: "learned", or the name of a function that says it (worldmodel.models.known, or
     your own module:function); terminal may be "never". absolute, angles: entries of the state,
     "key.index": predicted as they are, not as changes; seen as sine and cosine. particles: tsinf or
@@ -76,7 +79,11 @@ class GaussianConfig:
             "members": count, "elites": count, "layers": (1, 64), "units": (1, 1 << 16),
             "decay": (0, 1e6), "dropout": (0, 0.99), "prior_scale": (0, 1e6), "discount": (0, 1),
         })  # fmt: skip
-        for name, known in (("kind", KINDS), ("particles", PARTICLES), ("doubt", list(DOUBTS))):
+        for name, known in (
+            ("kind", (*KINDS, *CLOSED)),
+            ("particles", PARTICLES),
+            ("doubt", list(DOUBTS)),
+        ):
             if getattr(self, name) not in known:
                 raise ConfigError(unknown(name, getattr(self, name), known))
         if self.elites > self.members:
@@ -116,6 +123,7 @@ class Gaussian(nn.Module):
     """
 
     Config = GaussianConfig
+    predictor: Any  # a module, see `worldmodel.models.predictors`
     elites: Tensor
 
     def __init__(self, spec: EnvSpec, config: GaussianConfig) -> None:
@@ -124,22 +132,38 @@ class Gaussian(nn.Module):
         self.reward = reward_function(config.reward)
         self.ends = end_function(config.terminal)
         # Networks whose opinions mean nothing in the units of the data see targets in these.
-        scaled = config.kind in ("priors", "evidential")
+        closed = config.kind in CLOSED
+        scaled = closed or config.kind in ("priors", "evidential")
         self.vectors = v = Vectors(
             spec, config.angles, config.absolute, self.reward is None, scaled
         )
         self.feat_size, self.feat_bound = v.size, float("inf")
-        self.predictor = Predictor(
-            config.kind, config.members, v.inputs_size, v.targets_size, config.units, config.layers,
-            config.probabilistic, config.dropout, config.prior_scale,
+        if closed and self.ends is None:
+            raise ConfigError(
+                f"kind={config.kind} does not learn where episodes end: name model.terminal, or "
+                "say never."
+            )
+        predictor: Any = (
+            closed_form(config.kind, v.inputs_size, v.targets_size) if closed else Predictor(
+                config.kind, config.members, v.inputs_size, v.targets_size, config.units,
+                config.layers, config.probabilistic, config.dropout, config.prior_scale,
+            )
         )  # fmt: skip
+        self.predictor = predictor
         # How many opinions are asked, and the networks that give them.
-        self.opinions = config.elites if self.predictor.networks > 1 else self.predictor.opinions
+        many = predictor.networks > 1
+        self.opinions: int = config.elites if many else predictor.opinions
         self.register_buffer("elites", torch.arange(self.opinions))
         self.decay = config.decay * (config.layers + 1 if len(config.decay) == 1 else 1)
-        if self.opinions > 1 or config.kind == "evidential" or config.doubt == "largest":
+        if (
+            self.opinions > 1
+            or config.kind not in ("ensemble", "priors")
+            or config.doubt == "largest"
+        ):
             self.uncertainty = self._uncertainty
             self.uncertainty_unit = DOUBTS[config.doubt]
+        if not closed:
+            self.loss = self._loss
         # Seeded from torch's generator, which the caller seeds.
         self._seed = int(torch.randint(2**31, ()).item())
         self._fitter: Fitter | None = None
@@ -237,28 +261,39 @@ class Gaussian(nn.Module):
     def fit(self, replay: Replay) -> dict[str, float]:
         """One training on all that is recorded; no metrics where that is too little yet."""
         rows = recorded(self.vectors, replay)
-        if rows is None or len(rows.reward) < self.config.fit.least_rows:
+        if rows is None or len(rows.reward) < self.least_rows:
             return {}
         return self.fit_rows(rows)
 
     def fit_rows(self, rows: Rows) -> dict[str, float]:
         """One training on these rows, see `Fitter.fit`; then the members with the least errors on
         what was held out are the elites."""
+        if self.config.kind in CLOSED:
+            check_rows(rows, self.least_rows)
+            self.vectors.normalise(rows)
+            x, target = self.vectors.inputs(rows.values, rows.action), self.vectors.targets(rows)
+            return {"model/rows": float(len(x)), **self.predictor.fit(x, target)}
         metrics, errors = self.fitter.fit(rows)
         if self.predictor.networks > 1:
             best = np.argsort(errors, kind="stable")[: self.opinions]
             self.elites.copy_(torch.from_numpy(np.sort(best)))
         return metrics
 
+    @property
+    def least_rows(self) -> int:
+        """Transitions without which nothing is learned."""
+        return 3 if self.config.kind in CLOSED else self.config.fit.least_rows
+
     def get_extra_state(self) -> dict[str, Any]:
         """What trains it, as a part of `state_dict`."""
-        return self.fitter.state_dict()
+        return {} if self.config.kind in CLOSED else self.fitter.state_dict()
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Put it back."""
-        self.fitter.load_state_dict(state)
+        if state:
+            self.fitter.load_state_dict(state)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Of recorded sequences, all networks on the same rows; see `worldmodel.models.fitting` for
         what a careful training does."""
         inside = ~batch.is_first[:, 1:]
@@ -285,48 +320,11 @@ class Gaussian(nn.Module):
 
     def _drawn_from(self, state: GaussianState, action: Tensor) -> tuple[Outcome, Tensor]:
         """What one opinion says of each row [B, ...], in the targets' own units; and what the next
-        state remembers of it. All opinions get as many rows, as far as they go."""
-        x, k = self.vectors.inputs(state.values, action), self.opinions
-        count, keeps = len(x), self.config.particles == "tsinf"
-        turn = torch.arange(count, device=x.device)
-        if not keeps:
-            blocks = torch.rand(-(-count // k), k, device=x.device).argsort(1)
-            member = blocks.flatten()[:count].float()
-        else:
-            dealt = (turn % k).float()
-            member = torch.where(state.member < 0, dealt, state.member)
-        if count % k == 0 and (not keeps or torch.equal(member, dealt)):
-            # Blocks of k rows, one row for each opinion: no need to sort.
-            rows = turn.view(-1, k) if keeps else turn.view(-1, k).gather(1, blocks.argsort(1))
-            found = self._ask((x.view(-1, k, x.shape[-1]) if keeps else x[rows]).transpose(0, 1))
-            outcome = Outcome(*(part.transpose(0, 1).flatten(0, 1) for part in found))
-            if not keeps:
-                back = rows.flatten().argsort()
-                outcome = Outcome(*(part[back] for part in outcome))
-        else:
-            outcome = self._by_member(x, member)
-        return outcome, member if keeps else state.member
-
-    def _by_member(self, x: Tensor, member: Tensor) -> Outcome:
-        """What the opinion of each row says [B, ...], in the targets' own units."""
-        k, count = self.opinions, len(x)
-        if k == 1:
-            return Outcome(*(part[0] for part in self._ask(x.unsqueeze(0))))
-        order = member.argsort(stable=True)
-        sizes = torch.bincount(member.long(), minlength=k)
-        most = int(sizes.max())
-        place = torch.arange(most, device=x.device).expand(k, -1)
-        there = place < sizes.unsqueeze(1)  # [K, most]; the last places of some are empty
-        start = (sizes.cumsum(0) - sizes).unsqueeze(1)
-        row = order[(start + place).clamp_max(count - 1)]
-        outcome, where = self._ask(x[row]), row[there]
-
-        def back(part: Tensor) -> Tensor:
-            out = part.new_empty(count, *part.shape[2:])
-            out[where] = part[there]
-            return out
-
-        return Outcome(*map(back, outcome))
+        state remembers of it."""
+        x = self.vectors.inputs(state.values, action)
+        if self.config.particles == "tsinf":
+            return kept_opinions(x, state.member, self.opinions, self._ask)
+        return fresh_opinions(x, self.opinions, self._ask), state.member
 
     def _ask(self, x: Tensor) -> Outcome:
         """x [K, N, in] -> `Outcome` in the targets' own units."""
