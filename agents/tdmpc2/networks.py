@@ -92,10 +92,10 @@ class Networks(nn.Module):
         self.target_q = EMACopy(self.q, config.target_rate)
         self.register_buffer("scale", torch.ones(()))
 
-    def two(self) -> Tensor:
-        """Indices of two different heads at random, [2]."""
+    def two(self) -> Tensor | None:
+        """Indices of two different heads at random, [2]; None, for all, where there are two."""
         weight = self.q.weights[0]
-        return torch.randperm(len(weight), device=weight.device)[:2]
+        return torch.randperm(len(weight), device=weight.device)[:2] if len(weight) > 2 else None
 
     def actions(self, z: Tensor, mask: Tensor | None = None) -> TanhNormal | FactoredOneHot:
         """The policy's distribution [..., A] at z [..., F]; mask [..., A]: discrete actions that
