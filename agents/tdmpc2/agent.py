@@ -41,6 +41,7 @@ from worldmodel.models.latent import Latent, Learned
 from worldmodel.replay import Replay
 from worldmodel.types import MASK_KEY, Batch, Column, EnvSpec
 
+DECODER = "decoder"
 PLAN = "plan"  # the column: mean and std of the planner's first action, or probabilities
 BROAD = {"constraint": float(np.exp(2.0)), "imitation": 1.0}  # std where nothing was planned
 
@@ -56,10 +57,12 @@ class TDMPC2(Agent):
         self.discrete = spec.action.kind == "discrete"
         self.networks = nets = Networks(spec, config).to(device)
         self.model = nets.model
-        world = [(name, module) for name, module in self.model.named_children()]
+        world = [(n, module) for n, module in self.model.named_children() if n != DECODER]
         rates = [config.encoder_rate if name == "encoder" else 1.0 for name, _ in world] + [1.0]
         self.optim = Adam([*world, ("q", nets.q)], config.optim, rates)
         self.policy_optim = Adam([("policy", nets.policy)], config.policy_optim)
+        decoder = self.model.decoder
+        self.decoder_optim = Adam([(DECODER, decoder)], config.policy_optim) if decoder else None
         # Seeded from torch's generator, which the caller seeds.
         seeds = torch.randint(2**31, (3,)).tolist()
         self.stream = seeding.Stream(seeds[0], device)
@@ -177,6 +180,10 @@ class TDMPC2(Agent):
         with autocast(self.device, self.config.precision):
             loss, scale, more = self.policy_loss(learned, batch)
         metrics["grad_norm/policy"] = self.policy_optim.step(loss)["grad_norm"]
+        if self.decoder_optim is not None:
+            shows = self.model.decoder_loss(learned, batch)
+            self.decoder_optim.step(shows)
+            metrics["loss/decoder"] = shows.detach()
         nets.scale.copy_(scale)
         nets.target_q.update(nets.q)
         return metrics | more
@@ -272,6 +279,8 @@ class TDMPC2(Agent):
     def slow_down(self, factor: float) -> bool:
         self.optim.slow_down(factor)
         self.policy_optim.slow_down(factor)
+        if self.decoder_optim is not None:
+            self.decoder_optim.slow_down(factor)
         return True
 
     # Keeping.
@@ -286,9 +295,9 @@ class TDMPC2(Agent):
         return {
             part: Part(
                 tensors,
-                optional=part in ("end", "mask"),
-                same_actions=part not in ("encoder", "end"),
-                same_observations=part == "encoder",
+                optional=part in ("end", "mask", DECODER),
+                same_actions=part not in ("encoder", "end", DECODER),
+                same_observations=part in ("encoder", DECODER),
             )
             for part, tensors in found.items()
         }
@@ -298,6 +307,7 @@ class TDMPC2(Agent):
             "networks": self.networks.state_dict(),
             "optim": self.optim.state_dict(),
             "policy_optim": self.policy_optim.state_dict(),
+            "decoder_optim": self.decoder_optim and self.decoder_optim.state_dict(),
             "stream": self.stream.state_dict(),
             "planners": {mode: one.state_dict() for mode, one in self.planners.items()},
         }
@@ -310,6 +320,8 @@ class TDMPC2(Agent):
             raise ValueError(f"The weights belong to another configuration: {error}") from error
         self.optim.load_state_dict(state["optim"])
         self.policy_optim.load_state_dict(state["policy_optim"])
+        if self.decoder_optim is not None:
+            self.decoder_optim.load_state_dict(state["decoder_optim"])
         self.stream.load_state_dict(state["stream"])
         for mode, planner in self.planners.items():
             planner.load_state_dict(state["planners"][mode])

@@ -510,3 +510,14 @@ def test_a_run_learns_from_a_recording(tmp_path: Path, run: Path) -> None:
 def test_it_is_exported_and_deployed(tmp_path: Path, run: Path) -> None:
     pytest.importorskip("onnxscript")
     check_exports_and_deploys(run, tmp_path)
+
+
+def test_what_it_learns_does_not_depend_on_a_decoder() -> None:
+    agents_ = [make(model=replace(WORLD, decoder=d)) for d in (False, True)]
+    for agent in agents_:
+        replay = filled_replay(VECTOR)
+        for _ in range(2):
+            agent.update(replay)
+    ours, theirs = (agent.networks.state_dict() for agent in agents_)
+    assert all(torch.equal(x, theirs[name]) for name, x in ours.items())
+    assert "decoder" in agents_[1].parts

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from tests.model_batches import SPECS, learners, random_batch, scramble, spec_of
 from worldmodel.accel.mish import norm_mish
-from worldmodel.capabilities import Deterministic, Features, Learns, Masks
+from worldmodel.capabilities import Decodes, Deterministic, Features, Learns, Masks
 from worldmodel.config import ConfigError
 from worldmodel.distributions import symlog
 from worldmodel.models.latent import Latent, LatentWorld
@@ -262,3 +262,39 @@ def test_masks_are_learned_from_observations() -> None:
     assert mask.shape == (2, 3)
     assert MASK_KEY not in world.encoder.flat  # what is allowed is no observation
     assert make().action_mask(make().initial(2)) is None
+
+
+@pytest.mark.parametrize("spec", ["image", "vector", "mixed"])
+def test_a_decoder_shows_latents_and_teaches_the_world_nothing(spec: str) -> None:
+    one = SPECS[spec]
+    plain, world = (LatentWorld(one, LatentConfig(**SMALL, decoder=d)) for d in (False, True))
+    assert not isinstance(plain, Decodes)
+    assert isinstance(world, Decodes)
+    batch = random_batch(one, length=7)
+    learned = world.learn(batch)
+    loss = world.decoder_loss(learned, batch)
+    assert learners(loss, world, {"decoder": "decoder", "": "other"}) == {"decoder"}
+    shown = world.decode(world.initial(4))
+    assert shown.keys() == {key for key in one.seen if key != MASK_KEY}
+    for key, x in shown.items():
+        assert x.shape == (4, *one.obs[key].shape)
+        if one.obs[key].kind == "image":
+            assert ((x >= 0) & (x <= 1)).all()
+    optim = torch.optim.Adam(world.decoder.parameters(), 1e-2)  # type: ignore[union-attr]
+    first = float(loss.detach())
+    for _ in range(60):
+        loss = world.decoder_loss(learned, batch)
+        optim.zero_grad()
+        loss.backward()
+        optim.step()
+    assert float(loss.detach()) < 0.8 * first
+
+
+def test_a_world_begins_alike_with_a_decoder_and_without() -> None:
+    worlds = []
+    for decoder in (False, True):
+        torch.manual_seed(0)
+        worlds.append(LatentWorld(SPECS["vector"], LatentConfig(**SMALL, decoder=decoder)))
+    ours, theirs = (w.state_dict() for w in worlds)
+    assert all(torch.equal(x, theirs[name]) for name, x in ours.items())
+    assert len(theirs) > len(ours)

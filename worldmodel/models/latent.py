@@ -20,7 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldmodel import seeding
 from worldmodel.distributions import Support, symexp, symlog
+from worldmodel.models.latent_decoder import LatentDecoder
 from worldmodel.models.latent_nets import MLP, LatentConfig, LatentEncoder, shifted, sim_norm
 from worldmodel.types import MASK_KEY, Batch, EnvSpec, Prediction
 
@@ -80,6 +82,11 @@ class LatentWorld(nn.Module):
         self.kept = (c.frames - 1, *spec.obs[images[0]].shape[:2], channels) if images else None
         if c.frames == 1:
             self.kept = None
+        self.decoder: LatentDecoder | None = None
+        if c.decoder:
+            with seeding.Stream(0):  # so that all else begins as it would without
+                self.decoder = LatentDecoder(spec, c.latent, c.units)
+            self.decode = self._decode  # a world without a decoder has no such method
 
     @property
     def context(self) -> int:
@@ -144,6 +151,12 @@ class LatentWorld(nn.Module):
     def action_mask(self, state: Latent) -> Tensor | None:
         """Which actions [..., A] the state allows (0 or 1), or None where all are."""
         return None if self.mask is None else (self.mask(state.z) > 0).float()
+
+    def _decode(self, state: Latent) -> dict[str, Tensor]:
+        """What states look like, by key."""
+        assert self.decoder is not None
+        shown: dict[str, Tensor] = self.decoder(state.z)
+        return shown
 
     # Learning.
 
@@ -223,6 +236,13 @@ class LatentWorld(nn.Module):
             )
             losses["mask"] = (inside * surprise.mean(-1)).mean()
         return Learned(losses, z, seen, action, reward, terminal, weight)
+
+    def decoder_loss(self, learned: Learned, batch: Batch) -> Tensor:
+        """Of the decoder, for the rows of a batch and what `learn` made of them."""
+        assert self.decoder is not None
+        obs = {key: x[:, self.context :].transpose(0, 1) for key, x in batch.obs.items()}
+        inside = torch.cat([torch.ones_like(learned.weight[:1]), (learned.weight > 0).float()])
+        return self.decoder.loss(learned.z, obs, inside)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar to minimise and its parts; never steps, never calls backward."""

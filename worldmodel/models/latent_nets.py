@@ -22,7 +22,8 @@ class LatentConfig:
     rewards. ends: whether episodes may terminate; where they never do, a head is saved. discount:
     of one step; published: (L/5 - 1) / (L/5) within [0.95, 0.995] for episodes of L agent steps.
     rho: weight of each step of a rollout compared with the one before. consistency_scale,
-    reward_scale, end_scale: weights of the losses."""
+    reward_scale, end_scale: weights of the losses. decoder: one that shows what latents look like
+    is trained beside the world, which learns nothing from it."""
 
     latent: int = 512
     group: int = 8
@@ -39,6 +40,7 @@ class LatentConfig:
     consistency_scale: float = 20.0
     reward_scale: float = 0.1
     end_scale: float = 1.0
+    decoder: bool = False
 
     def __post_init__(self) -> None:
         width, weight = (1, 1 << 16), (0, 1e6)
