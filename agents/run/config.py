@@ -58,7 +58,8 @@ class TrainConfig:
     # Learn from a recording alone: a run or replay folder, .npz or .hdf5 episodes, minari:ID. The
     # environment is for evaluation, and says what actions mean; env=none where there is none.
     offline: str = ""
-    offline_alignment: str = "auto"  # auto, taken_at, led_to: where equal lengths leave it open
+    # auto, taken_at, led_to: where equal lengths leave it open; next_step, same_step: autoresets
+    offline_alignment: str = "auto"
     offline_done: str = "auto"  # auto, terminated, truncated: what a lone flag `done` means
     offline_action_range: list[float] | None = None  # [low, high] of recorded actions
     offline_actions: str = "auto"  # auto, continuous, discrete, one_hot: what recorded actions are

@@ -149,7 +149,7 @@ def test_a_recording_that_does_not_fit_ends_before_training(
         ({"offline_alignment": "sideways"}, "Known: auto, taken_at, led_to"),
         ({"offline_action_range": [1.0, -1.0]}, "low < high"),
         ({"agent": CountingConfig(batch_length=90)}, "one sequence takes 90"),
-        ({"env": EnvConfig(id="Pendulum-v1", state=True)}, "does not fit the environment"),
+        ({"env": EnvConfig(id="Pendulum-v1", state=True)}, "is of another environment"),
     ],
 )
 def test_settings_that_cannot_be(

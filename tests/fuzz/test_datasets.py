@@ -38,7 +38,8 @@ NAMES = st.sampled_from([
     "a/b", "a.b", "", "é", "x" * 300, "rew", "next.reward", "next/done", "obs_next",
     "episode_index", "traj_ids", "frame_index", "timestamp", "masks", "success", "reset",
     "episode_starts", "my_reward", "actions_0", "observations_0", "terminated_0", "indices", "acts",
-    "terminal", "steps/action",
+    "terminal", "steps/action", "step_type", "discount", "collector/mask", "valid_mask", "mask",
+    "meta/episode_ends", "episode_lengths", "ep_offset", "data/action", "data/state",
 ])  # fmt: skip
 T = st.sampled_from([LENGTH, LENGTH, LENGTH + 1, LENGTH + 1, 1, 0, 2])
 
@@ -67,7 +68,11 @@ WHOLE = {
     "terminals": np.eye(LENGTH, dtype=bool)[-1],
 }
 NEAR = st.dictionaries(
-    st.sampled_from([*WHOLE, "is_first", "done", "next_state"]), columns(), max_size=2
+    st.sampled_from(
+        [*WHOLE, "is_first", "done", "next_state", "mask", "step_type", "discount", "episode_ends"]
+    ),
+    columns(),
+    max_size=2,
 )
 EPISODES = st.one_of(
     NEAR.map(lambda changed: {**WHOLE, **changed}),

@@ -129,7 +129,7 @@ def test_ring_buffers_of_tianshou(tmp_path: Path, room: int) -> None:
 
 
 def test_files_that_are_never_opened_say_what_to_do(tmp_path: Path) -> None:
-    for name in ("buffer.pkl", "data.tfrecord", "table.csv"):
+    for name in ("buffer.pkl", "data.tfrecord", "x.tfrecord-00000-of-00001", "table.csv"):
         (tmp_path / name).write_bytes(b"x")
         with pytest.raises(DatasetError, match=r"is not read: .*numpy\.savez"):
             Dataset(str(tmp_path / name))

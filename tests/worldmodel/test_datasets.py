@@ -295,7 +295,7 @@ def test_our_own_replay_comes_as_it_is(tmp_path: Path) -> None:
     assert dataset.spec == source.spec
     check(dataset, [6, 4])
     wrist = EnvSpec({"wrist": ObsSpec("image", (32, 32, 3))}, source.spec.action)
-    with pytest.raises(DatasetError, match="'wrist': recorded nothing"):
+    with pytest.raises(DatasetError, match="'wrist' is missing instead of"):
         Dataset(str(tmp_path / "replay"), spec=wrist)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import cv2
@@ -192,16 +192,25 @@ class ImageReader:
 
     def resize(self, image: np.ndarray, channels: int) -> np.ndarray:
         """A new array; never a view of what the environment keeps."""
-        if self._crop:
-            top, bottom, left, right = self._crop
-            height, width = image.shape[:2]
-            image = image[top : max(0, height - bottom), left : max(0, width - right)]
-            if image.size == 0:
-                raise EnvError(f"crop {self._crop} leaves nothing of a {height}x{width} frame.")
-        image = np.array(image) if image.shape[:2] == self._size else area(image, self._size)
-        if self._gray and channels == 3:
-            image, channels = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), 1
-        return image.reshape(*self._size, channels)
+        gray = self._gray and channels == 3
+        shaped = shape_picture(image, self._size, self._crop, gray)
+        return shaped.reshape(*self._size, 1 if gray else channels)
+
+
+def shape_picture(
+    image: np.ndarray, size: tuple[int, int], crop: Sequence[int] | None, gray: bool
+) -> np.ndarray:
+    """One picture [h, w, C] cropped at its [top, bottom, left, right], resized to [H, W] by area,
+    and grey where asked for; one channel may lose its axis. Raises EnvError where nothing is left.
+    """
+    if crop:
+        top, bottom, left, right = crop
+        height, width = image.shape[:2]
+        image = image[top : max(0, height - bottom), left : max(0, width - right)]
+        if image.size == 0:
+            raise EnvError(f"crop {list(crop)} leaves nothing of a {height}x{width} frame.")
+    image = np.array(image) if image.shape[:2] == size else area(image, size)
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)) if gray else image
 
 
 def area(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -6,6 +6,9 @@ Recordings keep T actions in one of three ways:
     taken_at   (o_0, a_0) (o_1, a_1) ...           an action beside the observation it was chosen at
     led_to     (o_0, 0) (o_1, a_0) ...             beside the observation it led to (as ours)
 
+Rows of a vector environment of gymnasium are taken_at, but hold its autoresets: the row after an
+end is no step (next_step), or its last step leads into the next episode (same_step; `boundaries`).
+
 The last two have equal lengths and differ by one step; a model trained with the wrong one learns a
 world in which actions come a step too late. So there is no default. In this order they are told
 apart by the lengths, by what the user says, by next observations that continue the episode, by
@@ -30,6 +33,7 @@ from worldmodel.replay.datasets.recording import (
     is_hot,
 )  # fmt: skip
 
+OPEN = ("auto", "next_step", "same_step")  # what says nothing of where an action stands
 FEW = 0.1  # a share of the episodes that is no rule
 
 
@@ -39,7 +43,8 @@ class Evidence:
 
     first, second, last: how many have an action of zeros in that row (and in the first no reward),
     where zeros are no action like any other. opens: how many begin without a reward; pays: how
-    many have one in their last row. moves: whether any action is not zero.
+    many have one in their last row. moves: whether any action is not zero. later, earning: rows
+    after the first of each episode, and those of them that earn something.
     """
 
     episodes: int = 0
@@ -49,6 +54,8 @@ class Evidence:
     opens: int = 0
     pays: int = 0
     moves: bool = False
+    later: int = 0
+    earning: int = 0
 
     def note(self, raw: Raw) -> None:
         """Count one episode."""
@@ -56,8 +63,11 @@ class Evidence:
         numbers = flat(raw.action)
         a_class = raw.action.dtype.kind in "iub" and not is_hot(numbers)
         zero = np.asarray((numbers == 0).all(axis=1)) & (not a_class)
-        quiet = raw.reward is None or not raw.reward[:1].any()
+        quiet = raw.reward is None or not np.nan_to_num(raw.reward[:1]).any()
         self.opens += quiet
+        if raw.reward is not None:
+            self.later += len(raw.reward[1:])
+            self.earning += int(np.count_nonzero(raw.reward[1:]))
         self.pays += raw.reward is not None and bool(raw.reward[-1:].any())
         self.first += bool(zero[:1].any()) and quiet
         self.second += bool(zero[1:2].any())
@@ -74,6 +84,13 @@ class Evidence:
     def fillers_last(self) -> bool:
         """Whether each episode ends with a filler."""
         return self.moves and self.last == self.episodes and self.first <= FEW * self.episodes
+
+    @property
+    def resets_inside(self) -> bool:
+        """Whether many episodes, and hardly any other rows, begin without a reward, as the rows of
+        an autoreset do."""
+        usual = self.earning < (1 - FEW) * self.later
+        return 2 <= self.opens < self.episodes <= 2 * self.opens and not usual
 
     @property
     def rewards_arrive(self) -> bool:
@@ -95,6 +112,7 @@ class Aligner:
     why: str = ""
     format: Format = field(default_factory=Format)
     arrives: bool = False  # a reward stands beside the observation that it came with
+    doubt: bool = False  # first rows might be those of an autoreset
     lost: int = 0  # last steps that led to an observation which was not recorded,
     lost_ends: int = 0  # of which so many were terminal,
     lost_reward: float = 0.0  # with so much reward
@@ -145,12 +163,12 @@ class Aligner:
         """Settle what the shapes left open, and hold it against what was asked for."""
         asked, known = self.convention.alignment, self.format
         if self.way:
-            if asked not in ("auto", self.way):
+            if asked not in (*OPEN, self.way):
                 raise DatasetError(
                     f"offline_alignment is {asked}, but the recording says otherwise: {self.why}. "
                     "Leave it out."
                 )
-        elif asked != "auto":
+        elif asked not in OPEN:
             self.way, self.why = asked, "as offline_alignment says"
         elif evidence.fillers_first and not (known.alignment and known.firm):
             self.way, self.why = "led_to", "first actions and first rewards are all zero"
@@ -162,11 +180,13 @@ class Aligner:
             raise DatasetError(
                 "The recording has as many observations as actions, and nothing in it says "
                 "whether an action stands beside the observation it was chosen at or the one "
-                "that it led to. Say it: offline_alignment=taken_at or =led_to."
+                "that it led to. Say it: offline_alignment=taken_at or =led_to, or =next_step for "
+                "rows of a vector environment of gymnasium, with those of its autoreset."
             )
         self.arrives = self.way == "taken_at" and (
             known.arrives or (of_row and evidence.rewards_arrive)
         )
+        self.doubt = self.way == "taken_at" and not self.arrives and evidence.resets_inside
 
     def align(self, raw: Raw) -> Episode:
         """One episode as steps between observations; `study` came before."""
@@ -237,7 +257,10 @@ def rows_of(raw: Raw) -> int:
     """How many observations an episode has. Raises DatasetError where they differ."""
     lengths = {k: len(v) for k, v in raw.obs.items()}
     if len(set(lengths.values())) != 1:
-        raise DatasetError(f"{raw.where}: the observations differ in length: {lengths}.")
+        raise DatasetError(
+            f"{raw.where}: the observations differ in length: {lengths}. Each must be [T, ...], a "
+            "row for each step; where a file holds a single step, stack those of an episode."
+        )
     return next(iter(lengths.values()))
 
 
@@ -269,7 +292,9 @@ def _check_next(raw: Raw) -> None:
 
 def same_rows(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Which rows [T, ...] of two arrays are the same, bool [T]."""
-    return np.asarray(flat(np.isclose(one, other, rtol=1e-4, atol=1e-4)).all(axis=-1))
+    whole = one.dtype.kind in "biu" and other.dtype.kind in "biu"
+    same = one == other if whole else np.isclose(one, other, rtol=1e-4, atol=1e-4)
+    return np.asarray(flat(same).all(axis=-1))
 
 
 def _check_lengths(raw: Raw) -> None:

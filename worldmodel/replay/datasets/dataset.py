@@ -51,7 +51,7 @@ class Dataset:
         asked = self._config.keys if spec is None else None
         keys = asked if spec is None else list(spec.obs)
         names = Names(convention.names, keys, asked is not None)
-        self._source = open_source(name, names, convention.axes)
+        self._source = open_source(name, names, convention.axes, convention.alignment)
         self._aligner = Aligner(convention)
         native = self._source.action_space
         if action_space is not None and native is not None and not _alike(action_space, native):
@@ -80,7 +80,11 @@ class Dataset:
         ours = self._source.spec
         assert ours is not None
         if self._wanted is not None:
-            _check_same(ours, self._wanted)
+            if wrong := self._wanted.differences(ours):
+                raise DatasetError(
+                    f"The recording is of another environment: {'; '.join(wrong)}. Name the "
+                    "environment of the recording, or env=none for no environment."
+                )
         elif self._config.keys is not None:
             missing = [key for key in self._config.keys if key not in ours.obs]
             if missing:
@@ -109,7 +113,10 @@ class Dataset:
                 if key not in self._readers:
                     asked, span = self._config.kinds.get(key, ""), self._config.ranges.get(key)
                     limits = None if span is None else (span[0], span[1])
-                    self._readers[key] = ObsReader(key, asked, limits, **given.get(key, {}))
+                    self._readers[key] = ObsReader(
+                        key, asked, limits, crop=self._config.crop, gray=self._config.grayscale,
+                        **given.get(key, {}),
+                    )  # fmt: skip
                 self._readers[key].study(episode.where, value)
                 counts[key] = counts.get(key, 0) + 1
         notes = self._actions.settle()
@@ -157,6 +164,8 @@ class Dataset:
             summary.actions = str(self.spec.action)
             return
         summary.align(self._aligner)
+        for what, places in self._source.notes.items():
+            summary.warnings.append(f"{sum(places.values()):,} {what}")
         summary.observed = [self._readers[key].describe() for key in self.spec.obs]
         if not self._reward:
             summary.warnings.append(
@@ -222,20 +231,3 @@ def _alike(one: Any, other: Any) -> bool:
             np.allclose(a, b) for a, b in ((one.low, other.low), (one.high, other.high))
         )
     return bool(one == other)
-
-
-def _check_same(ours: EnvSpec, wanted: EnvSpec) -> None:
-    """Raises DatasetError, with every difference, unless our rows hold what is wanted."""
-    lines = [
-        f"'{key}': recorded {ours.obs.get(key, 'nothing')}, needed {spec}"
-        for key, spec in wanted.obs.items()
-        if ours.obs.get(key) != spec
-    ]
-    if ours.action != wanted.action:
-        lines.append(f"actions: recorded {ours.action}, needed {wanted.action}")
-    if lines:
-        raise DatasetError(
-            "The recording does not fit the environment:\n  "
-            + "\n  ".join(lines)
-            + "\nName the environment of the recording, or env=none for no environment."
-        )

@@ -145,7 +145,7 @@ def lerobot_source(path: Path, parter: Parter) -> Source:
                 arrays[camera] = Frames(_places(folder, camera, table, arrays, starts), size)
             yield from parter.episodes(str(table), arrays, LEROBOT)
 
-    return Source(f"LeRobot {version}", episodes, out=parter.out)
+    return Source(f"LeRobot {version}", episodes, out=parter.out, notes=parter.notes)
 
 
 def _places(

@@ -18,6 +18,7 @@ import numpy as np
 
 from worldmodel.envs.spaces import flat_name
 from worldmodel.images import layout_of
+from worldmodel.replay.datasets.arrays import OBJECTS
 from worldmodel.replay.datasets.recording import DatasetError
 from worldmodel.replay.datasets.vocabulary import (
     CONTAINERS,
@@ -94,9 +95,9 @@ class Names:
         if lower in self._role_of:
             return self._role_of[lower]
         parts = words_of(lower)
-        if len(parts) > 1 and parts[0] in ("next", "collector"):
-            parts = parts[1:]
         found = ROLE_OF.get("/".join(parts))
+        if found is None and len(parts) > 1 and parts[0] in ("next", "collector"):
+            found = ROLE_OF.get("/".join(parts[1:]))
         return None if found in self.given else found
 
     def sort(self, where: str, arrays: Mapping[str, np.ndarray]) -> Named:
@@ -106,7 +107,6 @@ class Names:
         for but not there, for two arrays with one part, and where something that looks like the
         reward, an end or a number of the episode is the only one of its kind.
         """
-        arrays = _without_prefix(arrays, self.actions)
         self._check_mapped(where, arrays)
         named = Named(where, names={words_of(name.lower())[-1] for name in arrays})
         named.names |= {"/".join(words_of(name.lower())) for name in arrays}
@@ -145,9 +145,11 @@ class Names:
             elif key in named.obs or key not in plain:
                 named.out[name] = f"{alone[0]} has none" if alone else "follows nothing observed"
         if "action" not in named.roles or not (named.obs or plain):
+            held = (k + " (Python objects, never loaded)" * (arrays[k] is OBJECTS) for k in
+                    sorted(arrays))  # fmt: skip
             raise DatasetError(
                 f"{where} has no {'observation' if 'action' in named.roles else 'actions'}; its "
-                f"arrays are {', '.join(sorted(arrays)) or 'none'}. Actions are found by the names "
+                f"arrays are {', '.join(held) or 'none'}. Actions are found by the names "
                 f"{', '.join(ROLES['action'])}. Say it: offline_names={{action: NAME, "
                 "observation: [NAME]}."
             )
@@ -275,7 +277,10 @@ class Names:
                 continue
             value = arrays[name]
             one = value.ndim == 1 or (value.ndim == 2 and value.shape[1] == 1)
-            if needs[look[1]] & set(named.roles) or not one or len(np.unique(value)) < 2:
+            same = len(value) < 2 or len(np.unique(value)) < 2
+            if same and value.size in (1, len(named.roles.get("action", ()))):
+                continue  # it tells nothing apart
+            if needs[look[1]] & set(named.roles) or not one:
                 continue
             raise DatasetError(
                 f"{named.where}: '{name}' looks like {look[0]}, and nothing else does. Say it: "
@@ -316,7 +321,7 @@ def unusable(value: np.ndarray) -> str:
     return ""
 
 
-def _without_prefix(arrays: Mapping[str, Any], actions: Collection[str]) -> dict[str, Any]:
+def without_prefix(arrays: Mapping[str, Any], actions: Collection[str]) -> dict[str, Any]:
     """The arrays without a first word that says nothing of them ("steps/action")."""
     if any("/".join(words_of(name.lower())) in actions for name in arrays):
         return dict(arrays)

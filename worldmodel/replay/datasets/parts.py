@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from worldmodel.replay.datasets.align import same_rows
-from worldmodel.replay.datasets.names import NUMBERED, Named, Names
+from worldmodel.replay.datasets.boundaries import Notes, numbers_of, split, take, written
+from worldmodel.replay.datasets.names import NUMBERED, Named, Names, without_prefix
 from worldmodel.replay.datasets.recording import DatasetError, Format, Raw
 
 # A group of this name is one episode, whatever its flags say.
@@ -22,6 +23,7 @@ SB3 = Format("stable-baselines3", "taken_at")
 D3RLPY = Format("d3rlpy", "taken_at")
 ROBOMIMIC = Format("robomimic", "taken_at", "terminated")
 DREAMERV3 = Format("DreamerV3", "taken_at", arrives=True, firm=False)
+VALID = "valid_mask"  # what a mask is called that pads episodes
 NEXT = {"next/reward", "next/done", "next/terminated", "next/truncated", "next/success"}
 
 
@@ -29,13 +31,15 @@ NEXT = {"next/reward", "next/done", "next/terminated", "next/truncated", "next/s
 class Parter:
     """Parts the arrays of files into episodes.
 
-    names: what each array is. axes: which axis of stacked arrays counts the episodes (AXES). out:
-    the names of arrays that are not used, and why.
+    names: what each array is. axes, alignment: what somebody says of them (AXES, ALIGNMENTS). out:
+    the names of arrays that are not used, and why. notes: what else was found.
     """
 
     names: Names
     axes: str = "auto"
+    alignment: str = "auto"
     out: dict[str, str] = field(default_factory=dict)
+    notes: Notes = field(default_factory=dict)
 
     def episodes(self, where: str, arrays: Mapping[str, Any], form: Format | None = None,
                  whole: bool = False) -> Iterator[Raw]:  # fmt: skip
@@ -44,23 +48,62 @@ class Parter:
 
         Raises DatasetError where the arrays do not fit together.
         """
+        arrays = without_prefix(arrays, self.names.actions)
         sets = _numbered(arrays, self.names) or _condensed(arrays)
         if sets:
             form, whole = form or (D3RLPY if "columns" in arrays else None), True
         else:
             sets = self._stacked(where, arrays) or [dict(arrays)]
-        for number, one in enumerate(sets):
+        for number, one in enumerate(self._masked(sets)):
             place = f"{where}, episode {number}" if len(sets) > 1 else where
-            named = self.names.sort(place, self._spread(one))
+            named = self.names.sort(place, self._with_numbers(self._spread(one)))
             self.out |= named.out
-            raw, ids, counter = _raw(named, form)
+            raw, ids, counter, valid = _raw(named, form)
             raw.whole = whole or bool(EPISODE.search(where))
-            yield from split(raw, ids, counter)
+            rows = written(raw, valid, self.notes)
+            if rows != slice(0, len(raw.action)):
+                raw = take(raw, rows)
+                ids, counter = (x if x is None else x[rows] for x in (ids, counter))
+            yield from split(raw, self.notes, ids, counter, self.alignment)
+
+    def _steps(self, arrays: Mapping[str, Any]) -> int:
+        actions = (v for k, v in arrays.items() if self.names.role(k) == "action" and v.ndim)
+        return max((len(v) for v in actions), default=0)
+
+    def _with_numbers(self, arrays: dict[str, Any]) -> dict[str, Any]:
+        """The arrays with the number of each row's episode, where lengths or ends say it."""
+        steps = self._steps(arrays)
+        known = {self.names.role(k) for k, v in arrays.items() if v.ndim and len(v) == steps}
+        found = None
+        if "episode" not in self.names.given and not known & {"episode", "is_first"}:
+            found = numbers_of(arrays, steps)
+        if found is None:
+            return arrays
+        self.out[found[0]] = "says where episodes end"
+        return {k: v for k, v in arrays.items() if k != found[0]} | {"episode": found[1]}
+
+    def _masked(self, sets: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The sets with a mask that pads episodes, and does not say where the world ends, called
+        so: in all rows that it denies there are zeros alone."""
+        for name in [k for k in sets[0] if self.names.role(k) == "goes_on"]:
+            denied = False
+            for one in sets:
+                mask = one[name]
+                if mask.ndim == 0 or mask.size != len(mask):
+                    return sets
+                rows = np.flatnonzero(np.ravel(mask) == 0)
+                held = (v[rows] for k, v in one.items() if self.names.role(k) in (None, "action")
+                        and v.dtype.kind in "biuf" and v.ndim and len(v) == len(mask))  # fmt: skip
+                if len(rows) and any(value.any() for value in held):
+                    return sets
+                denied |= len(rows) > 0
+            if denied:
+                return [{VALID if k == name else k: v for k, v in one.items()} for one in sets]
+        return sets
 
     def _spread(self, arrays: dict[str, Any]) -> dict[str, Any]:
         """The arrays with flags that are said once for an episode set in its last row."""
-        actions = (v for k, v in arrays.items() if self.names.role(k) == "action" and v.ndim)
-        steps = max((len(v) for v in actions), default=0)
+        steps = self._steps(arrays)
         once = {
             k: (np.arange(steps) == steps - 1) & bool(v)
             for k, v in arrays.items()
@@ -168,26 +211,44 @@ def _condensed(arrays: Mapping[str, Any]) -> list[dict[str, Any]]:
     return out
 
 
-def _raw(named: Named, form: Format | None) -> tuple[Raw, Any, Any]:
-    """An episode, or several, with the number of each row's episode and its place there."""
+def _raw(named: Named, form: Format | None) -> tuple[Raw, Any, Any, Any]:
+    """An episode, or several, with the number of each row's episode, its place there, and whether
+    the row holds a step."""
     roles, where = named.roles, named.where
-    flags = {role: _flag(where, role, roles[role]) for role in (
-        "is_first", "terminated", "truncated", "done", "is_last", "goes_on", "success")
+    flags: dict[str, np.ndarray] = {role: _flag(where, role, roles[role]) for role in (
+        "is_first", "terminated", "truncated", "done", "is_last", "goes_on", "success", "valid")
         if role in roles}  # fmt: skip
+    names = named.names | {"is_last"} if "step_type" in roles else named.names
+    flags = _step_types(where, roles) | flags
     terminal, last, says = flags.get("terminated"), flags.get("is_last"), "flags of the end"
+    discount = _column(roles.get("discount", np.ones(0)))
     if "goes_on" in flags:  # then "terminals" say only where episodes end
         last = terminal if last is None else last
         terminal, says = ~flags["goes_on"], "masks; terminals mark where episodes end"
-    names = named.names
+    elif terminal is None and discount.ndim == 1 and ("step_type" in roles or not discount.all()):
+        terminal, says = discount == 0, "discounts of zero"
     raw = Raw(
         where, named.obs, roles["action"], _column(roles.get("reward")), named.after,
         flags.get("is_first"), terminal, flags.get("truncated"), flags.get("done"), last,
         flags.get("success"), of_row="is_terminal" in names or ("is_last" in names and
-        terminal is None), format=form or _format(where, names), says=says,
+        "terminated" not in flags), format=form or _format(where, names), says=says,
     )  # fmt: skip
     ids, counter = _column(roles.get("episode")), _column(roles.get("counter"))
     _check_shapes(raw, ids)
-    return raw, ids, counter
+    return raw, ids, counter, flags.get("valid")
+
+
+def _step_types(where: str, roles: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The first and last rows by dm_env's types of steps: 0 is first and 2 last."""
+    if "step_type" not in roles:
+        return {}
+    types = _column(roles["step_type"])
+    if not np.isin(types, (0, 1, 2)).all():
+        raise DatasetError(
+            f"{where}: 'step_type' must hold 0 (first), 1 and 2 (last) alone, as dm_env has them. "
+            "Is it something else? offline_names={skip: [step_type]}."
+        )
+    return {"is_first": np.asarray(types == 0), "is_last": np.asarray(types == 2)}
 
 
 def _format(where: str, names: set[str]) -> Format:
@@ -201,79 +262,6 @@ def _format(where: str, names: set[str]) -> Format:
     if re.search(r"(^|[/:])demo_\d+", where) and "dones" in names:
         return ROBOMIMIC
     return Format()
-
-
-def split(raw: Raw, ids: Any = None, counter: Any = None) -> Iterator[Raw]:
-    """The episodes of one long recording: parted where `ids` change, where is_first begins one, or
-    after the rows that end one."""
-    length = len(raw.action)
-    longer = all(len(v) == length + 1 for v in raw.obs.values())
-    ends = _ends(raw)
-    if ids is not None:
-        order, begins = _by_number(raw.where, ids, counter)
-        if order is not None:
-            raw = raw.part(raw.where, order)
-    elif raw.is_first is not None:
-        begins = np.flatnonzero(raw.is_first)
-    elif raw.whole or (longer and (ends[-1:].any() or not ends.any())):
-        raw.whole, begins = True, np.zeros(0, int)
-    else:
-        begins = np.flatnonzero(ends) + 1
-    edges = [0, *(int(i) for i in begins if 0 < i < length), length]
-    if len(edges) == 2:
-        yield raw
-        return
-    short = {k: len(v) for k, v in raw.obs.items() if len(v) != length}
-    if short:
-        raise DatasetError(
-            f"{raw.where} holds several episodes, so all its arrays must have one length; it has "
-            f"{length} actions and {short}."
-        )
-    for number, (a, b) in enumerate(itertools.pairwise(edges)):
-        yield raw.part(f"{raw.where}, episode {number}", slice(a, b))
-
-
-def _ends(raw: Raw) -> np.ndarray:
-    """The rows [T] after which an episode may begin. A run of flags is the end of one episode where
-    the next observations go on through it, or where it closes the recording and is its only one."""
-    length = len(raw.action)
-    ends = np.zeros(length, bool)
-    for flag in (raw.terminal, raw.cut, raw.done, raw.last):
-        if flag is not None and len(flag) == length:
-            ends |= flag
-    runs = ends[:-1] & ends[1:]  # an end, and the next row is one too
-    if not runs.any() or ends.all():
-        return ends
-    if raw.next_obs:
-        goes_on = np.ones(length - 1, bool)
-        for key, after in raw.next_obs.items():
-            if key in raw.obs and after.shape == raw.obs[key].shape and len(after) == length:
-                goes_on &= same_rows(after[:-1], raw.obs[key][1:])
-        ends[:-1] &= ~(runs & goes_on)
-    elif (first := int(np.argmax(ends))) and ends[first:].all():
-        ends[first:-1] = False
-    return ends
-
-
-def _by_number(where: str, ids: Any, counter: Any) -> tuple[np.ndarray | None, np.ndarray]:
-    """How to sort the rows by their episode (None: they are), and where each begins then."""
-    changes = np.flatnonzero(ids[1:] != ids[:-1]) + 1
-    starts = np.concatenate([[0], changes]).astype(int)
-    if len(np.unique(ids)) == len(starts):
-        return None, changes
-    if counter is not None and len(counter) == len(ids):
-        if np.array_equal(np.flatnonzero(np.diff(counter) != 1) + 1, changes):
-            return None, changes  # each number was used again, for another episode
-        order = np.lexsort((counter, ids))
-        sorted_ids, count = ids[order], counter[order]
-        begins = np.flatnonzero(sorted_ids[1:] != sorted_ids[:-1]) + 1
-        if np.array_equal(np.flatnonzero(np.diff(count) != 1) + 1, begins):
-            return order, begins
-    back = next(int(i) for i in starts[1:] if ids[i] in ids[:i])
-    raise DatasetError(
-        f"{where}: the episode {ids[back]} goes on at row {back}, after rows of another one. Sort "
-        "the rows by their episode, or give each episode a number of its own."
-    )
 
 
 def _check_shapes(raw: Raw, ids: Any) -> None:

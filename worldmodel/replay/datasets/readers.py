@@ -30,7 +30,8 @@ class ObsReader:
 
     asked: one of images.ASKED, where somebody says what it is; span: [black, white]. declared,
     start, known: the classes, the first of them, and the shape and form of pictures, where the
-    dataset or the environment says that. `study` sees every episode; then `settle` decides.
+    dataset or the environment says that. crop, gray: what the settings do to pictures, as to those
+    of an environment. `study` sees every episode; then `settle` decides.
     """
 
     key: str
@@ -39,6 +40,8 @@ class ObsReader:
     declared: ObsSpec | None = None
     start: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
     known: tuple[tuple[int, ...], Form] | None = None
+    crop: Sequence[int] | None = None
+    gray: bool = False
     dtype: np.dtype | None = None
     shape: tuple[int, ...] = ()
     low: float = math.inf
@@ -75,7 +78,10 @@ class ObsReader:
             spec = ObsSpec("vector", (math.prod(self.shape),))
             if self.form.kind == images.IMAGE:
                 height, width, channels = self.form.size(self.shape)
-                spec = ObsSpec("image", (*(size or (height, width)), channels))
+                top, bottom, left, right = self.crop or (0, 0, 0, 0)
+                size = size or (max(1, height - top - bottom), max(1, width - left - right))
+                channels = 1 if self.gray and channels == 3 else channels
+                spec = ObsSpec("image", (*size, channels))
             elif self.asked == "one_hot":
                 count = int(self.high - self.low) + 1 if math.prod(self.shape) > 1 else 0
                 if not 1 < count <= images.SYMBOLS_BELOW:
@@ -134,7 +140,14 @@ class ObsReader:
             return f"{self.key} ({self.spec.kind} of {self.spec.shape[0]}, from {came})"
         scale = f", {np.min(self.form.low):g} is black and {np.max(self.form.high):g} white"
         form = " x ".join(map(str, self.spec.shape))
-        return f"{self.key} (image {form}, from {came}{scale if self.form.scaled else ''})"
+        done = [f"cropped by {list(self.crop)}"] if self.crop else []
+        done += ["in grey"] if self.gray and self.form.size(self.shape)[2] == 3 else []
+        if done and self.form.size(self.shape) == self.spec.shape:
+            done = [f"{' and '.join(done)} already, by its size"]
+        return (
+            f"{self.key} (image {form}, from {came}{scale if self.form.scaled else ''}"
+            f"{''.join(f', {what}' for what in done)})"
+        )
 
     def read(self, where: str, value: Any) -> np.ndarray:
         """The values [T, ...] of one episode in the form of the spec."""
@@ -168,16 +181,20 @@ class ObsReader:
         height, width = value.shape[1:3]
         value = value.reshape(len(value), height, width, -1)
         channels = value.shape[3]
-        if channels != shape[2]:
+        if value.shape[1:] == tuple(shape):
+            return value
+        gray = self.gray and channels == 3 and shape[2] == 1
+        if channels != shape[2] and not gray:
             raise DatasetError(
                 f"{where}: the pictures '{self.key}' have {channels} channels; {shape[2]} are "
                 "needed."
             )
-        if (height, width) == tuple(shape[:2]):
-            return value
-        from worldmodel.envs.observe import area  # and OpenCV
+        from worldmodel.envs.observe import shape_picture  # and OpenCV
 
-        return np.stack([area(one, (shape[0], shape[1])) for one in value]).reshape(-1, *shape)
+        size = (shape[0], shape[1])
+        return np.stack([shape_picture(one, size, self.crop, gray) for one in value]).reshape(
+            -1, *shape
+        )
 
 
 def declared(space: Any, config: EnvConfig, wanted: bool) -> dict[str, dict[str, Any]]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from worldmodel.types import EnvSpec
 
-ALIGNMENTS = ("auto", "taken_at", "led_to")
+ALIGNMENTS = ("auto", "taken_at", "led_to", "next_step", "same_step")
 ENDINGS = ("auto", "terminated", "truncated")
 ACTIONS = ("auto", "continuous", "discrete", "one_hot")
 AXES = ("auto", "episodes_first", "steps_first")
@@ -23,7 +23,7 @@ class DatasetError(ValueError):
 
 @dataclass(frozen=True)
 class Convention:
-    """What a recording does not say itself. alignment: see above. done: what a lone `done` flag
+    """What a recording does not say itself. alignment: see `align`. done: what a lone `done` flag
     means, "terminated" (the future is worth nothing) or "truncated" (only cut off). action_range:
     [low, high] of its continuous actions, where no environment and no dataset says it. actions:
     whether they are numbers or classes. axes: which axis of stacked arrays counts the episodes.
@@ -133,7 +133,7 @@ class Episode:
 class Source:
     """A recording: what it is, and its episodes, each time from the start. spec, action_space,
     observation_space: what it says of its world itself, or None. own: rows of our own. out: names
-    that are not used, and why."""
+    that are not used, and why. notes: what else was found, how often in which place."""
 
     kind: str
     episodes: Callable[[], Iterator[Raw]]
@@ -142,6 +142,7 @@ class Source:
     observation_space: Any = None
     action_space: Any = None
     out: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 def flat(array: np.ndarray) -> np.ndarray:

@@ -3,7 +3,8 @@ imitation, and Minari."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from worldmodel.replay.datasets.parts import Parter
 from worldmodel.replay.datasets.recording import DatasetError, Episode, Raw, Source
 
 SUFFIXES = {".npz": "NPZ", ".hdf5": "HDF5", ".h5": "HDF5"}
+CHUNK = re.compile(r"\d{8}T\d{6}F\d{6}-\w+-\w+-(?P<length>\d+)\.npz")
 # What cannot be read, and how its owner gets it into a form that can.
 REFUSED = {
     (".pkl", ".pickle", ".pt", ".pth", ".joblib"): "it may hold code that runs when it is opened. "
@@ -26,13 +28,15 @@ REFUSED = {
 }  # fmt: skip
 
 
-def open_source(name: str, names: Names | None = None, axes: str = "auto") -> Source:
-    """The recording of that name: a file, a folder, or "minari:ID". names, axes: what its arrays
-    are (see Parter).
+def open_source(
+    name: str, names: Names | None = None, axes: str = "auto", alignment: str = "auto"
+) -> Source:
+    """The recording of that name: a file, a folder, or "minari:ID". names, axes, alignment: what
+    its arrays are (see Parter).
 
     Raises DatasetError where there is none, or it cannot be read.
     """
-    parter = Parter(names or Names(), axes)
+    parter = Parter(names or Names(), axes, alignment)
     if name.startswith("minari:"):
         from worldmodel.replay.datasets.minari_source import minari_source
 
@@ -57,7 +61,7 @@ def open_source(name: str, names: Names | None = None, axes: str = "auto") -> So
         raise DatasetError(
             f"There is no dataset in '{path}'. A folder may hold one of our runs or replays, "
             "episodes as .npz, .hdf5 or .h5 files, or a dataset of LeRobot or imitation."
-            + _hint({p.suffix.lower() for p in path.rglob("*")})
+            + _hint(path.rglob("*"))
         )
     if path.is_file() and path.suffix.lower() in SUFFIXES:
         return _files([path], parter)
@@ -65,11 +69,12 @@ def open_source(name: str, names: Names | None = None, axes: str = "auto") -> So
     raise DatasetError(
         f"'{name}' {what}. Known: a run or replay folder of ours, a folder of .npz, .hdf5 or .h5 "
         "episodes, one such file, a folder of LeRobot, or minari:ID."
-        + (_hint({path.suffix.lower()}) if path.exists() else "")
+        + (_hint([path]) if path.exists() else "")
     )
 
 
-def _hint(suffixes: set[str]) -> str:
+def _hint(paths: Iterable[Path]) -> str:
+    suffixes = {path.suffix.lower().partition("-")[0] for path in paths}  # .tfrecord-00000-of-1
     for refused, what in REFUSED.items():
         if found := sorted(suffixes & set(refused)):
             return f" A {found[0]} file is not read: {what}."
@@ -116,14 +121,23 @@ def _files(paths: list[Path], parter: Parter) -> Source:
                 yield from parter.episodes(where, arrays)
 
     kind = f"{kinds}, {len(paths)} file{'s' * (len(paths) > 1)}"
-    return Source(kind, episodes, out=parter.out)
+    return Source(kind, episodes, out=parter.out, notes=parter.notes)
+
+
+def _filled(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of a chunk of DreamerV3's replay up to the length that its name says; what lies
+    beyond was never written. Any other file's as they are."""
+    match = CHUNK.fullmatch(path.name)
+    if match is None:
+        return arrays
+    return {k: v[: int(match["length"])] if v.ndim else v for k, v in arrays.items()}
 
 
 def _arrays(path: Path, names: Names) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """The arrays of each episode of a file, by name; a group that has actions is an episode."""
     try:
         if path.suffix.lower() == ".npz":
-            yield str(path), read_npz(path)
+            yield str(path), _filled(path, read_npz(path))
             return
         for name, arrays in h5_episodes(path, names.are_episode):
             yield str(path) if name == "/" else f"{path}:{name}", arrays

@@ -53,6 +53,11 @@ class Summary:
             self.warnings.append(
                 f"{aligner.repeated} episodes go on after a flag of their end; the last row counts"
             )
+        if aligner.doubt:
+            self.warnings.append(
+                "most episodes begin with a reward of 0, which is rare elsewhere: rows of a vector "
+                "environment of gymnasium? Then say offline_alignment=next_step"
+            )
         single = sum(length == 1 for length in self.lengths)
         if single and single < len(self.lengths):
             self.warnings.append(

@@ -35,4 +35,4 @@ def trajectories_source(path: Path, parter: Parter) -> Source:
                 yield from parter.episodes(f"{path}, trajectory {number}", arrays, whole=True)
                 number += 1
 
-    return Source("imitation", episodes, out=parter.out)
+    return Source("imitation", episodes, out=parter.out, notes=parter.notes)

@@ -16,6 +16,9 @@ ROLES = {
     "truncated": ("timeout", "timeouts", "truncated", "truncation", "truncations", "is_truncated"),
     "done": ("done", "dones"),
     "goes_on": ("mask", "masks"),
+    "valid": ("collector/mask", "valid_mask", "attention_mask"),
+    "step_type": ("step_type", "step_types"),
+    "discount": ("discount", "discounts"),
     "success": ("success", "successes", "is_success"),
     "episode": ("episode", "episodes", "episode_id", "episode_ids", "episode_index", "episode_idx",
                 "episode_number", "episode_nr", "ep_idx", "ep_id", "ep_index", "traj_id",
@@ -26,6 +29,8 @@ ROLES = {
 ROLE_OF = {name: role for role, names in ROLES.items() for name in names}
 # Parts that say something of the episodes without being part of a step.
 UNSEEN = {"goes_on": "says where the world ends", "success": "an outcome, no observation",
+          "valid": "says which rows hold a step", "discount": "an outcome, no observation",
+          "step_type": "says where episodes begin and end",
           "counter": "a counter or a clock"}  # fmt: skip
 # Of an array that belongs to one of several episodes: "actions_0", "observations_0_1".
 NUMBERED = re.compile(r"(?P<name>.+?)_(?P<episode>\d+)(_(?P<part>\d+))?")
@@ -48,7 +53,7 @@ IGNORED = {
     **dict.fromkeys(("deter", "stoch", "logprob", "logprobs", "log_prob", "log_probs", "logits",
                      "value", "values", "state_value", "advantage", "advantages", "policy",
                      "sample_log_prob", "action_log_prob", "value_target"), "noted by the policy"),
-    **dict.fromkeys(("discount", "discounts", "cost", "costs", "return", "returns", "rtg",
+    **dict.fromkeys(("cost", "costs", "return", "returns", "rtg",
                      "returns_to_go", "return_to_go", "episode_terminals", "valids"),
                     "an outcome, no observation"),
 }  # fmt: skip
