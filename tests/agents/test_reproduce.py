@@ -164,10 +164,10 @@ def test_a_training_with_its_curves_becomes_a_row_of_the_page(
     assert code == 0, said
     assert {path.name for path in folder.iterdir()} == {"random.json", "random.csv", "random.png"}
     text = (tmp_path / "docs" / "RESULTS.md").read_text()
-    assert text.splitlines()[2].startswith("**Measured on a CPU:** random.")
+    assert text.splitlines()[2] == "- **Measured on a CPU:** random."
     assert "**Measured on a GPU:** nothing so far." in text
     row = next(line for line in text.splitlines() if line.startswith("| `random`"))
-    assert "| return at most -100 | return -" in row
+    assert "| return at most -100 | return: -" in row
     assert "| reached | A, " in row
     drawn = tmp_path / "figures"
     run = tmp_path / "made" / "random" / "seed-0" / "run"
@@ -204,6 +204,17 @@ def test_the_table_is_sound() -> None:
     chosen = cli.quick(gpu=False)
     assert len(chosen) > 5
     assert sum(c.minutes / (1 if c.alone else 2) for c in chosen) <= 30
+
+
+def test_the_page_is_what_its_files_say() -> None:
+    folder = runner.ROOT / "docs" / "results"
+    written = (runner.ROOT / "docs" / "RESULTS.md").read_text()
+    same = written == page.text(CLAIMS, folder)
+    assert same, "run `python scripts/reproduce.py page`; figures belong into docs/results/"
+    known = {claim.name: {measure.name for measure in claim.measures} for claim in CLAIMS}
+    for path in folder.glob("*.json"):
+        for row in results.read(path.stem, folder):
+            assert row["figures"].keys() <= known[path.stem], path.name
 
 
 def test_numbers_are_read_from_what_commands_leave(tmp_path: Path) -> None:

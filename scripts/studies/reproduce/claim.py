@@ -46,9 +46,9 @@ class Measure:
         """`return at least -250, each seed`"""
         bounds = []
         if self.at_least > -math.inf:
-            bounds.append(f"at least {self.at_least:,g}")
+            bounds.append(f"at least {number(self.at_least)}")
         if self.at_most < math.inf:
-            bounds.append(f"at most {self.at_most:,g}")
+            bounds.append(f"at most {number(self.at_most)}")
         return f"{self.name} {' and '.join(bounds)}" + (", mean" if self.over == "mean" else "")
 
     def holds(self, values: Sequence[float]) -> bool:
@@ -103,7 +103,7 @@ def number(value: float) -> str:
         return str(value)
     if abs(value) >= 1000:
         return f"{value:,.0f}"
-    return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:.1f}".removesuffix(".0") if abs(value) >= 100 else f"{value:.3g}"
 
 
 def stored(path: str, key: str) -> Read:
@@ -169,6 +169,11 @@ def mean(values: Iterable[float]) -> float:
 def farthest(values: Iterable[float]) -> float:
     """The largest absolute value."""
     return max(map(abs, values))
+
+
+def difference(one: Read, other: Read) -> Read:
+    """One number less another, of the same commands."""
+    return lambda folder: one(folder) - other(folder)
 
 
 def _at(line: Mapping[str, Any], key: str) -> Any:

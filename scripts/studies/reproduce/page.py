@@ -13,9 +13,9 @@ from scripts.studies.reproduce.results import Row, figures, on_gpu, read
 
 HEAD = """# Results
 
-{cpu}
-{gpu}
-{owed}
+- **Measured on a CPU:** {cpu}.
+- **Measured on a GPU:** {gpu}.
+- **Claimed and not measured yet:** {owed}.
 
 This page is written by `python scripts/reproduce.py page` from the files of [results/](results/),
 and no figure of it by hand. `python scripts/reproduce.py NAME` repeats a claim and says pass or
@@ -66,9 +66,9 @@ def _head(claims: Sequence[Claim], rows: dict[str, list[Row]]) -> str:
     owed = [claim.name for claim in claims if not rows[claim.name]]
     cpu, gpu = (", ".join(kinds[kind]) or "nothing so far" for kind in (False, True))
     return HEAD.format(
-        cpu=f"**Measured on a CPU:** {cpu}.  ",
-        gpu=f"**Measured on a GPU:** {gpu}.  ",
-        owed=f"**Claimed and not measured yet:** {', '.join(owed) or 'nothing'}.",
+        cpu=cpu,
+        gpu=gpu,
+        owed=", ".join(owed) or "nothing",
     )
 
 
@@ -97,12 +97,12 @@ def _section(
 def _line(claim: Claim, rows: list[Row], machines: Machines) -> str:
     """One row of a table."""
     story = f" ([more]({claim.about}))" if claim.about else ""
-    target = "; ".join(claim.targets) or "-"
+    target = "<br>".join(claim.targets) or "-"
     said = f"`{claim.name}`: {claim.sentence}{story}"
     if not rows:
         return f"| {said} | {target} | owed | | |"
-    found = "; ".join(
-        f"{measure.name} {figures(measure.name, rows)}"
+    found = "<br>".join(
+        f"{measure.name}: {figures(measure.name, rows)}"
         for measure in claim.measures
         if any(measure.name in row["figures"] for row in rows)
     )
