@@ -89,6 +89,16 @@ LEARNING: tuple[Claim, ...] = (
         about="AGENTS.md",
     ),
     Claim(
+        "muzero",
+        STATE,
+        "MuZero balances CartPole-v1 within 20,000 steps.",
+        (f"{TRAIN} agent=muzero",),
+        (Measure("return", RETURN, at_least=475), Measure("training, s", summary("wall_clock_s"))),
+        minutes=15,
+        seeds=(0, 1, 2),
+        about="MUZERO.md",
+    ),
+    Claim(
         "sac",
         STATE,
         "SAC swings Pendulum-v1 up in 20,000 steps, as stable-baselines3's does beside it.",
