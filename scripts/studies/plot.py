@@ -28,6 +28,7 @@ FIGURES: dict[str, str] = {
     "updates": "updates",
     "values": "values",
     "doubt": "doubt",
+    "model_bias": "model_bias",
 }
 
 

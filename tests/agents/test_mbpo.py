@@ -29,6 +29,7 @@ from tests.agents.small_runs import (
 )
 from tests.model_batches import SPECS
 from worldmodel import tree
+from worldmodel.adam import AdamConfig
 from worldmodel.config import ConfigError
 from worldmodel.models.fitting import FitConfig
 from worldmodel.models.gaussian import GaussianConfig
@@ -252,3 +253,21 @@ def test_a_saved_agent_goes_on_as_it_would_have() -> None:
     ours, theirs = (tree.to_plain(one.state_dict()) for one in agents_)
     for (name, a), (_, b) in zip(tree.leaves(ours), tree.leaves(theirs), strict=True):
         assert torch.equal(a, b) if isinstance(a, Tensor) else a == b, name
+
+
+def test_it_finds_the_best_action_of_a_bandit_from_few_rows() -> None:
+    """Reward -(a - 0.6)^2 x 10 and no future; nine of ten transitions are imagined."""
+    spec = EnvSpec({"v": ObsSpec("vector", (1,))}, ActionSpec("continuous", (1,)))
+    replay = filled_replay(
+        spec, 200, reward=lambda action: -10 * (action[:, 0] - 0.6) ** 2, terminal=True
+    )
+    fit = FitConfig(epochs=100, batch_size=32, lr=3e-3)
+    model = replace(MODEL, units=32, layers=2, fit=fit)
+    agent = make(
+        spec, batch_size=64, model=model, sac=SACConfig(units=32, optim=AdamConfig(lr=1e-2)),
+        rollouts=replace(ROLLOUTS, starts=1000, every=9999, schedule=[0, 1, 1, 1], real_share=0.1),
+    )  # fmt: skip
+    for _ in range(300):
+        agent.update(replay)
+    action = agent.act(observed(spec, 5), mode="mode")[0]
+    np.testing.assert_allclose(action, 0.6, atol=0.2)  # the world's best is flat
