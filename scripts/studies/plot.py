@@ -1,7 +1,7 @@
 """Figures: `scripts/plot.py figure=NAME` runs, draws PNG and CSV, and compares with anchors.
 
-A figure is a module with `make(job)`; see scripts.studies.figures. `curves` draws runs that are
-there already, and has settings of its own; `all` leaves it out.
+A figure is a module with `make(job)`; see scripts.studies.figures. `curves` and `decision` draw
+runs that are there already, and have settings of their own; `all` leaves them out.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from scripts.studies.bench import split_choice
-from scripts.studies.figures import curves
 from scripts.studies.figures.job import Job, Settings
 from worldmodel import config, progress
 
-CURVES = "curves"
+OF_RUNS = ("curves", "decision")  # of runs that are there already, with settings of their own
 # name -> module of scripts.studies.figures, imported only when its name is asked for.
 FIGURES: dict[str, str] = {
     "dyna_maze": "dyna_maze",
@@ -36,10 +35,10 @@ def plot_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
     """Draw the figure that the words ask for, or all of them; the process's exit code."""
 
     def work() -> int:
-        name, rest = split_choice("figure", arguments, ["all", CURVES, *FIGURES])
-        if name == CURVES:
-            drawn = curves.make(config.from_cli(curves.Settings, rest))
-            say("\n".join(map(str, drawn)))
+        name, rest = split_choice("figure", arguments, ["all", *OF_RUNS, *FIGURES])
+        if name in OF_RUNS:
+            of: Any = importlib.import_module(f"scripts.studies.figures.{name}")
+            say("\n".join(map(str, of.make(config.from_cli(of.Settings, rest)))))
             return 0
         settings = config.from_cli(Settings, rest)
         for one in FIGURES if name == "all" else [name]:

@@ -16,6 +16,8 @@ from agents.muzero import MuZero, MuZeroConfig
 from agents.muzero.targets import bootstraps, make_targets, window
 from agents.planning.tree_config import MCTSConfig
 from agents.run.config import TrainConfig
+from scripts.studies.figures import decision
+from scripts.studies.plot import plot_command
 from tests.agents.small_runs import (
     PATIENT,
     check_learns_offline,
@@ -31,6 +33,7 @@ from tests.model_batches import SPECS
 from worldmodel import tree
 from worldmodel.config import ConfigError
 from worldmodel.distributions import Support, squash, unsquash
+from worldmodel.envs.boards import GAMES
 from worldmodel.models.muzero import MuZeroModelConfig
 from worldmodel.types import MASK_KEY, PLAYER_KEY, ActionSpec, Batch, EnvSpec, ObsSpec
 
@@ -309,3 +312,25 @@ def test_it_is_evaluated_with_any_search_and_deployed(run: TrainConfig, tmp_path
     said.clear()
     assert export_command(said.append, [f"run={run.run}"]) == 2
     assert "cannot be exported" in said[-1]
+
+
+def test_a_decision_is_drawn(run: TrainConfig, tmp_path: Path) -> None:
+    said: list[str] = []
+    words = ["figure=decision", f"run={run.run}", f"out={tmp_path}", "simulations=8"]
+    assert plot_command(said.append, [*words, "moves=[1]"]) == 0, said
+    assert (tmp_path / "decision.png").read_bytes().startswith(b"\x89PNG")
+    lines = (tmp_path / "decision.csv").read_text().splitlines()
+    assert lines[0] == "action,before,after,visits,value"
+    after = [float(line.split(",")[2]) for line in lines[1:]]
+    assert sum(after) == pytest.approx(1.0)
+    assert plot_command(said.append, [*words, "moves=[7]"]) == 2
+    assert said[-1].endswith("There is no action 7.")
+
+
+def test_the_expected_line_of_a_game() -> None:
+    """A search that sees two moves ahead, drawn on the board until somebody has won."""
+    board = np.array([[1, 1, 0], [-1, -1, 0], [0, 0, 0]], np.int8)
+    pictures = decision.positions(GAMES["tic_tac_toe"], board, [2, 5])
+    assert len(pictures) == 2  # the first move wins
+    assert not np.array_equal(*pictures)
+    assert len(decision.positions(GAMES["tic_tac_toe"], board, [0])) == 1  # it is not legal
