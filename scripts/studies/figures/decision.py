@@ -120,7 +120,7 @@ def columns(found: Found) -> dict[str, list[float]]:
 
 def expected_line(trees: Trees) -> list[int]:
     """The most visited actions from the root down, as far as they were visited twice."""
-    node, line = 0, []
+    node, line = 0, list[int]()
     while len(line) < LONGEST:
         action = int(trees.visits[0, node].argmax())
         child = int(trees.child[0, node, action, 0])
