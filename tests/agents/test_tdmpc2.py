@@ -31,6 +31,7 @@ from agents.tdmpc2.losses import (
 )
 from tests.agents.small_runs import (
     check_exports_and_deploys,
+    check_learns_from_images,
     check_learns_offline,
     check_resumes,
     check_starts_from,
@@ -521,3 +522,15 @@ def test_what_it_learns_does_not_depend_on_a_decoder() -> None:
     ours, theirs = (agent.networks.state_dict() for agent in agents_)
     assert all(torch.equal(x, theirs[name]) for name, x in ours.items())
     assert "decoder" in agents_[1].parts
+
+
+@pytest.mark.parametrize("actions", ["discrete", "box"])
+def test_it_learns_from_images(tmp_path: Path, actions: str) -> None:
+    fast = AdamConfig(lr=2e-3, clip=20.0)
+    # What comes next is random here: all that consistency asks for is to tell nothing apart.
+    world = replace(WORLD, frames=1, shift=0, channels=16, reward_scale=1.0, consistency_scale=2.0)
+    agent = settings(
+        batch_size=16, horizon=1, heads=2, optim=fast, policy_optim=fast,
+        model=replace(world, discount=0.0), planner=replace(PLANNER, horizon=1, candidates=32),
+    )  # fmt: skip
+    check_learns_from_images(tmp_path, agent, actions)
