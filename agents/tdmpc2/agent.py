@@ -36,6 +36,7 @@ from agents.tdmpc2.networks import Networks, TDMPC2State, Tick
 from worldmodel import seeding, tree
 from worldmodel.accel.devices import autocast
 from worldmodel.adam import Adam
+from worldmodel.config import ConfigError
 from worldmodel.distributions import FactoredOneHot
 from worldmodel.models.latent import Latent, Learned
 from worldmodel.replay import Replay
@@ -153,6 +154,14 @@ class TDMPC2(Agent):
         return Evaluation(policy, value)
 
     # Learning.
+
+    def prepare(self, replay: Replay) -> None:
+        """ConfigError where the policy is to learn from plans, which no recording has."""
+        if self.columns:
+            raise ConfigError(
+                f"agent.guide={self.config.guide} learns from the planner's own distributions, and "
+                "a recording has none. Set agent.guide=none."
+            )
 
     def update(self, replay: Replay) -> dict[str, Any]:
         """One step of world and values, and one of the policy, on fresh slices."""

@@ -508,6 +508,12 @@ def test_a_run_learns_from_a_recording(tmp_path: Path, run: Path) -> None:
     check_learns_offline(config_of(tmp_path), run)
 
 
+def test_a_recording_has_no_plans_to_learn_from() -> None:
+    make().prepare(filled_replay(VECTOR))
+    with pytest.raises(ConfigError, match=r"guide=imitation.*Set agent\.guide=none"):
+        make(guide="imitation").prepare(filled_replay(VECTOR))
+
+
 def test_it_is_exported_and_deployed(tmp_path: Path, run: Path) -> None:
     pytest.importorskip("onnxscript")
     check_exports_and_deploys(run, tmp_path)

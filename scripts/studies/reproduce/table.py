@@ -36,6 +36,16 @@ SUITE = {
     "walker_walk": (600, 586),
     "cheetah_run": (310, 307),
 }
+# TD-MPC2 from the state at 100K frames. The task: the return to reach, and the published mean of
+# size 5M.
+STATES = {
+    "cartpole_swingup": (800, 839),
+    "reacher_easy": (850, 937),
+    "ball_in_cup_catch": (930, 981),
+    "finger_spin": (900, 948),
+    "pendulum_swingup": (700, 724),
+    "walker_walk": (900, 962),
+}
 
 LEARNING: tuple[Claim, ...] = (
     Claim(
@@ -114,6 +124,39 @@ LEARNING: tuple[Claim, ...] = (
         minutes=22,
         seeds=(0, 1, 2),
         about="AGENTS.md",
+    ),
+    Claim(
+        "tdmpc2_pendulum",
+        STATE,
+        "TD-MPC2 swings Pendulum-v1 up within 10,000 steps.",
+        (f"{TRAIN} agent=tdmpc2",),
+        (Measure("return", RETURN, at_least=-170), *ALSO),
+        minutes=10,
+        seeds=(0, 1, 2),
+        about="TDMPC2.md",
+    ),
+    Claim(
+        "tdmpc2_cartpole",
+        STATE,
+        "TD-MPC2 balances CartPole-v1, whose actions are discrete, within 15,000 steps.",
+        (f"{TRAIN} agent=tdmpc2 env=cartpole_state agent.model.discount=0.99 steps=15000",),
+        (Measure("return", RETURN, at_least=475), *ALSO),
+        minutes=15,
+        seeds=(0, 1, 2),
+        about="TDMPC2.md",
+    ),
+    *(
+        Claim(
+            f"tdmpc2_{task}",
+            STATE,
+            f"{task} from the state at 100K frames, on a CPU (TD-MPC2, published: {theirs}).",
+            (f"{TRAIN} experiment=tdmpc2_tiny env.id={task}",),
+            (Measure("return", RETURN, at_least=least, over="mean"), *ALSO),
+            minutes=60,
+            seeds=(0, 1, 2),
+            about="TDMPC2.md",
+        )
+        for task, (least, theirs) in STATES.items()
     ),
     Claim(
         "planners",
