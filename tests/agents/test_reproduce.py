@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts.studies.bench import bench_command
 from scripts.studies.plot import plot_command
 from scripts.studies.reproduce import cli, page, results
 from scripts.studies.reproduce import run as runner
@@ -215,6 +216,29 @@ def test_the_page_is_what_its_files_say() -> None:
     for path in folder.glob("*.json"):
         for row in results.read(path.stem, folder):
             assert row["figures"].keys() <= known[path.stem], path.name
+
+
+TINY = {  # words that make the commands of claims small; the last of a word counts
+    "acting": "image=32 calls=2 windows=1",
+    "replay": "capacity=300 batch=2 length=4 windows=1 seconds=0.01 image=32",
+    "loop": "size=tiny batch=2 length=8 horizon=2 windows=1 seconds=0.2 set=[train_ratio=16]",
+    "update_1m": "size=tiny image=32 batch=2 length=4 horizon=2 windows=1 warmup=1 threads=1",
+    "dyna_speed": "windows=1 updates=1000 plain_updates=100 steps=200",
+}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_claims_read_what_their_commands_print(name: str, tmp_path: Path) -> None:
+    claim = next(claim for claim in CLAIMS if claim.name == name)
+    [words] = runner.Job(claim, 0, tmp_path).commands()
+    small = TINY[name].split()
+    keys = [word.partition("=")[0] for word in small]
+    kept = [word for word in words[1:] if word.partition("=")[0] not in keys]
+    said: list[str] = []
+    assert bench_command(said.append, [*kept, *small]) == 0, said
+    (tmp_path / "0.out").write_text("\n".join(said))
+    for measure in claim.measures:
+        assert isinstance(measure.read(tmp_path), float), measure.name
 
 
 def test_numbers_are_read_from_what_commands_leave(tmp_path: Path) -> None:

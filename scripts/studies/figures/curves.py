@@ -26,6 +26,7 @@ Published = dict[str, list[tuple[float, float, float]]]
 NAMES = {"dreamerv3": "DreamerV3, published", "drqv2": "DrQ-v2, published"}
 POINTS = 20  # of the mean over seeds
 WINDOW = 20_000  # frames
+SHOWN = 100_000  # frames of published curves, where ours are shorter
 
 
 @dataclass
@@ -114,7 +115,7 @@ def _draw_task(panel: Any, runs: Sequence[Run], published: Published) -> None:
     """One panel: its published curves, each seed's, and their mean."""
     curves, last = [], max(run.points[-1].frames for run in runs)
     for colour, (method, points) in zip(("#555555", "#aaaaaa"), published.items(), strict=False):
-        x, y, deviation = np.array([p for p in points if p[0] <= max(last, points[0][0])]).T
+        x, y, deviation = np.array([p for p in points if p[0] <= max(last, SHOWN)]).T
         curves.append(plots.Curve(NAMES[method], x, y, y - deviation, y + deviation, colour, "--"))
     for run in runs:
         frames, _, _, training, evaluation = np.array(run.points).T
