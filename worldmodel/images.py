@@ -5,6 +5,7 @@ environments and for recordings.
     [H, W]                                     HW                [H, W, 1]
     [H, W, C], [C, H, W]                       HWC, CHW          [H, W, C]
     [S, H, W, C], [S, C, H, W], [H, W, C, S]   SHWC, SCHW, HWCS  [H, W, S * C], stacked frames
+    [T, S, H, W, C], [T, S, C, H, W]           TSHWC, TSCHW      [H, W, T * S * C], stacks of those
 
 Both sides of a picture are SMALLEST or more. Of three axes the channels are the one that differs
 from two equal ones, else the one with 1, 3 or 4 entries, else the one far smaller than both others.
@@ -28,6 +29,7 @@ USUAL = (1, 3, 4)  # channels of one frame
 FAR = 3  # times smaller: then an axis of channels is told from a side
 SYMBOLS_BELOW = 64  # different whole numbers: fewer are symbols, not brightness
 UNBOUNDED = 1e9  # a bound beyond is none
+FAINT = 4  # levels of 256: a picture has more
 SLACK = 1e-3  # of the range: how far float rounding may leave it
 
 IMAGE, SYMBOLS, VECTOR, UNCLEAR = "image", "symbols", "vector", "unclear"
@@ -60,10 +62,18 @@ class Form:
         if self.layout in ("HW", "HWC"):
             return value
         lead = value.ndim - len(self.layout)
-        rest = [axis for axis in "SC" if axis in self.layout]  # frame by frame
+        rest = [axis for axis in "TSC" if axis in self.layout]  # frame by frame
         order = [lead + self.layout.index(axis) for axis in ("H", "W", *rest)]
         value = value.transpose(*range(lead), *order)
         return value.reshape(*value.shape[: lead + 2], math.prod(value.shape[lead + 2 :]))
+
+    def is_faint(self, value: np.ndarray) -> bool:
+        """Whether the values of real numbers or wide integers come to hardly any levels of a byte:
+        then their range is another than this one."""
+        if value.dtype == np.uint8 or not value.size:
+            return False
+        width = float(np.max(self.high)) - float(np.min(self.low))
+        return 0 < float(value.max()) - float(value.min()) < FAINT / 255 * width
 
     @property
     def scaled(self) -> bool:
@@ -126,6 +136,9 @@ def layout_of(shape: tuple[int, ...]) -> str:
         return "HW" if min(shape) >= SMALLEST else ""
     if len(shape) == 3:
         return _three(*shape)
+    if len(shape) == 5 and shape[0]:
+        inner = layout_of(shape[1:])
+        return f"T{inner}" if inner[:1] == "S" else ""
     if len(shape) != 4 or 0 in shape:
         return ""
     inner = _three(*shape[1:])
@@ -150,4 +163,4 @@ def _three(a: int, b: int, c: int) -> str:
 
 def _with_channels(axes: int, frame: str) -> str:
     """The layout of so many axes whose frames are [C, H, W] or [H, W, C]."""
-    return {2: "HW", 3: frame, 4: f"S{frame}"}.get(axes, "")
+    return {2: "HW", 3: frame, 4: f"S{frame}", 5: f"TS{frame}"}.get(axes, "")

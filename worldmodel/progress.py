@@ -29,12 +29,14 @@ clock = time.monotonic
 
 @dataclass(eq=False)
 class Step:
-    """Work under way: `done` of `total`, in any unit; total None: nobody knows. waits: for a
-    person, which needs no words. drawn: it has a bar of its own."""
+    """Work under way: `done` of `total`, in any unit; total None: nobody knows. inside: how far
+    the part at hand is, in words. waits: for a person, which needs no words. drawn: it has a bar of
+    its own."""
 
     label: str
     total: float | None = None
     done: float = 0.0
+    inside: str = ""
     waits: bool = False
     drawn: bool = False
     began: float = field(default_factory=lambda: clock())
@@ -51,7 +53,8 @@ class Step:
             count = f" {self.done:,.0f}" if self.done else ""
             return f"{self.label}{count} | {duration(spent)} so far"
         left = spent / self.fraction - spent if self.fraction else math.inf
-        return f"{self.label} {self.done:,.0f}/{self.total:,.0f} | {duration(left)} left"
+        inside = f", {self.inside}" if self.inside else ""
+        return f"{self.label} {self.done:,.0f}/{self.total:,.0f}{inside} | {duration(left)} left"
 
 
 _steps: list[Step] = []  # under way, the innermost last

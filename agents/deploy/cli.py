@@ -145,7 +145,10 @@ def _report(
     """What a person wants to know."""
     shift = f", {world.name} {world.strength:g} from tick {world.onset}" if world.name else ""
     lines = [f"{world.env.id}, {asked.episodes} episodes{shift}", table]
-    rows = [(name, f"{one.mean:.1f}") for name, one in {"guarded": trial, **others}.items()]
+    rows = []
+    for name, one in {"guarded": trial, **others}.items():
+        cut = f" ({one.cut_off} cut off; env.longest_episode)" if one.cut_off else ""
+        rows.append((name, f"{one.mean:.1f}{cut}"))
     if world.name:
         found = sorted(trial.detected)
         delays = (

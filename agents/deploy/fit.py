@@ -153,7 +153,7 @@ def play(
         with drawn, progress.step("playing episodes", episodes) as playing:
             while any(len(done) < n for done, n in zip(player.done, shares, strict=True)):
                 player.tick()
-                playing.done = player.played(shares)
+                playing.done, playing.inside = player.played(shares), f"step {player.longest:,}"
     except ValueError as error:
         raise RunError(f"The environment failed: {error}") from error
     finally:
@@ -191,6 +191,11 @@ class _Player:
             if len(done) < n
         )
         return whole + sum(min(0.99, len(rows) / usual) for rows in wanted)
+
+    @property
+    def longest(self) -> int:
+        """Steps of the longest episode under way."""
+        return max(map(len, self._rows))
 
     def tick(self) -> None:
         """Act on all observations at hand, record them, and take the actions."""

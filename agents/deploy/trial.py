@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from agents.deploy.timing import Rest, calm, no_garbage_pauses
 from worldmodel import progress
 from worldmodel.envs import EnvConfig, make_env
 from worldmodel.envs.shifts import Shifted
+from worldmodel.envs.wrappers import CUT_OFF
 from worldmodel.types import MASK_KEY, EnvSpec
 
 
@@ -42,12 +43,13 @@ class World:
 class Trial:
     """Returns of the episodes; delays: ticks from the shift's onset to the first unknown
     observation (None: never). alarms: episodes with an alarm before the onset, or, without a
-    shift, at all."""
+    shift, at all. cut_off: episodes that nothing ended within `env.longest_episode` steps."""
 
     returns: list[float] = field(default_factory=list)
     delays: list[int | None] = field(default_factory=list)
     alarms: int = 0
     ticks: int = 0
+    cut_off: int = 0
 
     @property
     def mean(self) -> float:
@@ -91,7 +93,8 @@ def guarded(
                             early = True
                     if last:
                         break
-                    obs, reward, terminal, truncated, _ = env.step(one.action)
+                    obs, reward, terminal, truncated, info = env.step(one.action)
+                    trial.cut_off += CUT_OFF in info
                     total += reward
                     first, last, tick = False, terminal or truncated, tick + 1
                     due = max(due + period, clock.now())
@@ -155,15 +158,12 @@ def _played(
     env = world.make(seed, spec)
     try:
         for _ in progress.each(range(episodes), "alone, episode"):
-            trial.returns.append(sum(_rewards(env, act)))
+            obs, first, ended, total = env.reset()[0], True, False, 0.0
+            while not ended:
+                obs, reward, terminated, truncated, info = env.step(act(obs, first))
+                first, ended, total = False, terminated or truncated, total + float(reward)
+                trial.ticks, trial.cut_off = trial.ticks + 1, trial.cut_off + (CUT_OFF in info)
+            trial.returns.append(total)
     finally:
         env.close()
     return trial
-
-
-def _rewards(env: Any, act: Callable[[dict[str, np.ndarray], bool], np.ndarray]) -> Iterator[float]:
-    obs, first, ended = env.reset()[0], True, False
-    while not ended:
-        obs, reward, terminated, truncated, _ = env.step(act(obs, first))
-        first, ended = False, terminated or truncated
-        yield float(reward)

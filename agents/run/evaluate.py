@@ -166,6 +166,7 @@ def _play(
             if (collector.lengths >= limit).any():
                 collector.begin_episodes()
             playing.done = sum(map(len, finished))
+            playing.inside = f"step {collector.lengths.max():,}"
     if replay is not None:
         collector.step(replay)  # a row goes there when it is acted on: the last ones, too
     result.returns = [float(score) for done in finished for score, _ in done]

@@ -3,13 +3,18 @@ that changed since the run."""
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from agents.apps.play.reality import Reality
+from agents.deploy.config import FallbackConfig
+from agents.deploy.trial import World, fallback_alone
 from agents.random import Random, RandomConfig
 from agents.run.config import TrainConfig
 from agents.run.evaluate import evaluate, frames_of
@@ -143,3 +148,17 @@ def test_a_world_that_changed_is_one_error_with_every_difference() -> None:
     with pytest.raises(EnvError, match=wrong):
         make_env(other, spec=trained.spec)
     make_env(replace(ENDLESS, record=[]), spec=trained.spec).close()
+
+
+def test_trials_and_walks_end_and_say_so() -> None:
+    """Deployment counts the episodes that it cut off; a walk in the real world ends as they do."""
+    spec = counting(ENDLESS).spec
+    rest = FallbackConfig("hold", rest=[1, 0, 0])
+    trial = fallback_alone(rest, spec, World(ENDLESS), 2, 0)
+    assert (trial.ticks, trial.cut_off, len(trial.returns)) == (14, 2, 2)
+    with closing(Reality(ENDLESS, spec, 0)) as real:
+        moment, past = real.first, []
+        while not moment.ended:
+            past.append(np.eye(3, dtype=np.float32)[0])
+            moment = real.advance(past[:-1], moment, past[-1])
+        assert (len(past), moment.truncated) == (7, True)

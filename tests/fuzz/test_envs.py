@@ -113,7 +113,7 @@ def test_answers_of_processes(script: list[Any]) -> None:
 
 # Spaces.
 
-SHAPES = st.lists(st.sampled_from([0, 1, 2, 3, 8, 9, 33]), max_size=4).map(tuple)
+SHAPES = st.lists(st.sampled_from([0, 1, 2, 3, 8, 9, 33]), max_size=5).map(tuple)
 RANGES = [
     (np.uint8, 0, 255), (np.uint8, 0, 1), (np.float32, -np.inf, np.inf), (np.float32, -1, 1),
     (np.float64, -1, np.inf), (np.float64, 0, 255), (np.int64, -1, 1), (np.float16, 0, 1),
@@ -130,7 +130,7 @@ LEAVES = st.one_of(
     BOXES,
     st.builds(spaces.Discrete, st.integers(1, 4), start=st.integers(-3, 3)),
     st.builds(spaces.MultiDiscrete, st.lists(st.integers(1, 3), min_size=1, max_size=3)),
-    st.builds(spaces.MultiBinary, st.integers(1, 3)),
+    st.builds(spaces.MultiBinary, st.sampled_from([1, 3, (8, 8), (2, 2)])),
     st.builds(spaces.Text, st.integers(1, 3)),
     st.builds(lambda space: spaces.Sequence(space), st.just(spaces.Discrete(2))),
     st.just(spaces.Graph(spaces.Discrete(2), None)),

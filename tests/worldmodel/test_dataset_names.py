@@ -290,3 +290,7 @@ def test_real_pictures_have_one_scale(tmp_path: Path) -> None:
     dataset = read(tmp_path, arrays, config=EnvConfig("none", ranges={"depth": [0, 9000]}))
     assert dataset.spec.obs["depth"].shape == (32, 32, 1)
     assert any("0 is black and 9000 white" in line for line in dataset.findings)
+    faint = {**arrays, "depth": depth + np.arange(32, dtype=np.uint16)}
+    space = spaces.Dict(depth=spaces.Box(0, 65535, (32, 32), np.uint16))
+    with pytest.raises(DatasetError, match=r"they look faint.*env.ranges="):
+        read(tmp_path, faint, observation_space=space)

@@ -31,6 +31,8 @@ BYTES = (np.uint8, 0, 255)
         ((4, 84, 84, 3), "SHWC", (84, 84, 12)),
         ((4, 3, 84, 96), "SCHW", (84, 96, 12)),
         ((84, 84, 3, 4), "HWCS", (84, 84, 12)),
+        ((2, 4, 40, 60, 3), "TSHWC", (40, 60, 24)),  # two cameras, four frames each
+        ((2, 4, 3, 40, 60), "TSCHW", (40, 60, 24)),
     ],
 )
 def test_channels_are_found_wherever_they_are(
@@ -99,7 +101,7 @@ def test_without_bounds_black_and_white_are_asked_about(bounds: tuple[float, flo
 # In environments
 
 
-def seen(space: spaces.Box, value: Any, **settings: Any) -> tuple[Any, np.ndarray, str]:
+def seen(space: spaces.Space[Any], value: Any, **settings: Any) -> tuple[Any, np.ndarray, str]:
     """Spec, value and words of the one key that is observed, of an environment that can render."""
     kwargs = {"observation_space": space, "observation": value}
     config = EnvConfig("tests.envs_for_tests:OddSpacesEnv", kwargs=kwargs,
@@ -175,6 +177,30 @@ def test_symbols_that_are_declared_as_bytes_are_asked_about_once(vector: str) ->
     if vector == "sync":
         for clear in (np.arange(768).astype(np.uint8).reshape(grid.shape), np.ones_like(grid)):
             assert seen(kwargs["observation_space"], clear)[0].kind == "image"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16])
+def test_pictures_that_hardly_use_their_range_are_asked_about(dtype: Any) -> None:
+    """Floats of [0, 1] declared as [0, 255], a depth in millimetres: nothing would be seen."""
+    space = spaces.Box(0, 255 if dtype == np.float32 else 65535, (64, 64, 3), dtype)
+    picture = np.zeros(space.shape, dtype)
+    picture[:9] = 1 if dtype == np.float32 else 900
+    most = int(picture.max())
+    with pytest.raises(EnvError, match=rf"holds only 0 to {most}: .*ranges.image=\[0,{most}\]"):
+        seen(space, picture)
+    assert seen(space, picture, ranges={"image": [0, most]})[1].max() == 255
+    said = [0, int(space.high.max())]
+    assert seen(space, picture, ranges={"image": said})[1].max() < 5  # somebody wants it so
+    dark = np.zeros_like(picture)
+    assert seen(space, dark)[1].max() == 0  # one value alone says nothing
+
+
+def test_boards_of_classes_are_not_replaced_by_a_rendering() -> None:
+    board = np.zeros((8, 8, 12), np.int8)
+    board[2, 3, 4] = 1
+    spec, value, words = seen(spaces.MultiBinary([8, 8, 12]), board)
+    assert (spec.sizes, value.sum()) == ((2,) * 768, 768)
+    assert "one-hot, classes 768 times 2" in words
 
 
 @pytest.mark.parametrize(

@@ -212,7 +212,10 @@ def describe(spec: EnvSpec, notes: Mapping[str, str] | None = None) -> str:
     words = dict(notes or {})
     for key, obs in sorted(spec.obs.items()):
         shape = " x ".join(map(str, obs.shape))
-        note = f" (one-hot, classes {', '.join(map(str, obs.sizes))})" if obs.sizes else ""
+        classes = ", ".join(map(str, obs.sizes))
+        if len(obs.sizes) > 3 and len(set(obs.sizes)) == 1:
+            classes = f"{len(obs.sizes)} times {obs.sizes[0]}"
+        note = f" (one-hot, classes {classes})" if obs.sizes else ""
         note += " (for the replay alone)" if obs.kind == "recorded" else ""
         note += f" ({words.pop(key)})" if key in words else ""
         rows.append(f"  {key}: {obs.kind} {shape}{note}")

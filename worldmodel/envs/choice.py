@@ -41,7 +41,7 @@ def choose(
                     f"pixels to true, or say what it is: env.kinds.{leaf.key}=vector or one_hot."
                 )
         chosen = [leaf for leaf in chosen if leaf.kind != "image"]
-    elif not any(leaf.kind in DRAWN for leaf in own):
+    elif not any(_shows_world(leaf) for leaf in own):
         _check_renders(env)
         chosen = chosen if config.state or named else []
         frame_key = "frame" if any(leaf.key == "image" for leaf in chosen) else "image"
@@ -53,6 +53,12 @@ def choose(
             "pixels to true, or say what an array is, as in env.kinds.image=vector or one_hot."
         )
     return chosen, frame_key
+
+
+def _shows_world(leaf: Leaf) -> bool:
+    """Whether it is a picture or a board, so that nothing is rendered instead of it."""
+    board = leaf.kind == "discrete" and bool(images.layout_of(leaf.space.shape or ()))
+    return board or leaf.kind in DRAWN
 
 
 def notes_of(

@@ -130,8 +130,8 @@ class Observe(gymnasium.Wrapper[Any, Any, Any, Any]):
     def _reader(self, leaf: flat.Leaf) -> tuple[spaces.Space[Any], Reader]:
         """The outer space of one leaf and the function that reads it."""
         if leaf.kind == "image":
-            height, width, channels = leaf.form.size(leaf.space.shape or ())
-            doubtful = not leaf.asked and min(height, width) < flat.SMALLEST_FRAME
+            channels = leaf.form.size(leaf.space.shape or ())[2]
+            doubtful = True
 
             def read_image(value: Any) -> np.ndarray:
                 nonlocal doubtful

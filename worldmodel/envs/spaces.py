@@ -56,7 +56,7 @@ class Recorded(spaces.Box):
 @dataclass(frozen=True)
 class Leaf:
     """One value inside a native observation: where it is, its flat name and its kind; the form of
-    a Box, and what the settings say that it is."""
+    a Box, and what the settings say that it is. ranged: they say its range."""
 
     path: tuple[Any, ...]
     key: str
@@ -64,6 +64,7 @@ class Leaf:
     space: Space[Any]
     form: Form = field(default_factory=lambda: Form(images.VECTOR), compare=False)
     asked: str = ""
+    ranged: bool = False
 
     @property
     def label(self) -> str:
@@ -108,19 +109,36 @@ def _leaf(space: Space[Any], config: EnvConfig, path: tuple[Any, ...]) -> Leaf:
         if min(sides) < SMALLEST_FRAME:
             form = images.study(space.shape, space.dtype, space.low, space.high, "vector", low_high)
     picture = form.kind == images.IMAGE or images.layout_of(space.shape)
-    return Leaf(path, key or ("image" if picture else "state"), form.kind, space, form, asked)
+    return Leaf(
+        path,
+        key or ("image" if picture else "state"),
+        form.kind,
+        space,
+        form,
+        asked,
+        span is not None,
+    )
 
 
 def check_picture(leaf: Leaf, value: np.ndarray) -> bool:
-    """Whether the first values of a small array of bytes are those of a picture: False where one
-    value alone says nothing yet. Raises EnvUnclear where they look like symbols."""
+    """Whether the first values of an array are those of a picture: False where one value alone says
+    nothing yet. Raises EnvUnclear where small ones look like symbols, or hardly any of the range
+    is used."""
     least, most = value.min(), value.max()
-    if value.dtype == np.uint8 and least < most < SYMBOLS_BELOW:
+    small = min(leaf.form.size(leaf.space.shape or ())[:2]) < SMALLEST_FRAME
+    if value.dtype == np.uint8 and small and not leaf.asked and least < most < SYMBOLS_BELOW:
         raise EnvUnclear(
             f"{leaf.label} is {list(value.shape)} bytes of [0, 255] by its space, but holds only "
             f"{least} to {most}: a dark picture or a grid of symbols? Say it: "
             f"env.kinds.{leaf.key}=image, vector or one_hot (and its largest symbol, as in "
             f"env.ranges.{leaf.key}=[0,{most}])."
+        )
+    if leaf.form.is_faint(value) and not leaf.ranged:
+        low, high = np.min(leaf.form.low), np.max(leaf.form.high)
+        raise EnvUnclear(
+            f"{leaf.label} lies in [{low:g}, {high:g}] by its space, but holds only {least:g} to "
+            f"{most:g}: a picture of one shade. Say what is black and what is white, "
+            f"as in env.ranges.{leaf.key}=[0,{most:g}] (or [{low:g},{high:g}] where it is right)."
         )
     return bool(least < most)
 

@@ -44,7 +44,9 @@ class Reality:
         self.spec, self.seed, self.exact, self.resets = spec, seed, True, 0
         # As in evaluation: a score is of the whole game.
         config = replace(config, atari=replace(config.atari, life_loss=False))
-        self._env: gymnasium.Env[Any, Any] = _guarded(lambda: make_env(config, seed, spec=spec))
+        self._env: gymnasium.Env[Any, Any] = _guarded(
+            lambda: make_env(config, seed, whole=True, spec=spec)
+        )
         # The actions since the reset, or None where only a reset helps.
         self._taken: list[np.ndarray] | None = None
         try:

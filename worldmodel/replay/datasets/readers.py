@@ -74,6 +74,10 @@ class ObsReader:
         spec = wanted or self.declared
         if spec is None or spec.kind == "image":
             self.form = self._form(spec)
+            seen = np.array([self.low, self.high])
+            whole = self.dtype == np.uint8 or self.form.kind != images.IMAGE
+            if not whole and self.span is None and self.form.is_faint(seen):
+                raise self._unclear("which of its values are black and white: they look faint")
         if spec is None:
             spec = ObsSpec("vector", (math.prod(self.shape),))
             if self.form.kind == images.IMAGE:
