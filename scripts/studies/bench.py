@@ -23,7 +23,7 @@ from worldmodel.machine import processor
 MEASURES = (
     "act", "deploy", "dyna", "env", "faults", "guard", "memory", "ood", "overlap", "peers",
     "planners", "play", "precision", "preferences", "replay", "reuse", "scaling", "search",
-    "tdmpc2", "train", "update",
+    "tdmpc2", "train", "update", "world_models",
 )  # fmt: skip
 
 
