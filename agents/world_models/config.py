@@ -14,11 +14,11 @@ EVOLVE_IN = ("dream", "real")
 
 @dataclass
 class SearchConfig:
-    """CMA-ES. population: candidates of a generation. trials: dreams, or real episodes, of each;
-    its fitness is their mean return. generations: of one iteration. sigma: deviation of the first
-    candidates. diagonal: adapt the variances alone, which is faster and, with hundreds of weights,
-    learns sooner. evolve_in: "dream", without a step in the environment, or "real".
-    dream_steps: after which a dream is cut off."""
+    """CMA-ES. population: candidates of a generation, four or more. trials: dreams, or real
+    episodes, of each; its fitness is their mean return. generations: of one iteration. sigma:
+    deviation of the first candidates. diagonal: adapt the variances alone, which is faster and,
+    with hundreds of weights, learns sooner. evolve_in: "dream", without a step in the environment,
+    or "real". dream_steps: after which a dream is cut off."""
 
     population: int = 64
     trials: int = 16
@@ -31,7 +31,7 @@ class SearchConfig:
     def __post_init__(self) -> None:
         many = (1, 1 << 24)
         check_ranges(self, {
-            "population": (2, 1 << 16), "trials": (1, 1 << 16), "generations": many,
+            "population": (4, 1 << 16), "trials": (1, 1 << 16), "generations": many,
             "sigma": (1e-9, 1e3), "dream_steps": many,
         })  # fmt: skip
         if self.evolve_in not in EVOLVE_IN:

@@ -70,7 +70,7 @@ class Settings:
         check_known("task", self.tasks, TASKS)
         many = (1, 1 << 20)
         check_ranges(self, {
-            "taus": (0, 100), "seeds": (0, 1 << 31), "generations": many, "population": (2, 4096),
+            "taus": (0, 100), "seeds": (0, 1 << 31), "generations": many, "population": (4, 4096),
             "trials": many, "episodes": many, "episode_steps": many, "env_ms": (0, 1e6),
             "threads": (0, 1024),
         })  # fmt: skip

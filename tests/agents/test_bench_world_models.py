@@ -26,7 +26,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_temperature_parts_and_film(tmp_path: Path, run: Path) -> None:
     settings = bench.Settings(
         ["temperature", "parts", "film"], str(run), [0.1, 1.0], [0, 1], generations=2,
-        population=3, trials=2, episodes=2, to=str(tmp_path),
+        population=4, trials=2, episodes=2, to=str(tmp_path),
     )  # fmt: skip
     found = list(bench.measure(settings))
     searched = [one for one in found if one["figure"] == "temperature"]

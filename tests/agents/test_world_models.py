@@ -168,11 +168,11 @@ def test_a_dream_s_return_stops_at_its_end() -> None:
 
 
 def test_candidates_play_their_episodes_and_an_interrupted_one_is_played_again() -> None:
-    trials = Trials(replace(SEARCH, population=2, trials=2), seed=0)
+    trials = Trials(replace(SEARCH, trials=1), seed=0)
     first, on = np.ones(2, bool), np.zeros(2, bool)
     job = trials.assign(trials.nobody(2), first, real=True, explore=1.0)
     assert job.tolist() == [-2, -3]
-    assert [trials.candidate(j) for j in job.tolist()] == [0, 0]
+    assert [trials.candidate(j) for j in job.tolist()] == [0, 1]
 
     def arrive(reward: list[float], last: list[bool], is_first: np.ndarray) -> None:
         nonlocal job
@@ -187,8 +187,8 @@ def test_candidates_play_their_episodes_and_an_interrupted_one_is_played_again()
     assert job.tolist() == [-4, -1]
     arrive([4.0, 0.0], [True, False], np.array([False, True]))
     arrive([0.0, 6.0], [False, True], np.array([True, False]))
-    assert trials.returns.tolist() == [[3.0, 1.0], [4.0, 6.0]]
-    assert trials.lengths.tolist() == [[2, 1], [1, 1]]
+    assert trials.returns.tolist() == [[3.0], [1.0], [4.0], [6.0]]
+    assert trials.lengths.tolist() == [[2], [1], [1], [1]]
     assert not trials.waiting
     state = copy.deepcopy(trials.state_dict())
     trials.new_generation()
@@ -238,7 +238,7 @@ def test_the_mode_draws_nothing_and_is_its_tick() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (lambda: replace(SEARCH, population=1), "population is 1; allowed: 2 to"),
+        (lambda: replace(SEARCH, population=1), "population is 1; allowed: 4 to"),
         (lambda: replace(SEARCH, evolve_in="sleep"), "evolve_in is 'sleep'; allowed: dream, real"),
         (lambda: replace(CONFIG, batch_length=4), "dream_steps=4: M is trained on sequences"),
         (lambda: replace(CONFIG, rnn=MDNRNNConfig(reward=False, end=False)), "without rewards"),
