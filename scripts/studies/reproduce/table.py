@@ -82,6 +82,16 @@ LEARNING: tuple[Claim, ...] = (
         for task, (least, theirs) in SUITE.items()
     ),
     Claim(
+        "world_models",
+        PIXELS,
+        "World Models plays Dodge (random 15, perfect 100) after dreams alone.",
+        (f"{TRAIN} agent=world_models iterations=4",),
+        (Measure("return", RETURN, at_least=87), Measure("training, s", summary("wall_clock_s"))),
+        minutes=10,
+        seeds=(1, 2, 3),
+        about="WORLD_MODELS.md",
+    ),
+    Claim(
         "dqn",
         STATE,
         "DQN balances CartPole-v1 in 50,000 steps, as stable-baselines3's does beside it.",
