@@ -106,11 +106,12 @@ def fan(imagined: Tensor, real: Tensor, colour: str) -> list[Curve]:
     """Bands of futures [P, H] and what really happened [H]."""
     x = np.arange(1, len(real) + 1)
     middle = imagined.median(0).values.numpy()
-    shares = reversed(calibration.SHARES)
+    shares = calibration.SHARES[::-1]
     edges = reversed(calibration.bands(imagined))
+    names = [f"{', '.join(f'{share:.0%}' for share in shares)} of futures", "", ""]
     curves = [
-        Curve(f"{share:.0%} of futures", x, middle, low.numpy(), high.numpy(), colour, "")
-        for share, (low, high) in zip(shares, edges, strict=True)
+        Curve(name, x, middle, low.numpy(), high.numpy(), colour)
+        for name, (low, high) in zip(names, edges, strict=True)
     ]
     return [*curves, Curve("what happened", x, real.numpy(), colour="#000000")]
 
@@ -160,6 +161,7 @@ def _save_fans(job: Job, fans: dict[str, Any]) -> None:
     for panel, (kind, curves) in zip(axes.flatten(), panels.items(), strict=True):
         plots.draw(panel, curves, kind, "steps ahead", "speed, rad/s")
         panel.legend(fontsize=7)
+        panel.set_ylim(*(1.4 * np.array([-1, 1]) * np.abs(curves[-1].y).max()))
     plots.caption(
         made, f"Speed of a pendulum as imagined and as it was, first of {job.seeds_text}."
     )
