@@ -19,6 +19,7 @@ from agents.planning.tree_search import backup, descend, expand
 from worldmodel.models.muzero import FlatDynamics
 
 MOST_BINS = 128  # beyond, PyTorch's exponentials are faster than these
+REORDER = {"reassoc", "contract"}  # sums in any order, eight at a time; what is not finite stays so
 
 
 class Weights(NamedTuple):
@@ -94,7 +95,7 @@ class Compiled:
         )  # fmt: skip
 
 
-@nb.njit(cache=True)
+@nb.njit(cache=True, fastmath=REORDER)
 def _dense(x, weight, bias, scale, shift):  # type: ignore[no-untyped-def]
     """Linear, LayerNorm, ReLU."""
     out = np.dot(x, weight.T)
@@ -115,7 +116,7 @@ def _dense(x, weight, bias, scale, shift):  # type: ignore[no-untyped-def]
     return out
 
 
-@nb.njit(cache=True)
+@nb.njit(cache=True, fastmath=REORDER)
 def _mean(logits, points):  # type: ignore[no-untyped-def]
     """`Support.mean` of one row of logits."""
     top = logits.max()
@@ -129,7 +130,7 @@ def _mean(logits, points):  # type: ignore[no-untyped-def]
     return np.sign(y) * (root * root - 1.0)
 
 
-@nb.njit(cache=True)
+@nb.njit(cache=True, fastmath=REORDER)
 def _bounded(x):  # type: ignore[no-untyped-def]
     """Each row in [0, 1] by its least and greatest entry."""
     for b in range(x.shape[0]):
