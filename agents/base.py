@@ -75,7 +75,8 @@ class Agent(ABC):
     "reward" is the recorded one. joins: whether it can learn as one of several ranks.
     columns: what replay stores beside each row; `act` hands out their values in `extras`.
     priority_exponent: replay draws rows with probabilities p^this; 0 draws them uniformly.
-    model: its learned world, or None.
+    model: its learned world, or None. planner: what searches it for actions (agents.planning), or
+    None. stats: numbers about the last decision, of a search.
     batch_size, batch_length: rows of experience in one update, [B, T].
     min_rows: rows that replay must hold before the first update.
 
@@ -91,6 +92,8 @@ class Agent(ABC):
     priority_exponent: float = 0.0
     control: Mapping[str, float] = MappingProxyType({"reward": 1.0})
     model: Any = None
+    planner: Any = None
+    stats: Mapping[str, float] = MappingProxyType({})
     batch_size: int = 1
     batch_length: int = 1
     min_rows: int = 1
@@ -138,6 +141,10 @@ class Agent(ABC):
     def world_state(self, state: Any) -> Any:
         """The state of `model` within a state of the agent; None without."""
         return None
+
+    def plan_in(self) -> Any:
+        """The world to plan in, whose states are those of `model`."""
+        return self.model
 
     def evaluate(self, state: Any) -> Evaluation:
         """What it thinks of states of `model`."""

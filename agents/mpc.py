@@ -138,6 +138,7 @@ class MPC(Agent):
         """See `Agent.act`; "sample" adds the noise, and acts at random before the first
         update."""
         check_mode(mode)
+        began = self.planner.clock()
         tensors = {
             k: torch.as_tensor(obs[k], device=self.device)
             for k in (*self.spec.obs, "is_first")
@@ -152,7 +153,7 @@ class MPC(Agent):
             action = self._random(obs, batch)
             return action.cpu().numpy(), MPCState(latent, action, state.warm), {}
         mask = tensors.get(MASK_KEY)
-        plan = self.planner.plan(self.model, latent, None, state.warm, first, mask)
+        plan = self.planner.plan(self.model, latent, None, state.warm, first, mask, began)
         self.stats = {f"plan/{k}": float(v) for k, v in plan.stats.items() if k != "ms"}
         action = self._explored(plan.action, obs) if mode == "sample" else plan.action
         return action.cpu().numpy(), MPCState(latent, action, plan.warm), {}

@@ -11,15 +11,14 @@ from typing import Any
 from omegaconf import MISSING
 
 import agents
+from agents.apps.plans import draw_decision
 from agents.apps.rewards.score import score
 from agents.apps.rewards.store import with_heads
-from agents.base import Policy
-from agents.planning import planner_class
-from agents.planning.acting import Planned
+from agents.planning.acting import Planned, planned
 from agents.planning.words import split_words
 from agents.run import report
 from agents.run.evaluate import EvalResult, evaluate, frames_of
-from worldmodel import config, seeding
+from worldmodel import config
 from worldmodel.envs.config import MOST_ENVS, EnvConfig
 from worldmodel.log import write_video
 
@@ -58,19 +57,6 @@ def evaluate_command(say: Callable[[str], None], arguments: Sequence[str]) -> in
     return config.guarded(lambda: _evaluate(arguments, say), say)
 
 
-def planned(
-    policy: Policy, settings: Any, control: dict[str, float], run: str | Path, seed: int
-) -> Policy:
-    """The policy with each action planned in its world, for the rewards of `control` where it names
-    any. settings: a planner's Config. Raises ConfigError where it has no world, or the planner
-    cannot search its actions."""
-    world = with_heads(run, control, policy) if control else None
-    planner = planner_class(settings.name)(
-        policy.spec.action, settings, seeding.spawn(seed, "planner"), policy.device
-    )
-    return replace(policy, agent=Planned(policy.agent, planner, world, trusts=not control))
-
-
 def _evaluate(words: Sequence[str], say: Callable[[str], None]) -> int:
     planner, rest = split_words(words)
     settings = config.from_cli(EvaluateConfig, rest)
@@ -79,7 +65,8 @@ def _evaluate(words: Sequence[str], say: Callable[[str], None]) -> int:
         changes = [word.removeprefix("env.") for word in rest if word.startswith("env.")]
         policy = replace(policy, env=config.from_cli(EnvConfig, changes, like=policy.env))
         if planner is not None:
-            policy = planned(policy, planner, settings.control, settings.run, settings.seed)
+            world = with_heads(settings.run, settings.control, policy) if settings.control else None
+            policy = planned(policy, planner, settings.seed, world, trusts=not settings.control)
             say(f"planning each action: {planner.name}")
         many = (settings.episodes, settings.seed, settings.num_envs)
         if settings.control:
@@ -103,6 +90,9 @@ def _evaluate(words: Sequence[str], say: Callable[[str], None]) -> int:
     video.unlink(missing_ok=True)  # of an earlier evaluation
     if frames:
         write_video(video, frames)
+    if isinstance(policy.agent, Planned) and policy.agent.shown is not None:
+        for path in draw_decision(folder, policy.agent.model, policy.spec, *policy.agent.shown):
+            say(f"one decision: {path}")
     say(result.line() + (" by control" if settings.control else ""))
     say(f"returns{' and video' * bool(frames)}: {os.fspath(folder)}")
     return 0

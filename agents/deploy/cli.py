@@ -14,6 +14,7 @@ from agents.deploy import sources
 from agents.deploy.config import DeployConfig
 from agents.deploy.export.write import ExportOptions, export_agent
 from agents.deploy.trial import Trial, World, alone, fallback_alone, guarded
+from agents.planning.words import split_words
 from worldmodel import config
 from worldmodel.accel import devices
 from worldmodel.config import ConfigError
@@ -30,9 +31,10 @@ class DeployCommand:
     middle, strong, or a number in the shift's unit. onset: tick of every episode at which it
     begins. episodes, seed: of each way to play them. guard: with the detector. pace: keep to the
     period, as a robot does; false: one tick after the other. graph, expected: of an
-    export, and its digest. to: folder for
-    log, summary and requests to train; empty: <run>/deployment. deploy: everything about the loop
-    itself.
+    export, and its digest. planner=NAME and planner.SETTING=... (agents/planning): plan each action
+    in the run's world, until deploy.soft_ms unless planner.bounds.deadline_ms is given. to: folder
+    for log, summary and requests to train; empty: <run>/deployment. deploy: everything about the
+    loop itself.
     """
 
     run: str = MISSING
@@ -82,10 +84,15 @@ class DeployCommand:
 
 def deploy_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
     """Play episodes with a deployed agent, and print what came of them; an exit code."""
-    return config.guarded(lambda: _deploy(config.from_cli(DeployCommand, arguments), say), say)
+
+    def deploy() -> int:
+        planner, words = split_words(arguments)
+        return _deploy(config.from_cli(DeployCommand, words), planner, say)
+
+    return config.guarded(deploy, say)
 
 
-def _deploy(asked: DeployCommand, say: Callable[[str], None]) -> int:
+def _deploy(asked: DeployCommand, planner: Any, say: Callable[[str], None]) -> int:
     devices.set_threads(1)
     world, folder = asked.world, asked.folder
     settings = replace(
@@ -104,6 +111,7 @@ def _deploy(asked: DeployCommand, say: Callable[[str], None]) -> int:
         asked.run, settings, guard=asked.guard, graph=asked.graph, expected=asked.expected,
         on_retrain=lambda request: say(f"please train: {request.kind} error {request.error:.3f} "
                                        f"over {request.window} ticks; {request.folder}"),
+        planner=planner,
     )  # fmt: skip
     with runtime:
         runtime.start()
@@ -186,7 +194,13 @@ def export_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
 
 
 def _export(arguments: Sequence[str], say: Callable[[str], None]) -> int:
-    asked = config.from_cli(ExportCommand, arguments)
+    planner, words = split_words(arguments)
+    if planner is not None:
+        raise ConfigError(
+            "A plan is a search, which no graph holds. Deploy the run itself: scripts/deploy.py "
+            f"run=RUN planner={planner.name}."
+        )
+    asked = config.from_cli(ExportCommand, words)
     if asked.detector not in ("auto", "no"):
         raise ConfigError(config.unknown("detector", asked.detector, ("auto", "no")))
     devices.set_threads(1)

@@ -32,7 +32,8 @@ class Decision:
     waiting (all is well again, but not for long enough) or watched (the world is unknown, and the
     policy acts, for it does no harm so far). detail: more of it, as text. latency:
     seconds from the observation's arrival. value: the score in units of `threshold`, or None where
-    there was none; parts: its parts. scale: what caution multiplied the policy's action by.
+    there was none; parts: its parts. scale: what caution multiplied the policy's action by. search:
+    numbers about the search for the action, where it was planned.
     """
 
     action: np.ndarray
@@ -47,6 +48,7 @@ class Decision:
     threshold: float | None = None
     parts: Mapping[str, float] = field(default_factory=dict)
     scale: float = 1.0
+    search: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def trusted(self) -> bool:
@@ -62,6 +64,7 @@ class Decision:
             "detail": self.detail, "action": self.encoded,
             "latency_ms": round(1e3 * self.latency, 3),
             "value": self.value if finite else str(self.value), "parts": parts,
+            **({"search": dict(self.search)} if self.search else {}),
         }  # fmt: skip
 
 
@@ -78,6 +81,8 @@ class Tally:
         self.sources: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
         self._latencies = np.zeros(LATENCIES, np.float32)
+        self.searched = 0  # ticks whose action was planned in time
+        self._search: Counter[str] = Counter()
 
     def add(self, decisions: list[Decision]) -> None:
         """One tick of all robots."""
@@ -85,6 +90,10 @@ class Tally:
         self._latencies[self.ticks % LATENCIES] = latency
         self.ticks += 1
         self.missed += latency > self.deadline
+        if search := decisions[0].search:
+            self.searched += 1
+            for name, value in search.items():
+                self._search[name] += value  # type: ignore[assignment]  # floats
         for decision in decisions:
             self.sources[decision.source] += 1
             if decision.reason != OK:
@@ -105,7 +114,13 @@ class Tally:
             "slow": int(self.slow),
             "missed": int(self.missed),
             **percentiles(self.latencies()),
+            **({"search": self.search} if self.searched else {}),
         }
+
+    @property
+    def search(self) -> dict[str, float]:
+        """Means over the ticks whose action was planned in time."""
+        return {name: round(total / self.searched, 4) for name, total in self._search.items()}
 
     def line(self) -> str:
         """Where it stands, for people who watch."""
@@ -131,6 +146,8 @@ class Tally:
         if self.ticks:
             shown = " / ".join(f"{numbers[name]:.3f}" for name in ("p50", "p99", "p99_9", "max"))
             rows.append(("latency, ms", f"{shown} (p50 / p99 / p99.9 / max)"))
+        if self.searched:
+            rows.append(("plans, mean", ", ".join(f"{k} {v:g}" for k, v in self.search.items())))
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"  {name:<{width}}  {text}" for name, text in rows)
 

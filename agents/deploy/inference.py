@@ -12,7 +12,8 @@ the robot did, not what it had proposed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -44,12 +45,14 @@ class Request(NamedTuple):
 
 class Proposal(NamedTuple):
     """What the policy would do: encoded [B, A]; how strange it finds what it sees; and the one-step
-    prediction errors [B] by kind that were measured since the last answer (NaN where not)."""
+    prediction errors [B] by kind that were measured since the last answer (NaN where not). search:
+    numbers about the search for the action, where it was planned."""
 
     action: np.ndarray
     score: Score | None
     errors: dict[str, np.ndarray]
     tick: int  # which one `errors` belongs to
+    search: Mapping[str, float] = MappingProxyType({})
 
 
 class Engine(Protocol):
@@ -68,6 +71,16 @@ class Engine(Protocol):
         """What follows state through the action [B, A]: observations [B, ...] by key (images in
         [0, 1]), and "reward" [B] where that is the environment's; None where there is no world to
         ask."""
+        ...
+
+
+@runtime_checkable
+class Searches(Protocol):
+    """An engine that plans its actions."""
+
+    @property
+    def search(self) -> Mapping[str, float]:
+        """Numbers about the last decision."""
         ...
 
 
@@ -95,6 +108,11 @@ class AgentEngine:
                 "The detector is not calibrated, so its scores mean nothing: "
                 "scripts/fit_detector.py run=RUN fits and calibrates one."
             )
+
+    @property
+    def search(self) -> Mapping[str, float]:
+        """Of the last decision, where the agent plans."""
+        return self.agent.stats
 
     def initial(self, batch_size: int) -> EngineState:
         """The first state."""
@@ -194,7 +212,8 @@ class PolicyJob:
         self._state = state
         self._seen = np.where(request.valid, request.tick, self._seen)
         errors, self._errors = self._errors, {}
-        return Proposal(action, score, errors, self._measured)
+        search = self._engine.search if isinstance(self._engine, Searches) else {}
+        return Proposal(action, score, errors, self._measured, search)
 
     def afterwards(self) -> None:
         """Compare what the world predicted with what came, if the time until the next tick allows

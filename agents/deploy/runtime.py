@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -192,7 +193,8 @@ class Runtime:
         self._judge.earned(rewards, begins)
         verdict = self._judge(self._tick, checked, proposal, fault, detail, self._sent)
         score = None if proposal is None else proposal.score
-        return self._decisions(verdict, score, start), rows, proposal
+        search = {} if proposal is None else proposal.search
+        return self._decisions(verdict, score, start, search), rows, proposal
 
     def _request(
         self,
@@ -242,7 +244,13 @@ class Runtime:
         if 0 <= self._fresh_since <= ticket:
             self._fresh_since = -1
 
-    def _decisions(self, judged: Judged, score: Score | None, start: float) -> list[Decision]:
+    def _decisions(
+        self,
+        judged: Judged,
+        score: Score | None,
+        start: float,
+        search: Mapping[str, float] = MappingProxyType({}),
+    ) -> list[Decision]:
         native = self.spec.action.decode(judged.actions)
         self._sent = judged.actions
         latency = self.clock.now() - start
@@ -256,7 +264,7 @@ class Runtime:
                 Decision(
                     np.array(native[i]), judged.actions[i].copy(), verdict.source, verdict.reason,
                     latency, self._tick, i, judged.details[i], value, threshold, parts,
-                    verdict.scale,
+                    verdict.scale, search,
                 )
             )  # fmt: skip
         return out

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from omegaconf import OmegaConf
@@ -20,9 +21,10 @@ from agents.deploy.retrain import RetrainRequest
 from agents.deploy.runtime import Runtime
 from agents.deploy.timing import Clock, SystemClock
 from agents.deploy.worker import Answer, ProcessWorker, ThreadWorker, Worker
+from agents.planning.acting import planned
 from worldmodel import config
 from worldmodel.checkpoint import CheckpointError
-from worldmodel.config import RunError
+from worldmodel.config import ConfigError, RunError
 from worldmodel.envs import EnvConfig
 from worldmodel.ood import store
 from worldmodel.ood.detector import Detector
@@ -56,6 +58,7 @@ class Source:
 
     path: a run or an export. robots: B. guard: with the detector, where there is one. graph,
     expected: of an export, as `ExportEngine` takes them. max_gap, errors: as of `PolicyJob`.
+    planner: the settings of one that plans each action, or None.
     """
 
     path: str
@@ -65,15 +68,23 @@ class Source:
     max_gap: int = 10
     errors: bool = True
     expected: str | None = None
+    planner: Any = None
 
     def engine(self) -> tuple[Engine, EnvSpec]:
         """The engine, loaded. Raises ConfigError and RunError."""
         if is_export(self.path):
+            if self.planner is not None:
+                raise ConfigError(
+                    f"'{self.path}' is an export, which holds a policy and no search: plan in the "
+                    "run that it was made of, run=RUN planner=..."
+                )
             exported = ExportEngine(self.path, self.graph, self.expected)
             if not self.guard:
                 exported.ignore_scores()
             return exported, exported.spec
         policy = load_policy(self.path)
+        if self.planner is not None:
+            policy = planned(policy, self.planner, seed=0)
         detector = load_detector(self.path, policy) if self.guard else None
         return AgentEngine(policy.agent, detector), policy.spec
 
@@ -96,20 +107,24 @@ def open_runtime(
     expected: str | None = None,
     clock: Clock | None = None,
     on_retrain: Callable[[RetrainRequest], None] = lambda request: None,
+    planner: Any = None,
 ) -> Runtime:
     """A runtime for the agent in a run folder or an export folder; call its `start` next.
 
     guard: with the detector that was fitted for the run, where there is one. The range of rewards,
-    where the settings leave it open, is that of the recorded ones. Raises ConfigError and RunError
-    for whatever can be wrong with either.
+    where the settings leave it open, is that of the recorded ones. planner: settings of one that
+    plans each action; without a deadline of its own it has until soft_ms. Raises
+    ConfigError and RunError for whatever can be wrong with either.
     """
     settings = settings or DeployConfig()
     if settings.retrain.reward_range is None:
         ranged = replace(settings.retrain, reward_range=reward_range(path))
         settings = replace(settings, retrain=ranged)
     time = clock or SystemClock()
+    if planner is not None and not planner.bounds.deadline_ms:
+        planner = replace(planner, bounds=replace(planner.bounds, deadline_ms=settings.soft_ms))
     wanted = settings.retrain.image is not None or settings.retrain.reward_range is not None
-    source = Source(str(path), robots, guard, graph, settings.max_gap, wanted, expected)
+    source = Source(str(path), robots, guard, graph, settings.max_gap, wanted, expected, planner)
     if settings.isolation == "process":
         spec = spec_of(path)
         empty = blank(spec, robots)

@@ -8,19 +8,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from agents.base import Agent, Part, check_mode
+from agents.base import Agent, Evaluation, Part, check_mode
 from agents.dyna.config import DynaConfig
 from worldmodel.config import ConfigError
+from worldmodel.distributions import OneHot
 from worldmodel.types import EnvSpec
 
 if TYPE_CHECKING:
     from agents.dyna.kernels import CompiledLearner
     from agents.dyna.learner import Learner
-    from worldmodel.models.tabular import TabularModel
+    from worldmodel.models.tabular import TabularModel, TabularState
     from worldmodel.replay import Replay
 
 # As learn_all has them.
 ROWS = ("first", "state", "action", "reward", "after", "terminal", "last")
+
+
+NO_ACTION = torch.zeros(0)  # a table needs none to know where it is
 
 
 class Dyna(Agent):
@@ -67,20 +71,45 @@ class Dyna(Agent):
         """The values that the policy follows, float64 [S, A]."""
         return self.learner.values()
 
-    def initial(self, batch_size: int) -> None:
-        """There is no state: an observation hides nothing."""
-        return None
+    def initial(self, batch_size: int) -> TabularState:
+        """The state that was seen last, which an observation shows: none yet."""
+        return self.model.initial(batch_size)
 
     def act(
         self, obs: Mapping[str, Any], state: Any = None, mode: str = "sample"
-    ) -> tuple[np.ndarray, None, dict[str, Any]]:
+    ) -> tuple[np.ndarray, TabularState, dict[str, Any]]:
         """One-hot actions [B, A] for one-hot observations [B, S]: the policy's, or with
         mode="mode" one of greatest value. Ties are drawn."""
         check_mode(mode)
         seen = np.asarray(obs[self.model.key])
         states = seen.argmax(-1)
         chosen = self._greedy(states) if mode == "mode" else self.learner.act(states)
-        return np.eye(self.model.actions, dtype=np.float32)[chosen], None, {}
+        after = self.model.observe(
+            self.model.initial(1), {self.model.key: torch.from_numpy(seen)}, NO_ACTION, NO_ACTION
+        )
+        return np.eye(self.model.actions, dtype=np.float32)[chosen], after, {}
+
+    # About its world.
+
+    def world_state(self, state: TabularState) -> TabularState:
+        return state
+
+    def plan_in(self) -> TabularModel:
+        from worldmodel.models.tabular import KnownTable
+
+        return KnownTable(self.model)
+
+    def evaluate(self, state: TabularState) -> Evaluation:
+        """The policy that explores, and the greatest value, in states [...]."""
+        c, q = self.config, torch.from_numpy(self.q)[state.place.argmax(-1).cpu()]
+        best = q.amax(-1)
+        if c.policy == "softmax":
+            return Evaluation(OneHot(q / c.temperature), best.float())
+        ties = (q == best.unsqueeze(-1)).double()
+        share = (1 - c.epsilon) * ties / ties.sum(-1, keepdim=True) + c.epsilon / q.shape[-1]
+        return Evaluation(OneHot(share.log()), best.float())
+
+    # Learning.
 
     def _greedy(self, states: np.ndarray) -> np.ndarray:
         """Actions of greatest value [B]. Evaluating must not change a run, so its ties are drawn

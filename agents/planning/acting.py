@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from agents.base import Agent, Evaluation
-from agents.planning.base import Planner
-from worldmodel import tree
+from agents.base import Agent, Evaluation, Policy
+from agents.planning import planner_class
+from agents.planning.base import Plan, Planner
+from worldmodel import seeding, tree
 from worldmodel.config import ConfigError
 from worldmodel.types import MASK_KEY, Dynamics
+
+SHOWN = 20  # the decision that is kept to be shown
 
 
 class PlannedState(NamedTuple):
@@ -22,12 +26,23 @@ class PlannedState(NamedTuple):
     warm: Any
 
 
+def planned(
+    policy: Policy, settings: Any, seed: int, world: Any = None, trusts: bool = True
+) -> Policy:
+    """The policy with each action planned. settings: a planner's Config. world, trusts: as of
+    `Planned`. Raises ConfigError where there is no world, or the planner cannot search it."""
+    planner = planner_class(settings.name)(
+        policy.spec.action, settings, seeding.spawn(seed, "planner"), policy.device
+    )
+    return replace(policy, agent=Planned(policy.agent, planner, world, trusts))
+
+
 class Planned(Agent):
     """Acts as a planner decides; it learns nothing.
 
     agent: whose memory follows the environment. world: where to plan, with states as those of the
-    agent's model; None: that model. trusts: the agent's policy and values are for the rewards of
-    this world, and may be asked. Raises ConfigError for an agent without a world.
+    agent's model; None: `Agent.plan_in`. trusts: the agent's policy and values are for the rewards
+    of this world, and may be asked. Raises ConfigError for an agent without a world.
     """
 
     learns = False
@@ -36,15 +51,17 @@ class Planned(Agent):
         self, agent: Agent, planner: Planner, world: Any = None, trusts: bool = True
     ) -> None:
         self.agent, self.planner, self.trusts = agent, planner, trusts
-        self.model = agent.model if world is None else world
+        self.model = agent.plan_in() if world is None else world
         self.columns = agent.columns
+        self.decisions = 0
+        #: The state of the first environment at the decision with number SHOWN, and its plan.
+        self.shown: tuple[Any, Plan] | None = None
         known = isinstance(self.model, Dynamics)
         if not known or agent.world_state(agent.initial(1)) is None:
             raise ConfigError(
                 f"The agent '{agent.name}' has no world to plan in. Use a run of one that learns a "
                 "world, such as agent=dreamer."
             )
-        self.stats: dict[str, float] = {}
 
     @property
     def name(self) -> str:
@@ -60,8 +77,9 @@ class Planned(Agent):
         self, obs: Mapping[str, Any], state: PlannedState | None = None, mode: str = "sample"
     ) -> tuple[np.ndarray, PlannedState, dict[str, Any]]:
         """See `Agent.act`; the mode is the agent's own, whose action is replaced."""
+        began = self.planner.clock()
         inner, warm = (None, None) if state is None else state
-        _, inner, extras = self.agent.act(obs, inner, mode)
+        own, inner, extras = self.agent.act(obs, inner, mode)
         world_state = self.agent.world_state(inner)
         device = tree.device(world_state)
         first, mask = (
@@ -75,9 +93,15 @@ class Planned(Agent):
             warm,
             first,
             mask,
+            began,
         )
         self.stats = plan.stats
+        self.decisions += 1
+        if self.decisions == SHOWN:
+            self.shown = tree.index(world_state, slice(0, 1)), plan
         chosen = plan.action.cpu().numpy()
+        if self.trusts and not plan.stats["model_steps"]:
+            chosen = own  # no time for a single step: the policy's action is the better guess
         return chosen, PlannedState(self.agent.replace_action(inner, chosen), plan.warm), extras
 
     def replace_action(self, state: PlannedState, action: Any) -> PlannedState:

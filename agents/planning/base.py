@@ -29,12 +29,16 @@ Evaluate = Callable[[Any], Evaluation]
 class Plan(NamedTuple):
     """action: encoded [B, A], as the environment executes it. warm: what the next decision starts
     from, a tree [B, ...]. stats: numbers about the search, by name. first: the distribution of the
-    first action that the search ended with (`space.Sequences` without H), where it has one."""
+    first action that the search ended with (`space.Sequences` without H), where it has one.
+    sequence: the whole plan [B, H, A]; None of a tree. searched: what was looked at last, the
+    candidates (`imagine.Scored`) or the trees (`tree_rules.Trees`)."""
 
     action: Tensor
     warm: Any
     stats: dict[str, float]
     first: Any = None
+    sequence: Tensor | None = None
+    searched: Any = None
 
 
 @dataclass
@@ -62,10 +66,14 @@ class BoundsConfig:
 
 
 class Meter:
-    """Rows stepped, for each environment, and time spent on one decision."""
+    """Rows stepped, for each environment, and time spent on one decision.
 
-    def __init__(self, bounds: BoundsConfig, clock: Callable[[], float]) -> None:
-        self.clock, self.began = clock, clock()
+    began: by the clock; None: now."""
+
+    def __init__(
+        self, bounds: BoundsConfig, clock: Callable[[], float], began: float | None = None
+    ) -> None:
+        self.clock, self.began = clock, clock() if began is None else began
         self.budget = bounds.budget or None
         self.deadline = self.began + 1e-3 * bounds.deadline_ms if bounds.deadline_ms else None
         self.rows = 0
@@ -127,13 +135,15 @@ class Planner(ABC):
         warm: Any = None,
         is_first: Tensor | None = None,
         mask: Tensor | None = None,
+        began: float | None = None,
     ) -> Plan:
         """The action to take in states [B, ...] of a world.
 
         evaluate: what the agent thinks of states; None where it thinks nothing. warm: of the
         decision before, or None. is_first [B]: where an episode begins, `warm` counts as None;
         None means nowhere. mask [B, A]: discrete actions that are allowed now; where it is None
-        the world is asked, if it knows. Raises ConfigError where the settings ask for what this
+        the world is asked, if it knows. began: seconds of the planner's clock from which a deadline
+        counts; None: now. Raises ConfigError where the settings ask for what this
         world or agent does not have.
         """
 

@@ -68,4 +68,4 @@ class ICEM(SequencePlanner):
     def choose(self, sequences: Sequences, pool: Scored, repeats: bool) -> Tensor:
         """The first action of the best; in a world that draws its outcomes, where the best may
         be the luckiest, that of the mean."""
-        return sequences.mean[:, 0] if not repeats else self.first_of_best(sequences, pool)
+        return self.best_of(sequences, pool) if repeats else sequences.mean

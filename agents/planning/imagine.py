@@ -18,6 +18,8 @@ from worldmodel.capabilities import Deterministic, Expects, Masks, Uncertain, Un
 from worldmodel.config import ConfigError
 from worldmodel.types import Dynamics, Prediction
 
+STRIDE = 4  # steps that are imagined at once where there is a deadline
+
 
 class Scored(NamedTuple):
     """Imagined candidates of B environments: their returns [B, N], -inf for those that were not
@@ -74,10 +76,10 @@ class Imagination:
             )
         self._masks = isinstance(world, Masks)  # asking takes as long as a small step
         self._step = world.expect if expect and isinstance(world, Expects) else world.step
-        # A deadline wants to be asked about before each step.
-        self.unrolls = isinstance(world, Unrolls) and not (
-            expect or self.doubts or bounds.deadline_ms
-        )
+        # Steps of one call of the world; a deadline wants to be asked about between some.
+        self.stride, self.reached = 1, 0
+        if isinstance(world, Unrolls) and not (expect or self.doubts):
+            self.stride = STRIDE if bounds.deadline_ms else 1 << 20
         #: Whether the same candidate would get the same return again.
         self.repeats = expect or (isinstance(world, Deterministic) and world.deterministic)
         self.bootstrap = bootstrap and evaluate is not None and evaluate(state).value is not None
@@ -103,36 +105,72 @@ class Imagination:
         self.meter.spend(rows)
         return found
 
-    def score(self, state: Any, raw: Tensor, mask: Tensor | None = None) -> Scored | None:
+    def score(
+        self, state: Any, raw: Tensor, mask: Tensor | None = None, partial: bool = False
+    ) -> Scored | None:
         """Candidates raw [B, N, H, A] from states [B, ...], mask [B, A] of their first action;
-        None where the deadline came first."""
+        None where the deadline came first. partial: where some steps were imagined by then, all
+        candidates are scored by these; `reached` says how many they were."""
         batch, count, horizon = raw.shape[:3]
         rows = count * self.particles
         state = tree.map(lambda x: x.repeat_interleave(rows, 0), state)
         raw = raw.repeat_interleave(self.particles, 1).flatten(0, 1)  # [B N P, H, A]
         known = self.mask(state)
         allowed = known if mask is None else mask.repeat_interleave(rows, 0)
-        if self.unrolls and known is None:
-            total, executed = self._unrolled(state, raw, allowed, rows)
-            return self._scored(total, executed, batch)
-        weight = torch.ones(batch * rows, device=raw.device)
-        total = torch.zeros_like(weight)
-        actions = []
-        for t in range(horizon):
+        stride = self.stride if known is None else 1
+        total, weight = (
+            torch.zeros(batch * rows, device=raw.device),
+            torch.ones((), device=raw.device),
+        )
+        weight = weight.expand(batch * rows)
+        executed, t = [], 0
+        while t < horizon:
             if self.meter.late():
-                return None
-            action = self.space.resolve(raw[:, t], allowed)
-            actions.append(action)
-            cost = torch.zeros(())
-            if self.doubts:
-                doubt = self.world.uncertainty(state, action)  # type: ignore[attr-defined]
-                total, weight = self._stop(state, doubt, total, weight, t)
-                cost = self.bounds.caution * doubt
-            state, reward, cont = self.advance(state, action, rows)
-            total, weight = self._counted(total, weight, reward - cost, cont)
-            allowed = self.mask(state)
+                if not (partial and t):
+                    return None
+                break
+            actions = self.space.resolve(
+                raw[:, t : t + 1], None if allowed is None else allowed[:, None]
+            )
+            if stride > 1:
+                later = self.space.resolve(raw[:, t + 1 : t + stride], None)
+                actions = torch.cat([actions, later], 1)
+            state, total, weight = self._walk(state, actions, total, weight, t, rows)
+            executed.append(actions)
+            t += actions.shape[1]
+            allowed = self.mask(state) if known is not None else None
+        if t < horizon:
+            executed.append(self.space.resolve(raw[:, t:], None))
+        self.reached = min(self.reached or t, t)
         total = self._ended(total, weight, state)
-        return self._scored(total, torch.stack(actions, 1), batch)
+        return self._scored(total, torch.cat(executed, 1), batch)
+
+    def _walk(
+        self, state: Any, actions: Tensor, total: Tensor, weight: Tensor, t: int, rows: int
+    ) -> tuple[Any, Tensor, Tensor]:
+        """State, returns and weights [B N P] after actions [B N P, k, A] from step t on."""
+        if actions.shape[1] > 1:
+            states, reward, cont = self.world.unroll(state, actions)  # type: ignore[attr-defined]
+            self.meter.spend(rows * actions.shape[1])
+            for k in range(actions.shape[1]):
+                total, weight = self._counted(total, weight, reward[:, k], cont[:, k])
+            return tree.index(states, (slice(None), -1)), total, weight
+        cost: Tensor | float = 0.0
+        if self.doubts:
+            doubt = self.world.uncertainty(state, actions[:, 0])  # type: ignore[attr-defined]
+            total, weight = self._stop(state, doubt, total, weight, t)
+            cost = self.bounds.caution * doubt
+        state, reward, cont = self.advance(state, actions[:, 0], rows)
+        total, weight = self._counted(total, weight, reward - cost, cont)
+        return state, total, weight
+
+    def _scored(self, total: Tensor, executed: Tensor, batch: int) -> Scored:
+        """From returns [B N P] and actions [B N P, H, A], one of each candidate's particles."""
+        returns = total.view(batch, -1, self.particles).mean(-1)
+        finite = returns.isfinite()
+        self.nonfinite += int((~finite).sum())
+        actions = executed.view(*returns.shape, self.particles, *executed.shape[1:])[:, :, 0]
+        return Scored(returns.masked_fill(~finite, -torch.inf), actions)
 
     def _counted(
         self, total: Tensor, weight: Tensor, reward: Tensor, cont: Tensor
@@ -148,29 +186,6 @@ class Imagination:
         if self.bootstrap:
             total = total + torch.where(weight > 0, weight * self.value(state), 0.0)
         return torch.where(weight.isnan(), torch.nan, total)  # by a `cont` that was not finite
-
-    def _scored(self, total: Tensor, executed: Tensor, batch: int) -> Scored:
-        """From returns [B N P] and actions [B N P, H, A], one of each candidate's particles."""
-        returns = total.view(batch, -1, self.particles).mean(-1)
-        finite = returns.isfinite()
-        self.nonfinite += int((~finite).sum())
-        actions = executed.view(*returns.shape, self.particles, *executed.shape[1:])[:, :, 0]
-        return Scored(returns.masked_fill(~finite, -torch.inf), actions)
-
-    def _unrolled(
-        self, state: Any, raw: Tensor, allowed: Tensor | None, rows: int
-    ) -> tuple[Tensor, Tensor]:
-        """The returns [B N P] of actions [B N P, H, A], and these, by a world that follows all of
-        them in one call; `allowed` concerns the first alone."""
-        first = self.space.resolve(raw[:, :1], None if allowed is None else allowed[:, None])
-        actions = torch.cat([first, self.space.resolve(raw[:, 1:], None)], 1)
-        states, reward, cont = self.world.unroll(state, actions)  # type: ignore[attr-defined]
-        self.meter.spend(rows * raw.shape[1])
-        total, weight = torch.zeros_like(reward[:, 0]), torch.ones_like(reward[:, 0])
-        for t in range(raw.shape[1]):
-            total, weight = self._counted(total, weight, reward[:, t], cont[:, t])
-        last = tree.index(states, (slice(None), -1))
-        return self._ended(total, weight, last), actions
 
     def _stop(
         self, state: Any, doubt: Tensor, total: Tensor, weight: Tensor, t: int

@@ -52,10 +52,11 @@ class MCTS(Planner):
         warm: Any = None,
         is_first: Tensor | None = None,
         mask: Tensor | None = None,
+        began: float | None = None,
     ) -> Plan:
         """See `Planner.plan`; a tree does not outlive its step, so that `warm` is None."""
-        found = self.search(world, state, evaluate, mask)
-        return Plan(found.action, None, found.stats)
+        found = self.search(world, state, evaluate, mask, began=began)
+        return Plan(found.action, None, found.stats, searched=found.trees)
 
     @torch.no_grad()
     def search(
@@ -66,12 +67,13 @@ class MCTS(Planner):
         mask: Tensor | None = None,
         temperature: float | None = None,
         compiled: Simulations | None = None,
+        began: float | None = None,
     ) -> Found:
         """All that a search finds in states [B, ...]; for the arguments see `Planner.plan`.
         temperature: another than in the settings. compiled: the same world and agent as machine
         code, used where no bound is set."""
         c = self.config
-        meter = Meter(c.bounds, self.clock)
+        meter = Meter(c.bounds, self.clock, began)
         with self.stream:
             # Whether the agent's value counts is known when it has been asked for the roots.
             dreams = Imagination(

@@ -94,5 +94,5 @@ class MPPI(SequencePlanner):
         weights = self.weights(best)
         found = weights.sum(1) > 0
         drawn = torch.multinomial(torch.where(found[:, None], weights, 1.0), 1).squeeze(1)
-        chosen = best.actions[torch.arange(len(drawn)), drawn, 0]
-        return torch.where(found[:, None], chosen, sequences.mean[:, 0])
+        chosen = best.actions[torch.arange(len(drawn)), drawn]
+        return torch.where(found[:, None, None], chosen, sequences.mean)

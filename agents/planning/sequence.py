@@ -89,10 +89,11 @@ class SequencePlanner(Planner):
         warm: Any = None,
         is_first: Tensor | None = None,
         mask: Tensor | None = None,
+        began: float | None = None,
     ) -> Plan:
         """See `Planner.plan`."""
         c, batch = self.config, tree.batch_size(state)
-        meter = Meter(c.bounds, self.clock)
+        meter = Meter(c.bounds, self.clock, began)
         with self.stream:
             dreams = Imagination(
                 world, state, evaluate, self.space, c.bounds, meter, c.particles, c.expect, c.value
@@ -101,18 +102,19 @@ class SequencePlanner(Planner):
             start, elites = self._start(warm, is_first, batch)
             sequences, pool, iterations = self._search(dreams, state, allowed, start, elites)
             chosen = self.choose(sequences, pool, dreams.repeats)
-            action = self.space.resolve(chosen, allowed)
+            action = self.space.resolve(chosen[:, 0], allowed)
         stats = {
             "model_steps": meter.rows, "iterations": iterations, "ms": meter.milliseconds,
             "nonfinite": dreams.nonfinite, "return": float(pool.returns.amax(1).mean()),
-            "std": float(sequences.std.mean()),
+            "std": float(sequences.std.mean()), "horizon": dreams.reached,
         }  # fmt: skip
         best = pool.best(self.carried).actions
         if best.shape[1] < self.carried:  # a bound left no more
             more = self.space.resolve(sequences.mean, None).unsqueeze(1)
             best = torch.cat([best, more.expand(-1, self.carried - best.shape[1], -1, -1)], 1)
         first = Sequences(sequences.mean[:, 0], sequences.std[:, 0])
-        return Plan(action, Warm(shifted(sequences.mean), shifted(best)), stats, first)
+        plan = torch.cat([action.unsqueeze(1), self.space.resolve(chosen[:, 1:], None)], 1)
+        return Plan(action, Warm(shifted(sequences.mean), shifted(best)), stats, first, plan, pool)
 
     def initial(self, batch_size: int) -> Warm:
         """See `Planner.initial`."""
@@ -152,15 +154,15 @@ class SequencePlanner(Planner):
         )
 
     def choose(self, sequences: Sequences, pool: Scored, repeats: bool) -> Tensor:
-        """The action to take [B, A], before it is resolved: here the first of the mean. repeats:
-        whether the world would give each candidate the same return again."""
-        return sequences.mean[:, 0]
+        """The plan [B, H, A] whose first action is taken, before it is resolved: here the mean.
+        repeats: whether the world would give each candidate the same return again."""
+        return sequences.mean
 
-    def first_of_best(self, sequences: Sequences, pool: Scored) -> Tensor:
-        """The first action of the best candidate; where none was finite, that of the mean."""
+    def best_of(self, sequences: Sequences, pool: Scored) -> Tensor:
+        """The best candidate; where none was finite, the mean."""
         best = pool.best(1)
         found = best.returns.isfinite()
-        return torch.where(found, best.actions[:, 0, 0], sequences.mean[:, 0])
+        return torch.where(found[:, :, None], best.actions[:, 0], sequences.mean)
 
     # The search.
 
@@ -210,7 +212,7 @@ class SequencePlanner(Planner):
                 again = again[:, :0]
             raw = torch.cat([again, policy, self.candidates(iteration, sequences)], 1)
             raw = raw[:, : dreams.meter.affords(c.horizon * c.particles)]
-            scored = dreams.score(state, raw, mask) if raw.shape[1] else None
+            scored = dreams.score(state, raw, mask, not iteration) if raw.shape[1] else None
             if scored is None:
                 return sequences, pool, iteration
             pool = scored if known is None else scored.join(known)

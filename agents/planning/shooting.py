@@ -34,4 +34,4 @@ class Shooting(SequencePlanner):
 
     def choose(self, sequences: Sequences, pool: Scored, repeats: bool) -> Tensor:
         """The first action of the best."""
-        return self.first_of_best(sequences, pool)
+        return self.best_of(sequences, pool)

@@ -8,7 +8,7 @@ state, the reward and the end of the episode come together as they did in the wo
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -165,6 +165,21 @@ class TabularModel:
         for name, value in state.get("more", {}).items():
             fixed[name] = np.concatenate([fixed[name], value.numpy()])
         self.tables = Tables(**fixed, actions=self.actions)
+
+
+class KnownTable(TabularModel):
+    """A table as planners need it, now: no action is allowed that was never tried, and a state in
+    which none was stays as it is, with reward 0."""
+
+    def __init__(self, table: TabularModel) -> None:
+        vars(self).update(vars(table))
+        self.config = replace(table.config, unknown="stay")
+
+    def action_mask(self, state: TabularState) -> Tensor:
+        """Actions [..., A] that were tried in a state."""
+        tried = torch.from_numpy(self.tables.seen[: self.states * self.actions] > 0)
+        places = state.place.argmax(-1).cpu()
+        return tried.view(self.states, self.actions)[places].to(state.place)
 
 
 def index_of(state: TabularState) -> Tensor:

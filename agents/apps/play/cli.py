@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -16,6 +17,8 @@ from agents.apps.episodes import Episodes
 from agents.apps.play.driver import Stage
 from agents.apps.play.session import Session
 from agents.apps.play.world import World
+from agents.planning import planner_class
+from agents.planning.words import split_words
 from worldmodel import config
 from worldmodel.accel import devices
 
@@ -24,7 +27,8 @@ HIGHEST_PORT = 65535
 
 @dataclass
 class PlayConfig:
-    """Which run's dream to step into, and where its page is served."""
+    """Which run's dream to step into, and where its page is served. planner=NAME and
+    planner.SETTING=... (agents/planning): the agent plans, and the page shows its plans."""
 
     run: str = MISSING  # run folder
     port: int = 8123  # 0 takes any free one
@@ -48,10 +52,11 @@ def play_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
 
 
 def _play(words: Sequence[str], say: Callable[[str], None]) -> int:
-    settings = config.from_cli(PlayConfig, words)
+    planner, rest = split_words(words)
+    settings = config.from_cli(PlayConfig, rest)
     devices.set_threads(settings.threads)
     run = Path(settings.run)
-    world, recorded = open_run(run, settings.device, settings.seed, say)
+    world, recorded = open_run(run, settings.device, settings.seed, say, planner)
     listening = listen(settings.host, settings.port)
     try:
         from agents.apps.play import serve
@@ -84,14 +89,19 @@ def _play(words: Sequence[str], say: Callable[[str], None]) -> int:
 
 
 def open_run(
-    run: Path, device: str, seed: int, say: Callable[[str], None]
+    run: Path, device: str, seed: int, say: Callable[[str], None], planner: Any = None
 ) -> tuple[World, Episodes | None]:
-    """The world of a run folder and, where it has one, its recorded experience.
+    """The world of a run folder and, where it has one, its recorded experience. planner: settings
+    of one that acts for the agent.
 
     Raises ConfigError or RunError where there is no dream, or no place to start one.
     """
     try:
-        world = World(agents.load(run, device))
+        policy = agents.load(run, device)
+        searcher = planner and planner_class(planner.name)(
+            policy.spec.action, planner, 0, policy.device
+        )
+        world = World(policy, searcher)
     except ValueError as error:
         raise config.ConfigError(str(error)) from error
     if not world.spec.keys("image"):

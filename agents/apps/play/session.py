@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from agents.apps.episodes import Episodes
+from agents.apps.plans import plan_strip
 from agents.apps.play.reality import Moment, Reality
 from agents.apps.play.world import Sight, World, allowed, allows, seed_of
 from worldmodel.types import MASK_KEY
@@ -79,6 +80,7 @@ class Session:
     about: str = ""  # where this walk began, in words
     nodes: list[Node] = field(default_factory=list)
     branches: list[Branch] = field(default_factory=list)
+    plans: dict[int, np.ndarray] = field(default_factory=dict)  # of the nodes they led to
     reality: Reality | None = None
     lead: list[np.ndarray] = field(default_factory=list)  # pictures of the context
     at: int = 0  # the node that one looks at
@@ -149,7 +151,7 @@ class Session:
         self.reality, self.lead, self._lead_actions = reality, frames, actions
         self.about = about
         self.nodes = [Node(0, None, 0, 0, None, sight, real)]
-        self.branches = [Branch("A", None, 0, 0)]
+        self.branches, self.plans = [Branch("A", None, 0, 0)], {}
         self.at = self.on = 0
         self._fresh = False
         return self.node
@@ -216,7 +218,13 @@ class Session:
         node = self.node
         latent = node.real.latent if eyes == "real" and node.real else node.sight.latent
         draw = seed_of(self.seed, "policy", len(self.nodes))
-        return self.world.decide(latent, self.mask, mode, draw)
+        if self.world.planner is None:
+            return self.world.decide(latent, self.mask, mode, draw)
+        plan = self.world.plan(latent, self.mask, draw)
+        self.plans[len(self.nodes)] = plan_strip(
+            self.world.model, self.world.spec, latent, plan, draw
+        )
+        return plan.action[0].cpu().numpy()
 
     def random_action(self) -> np.ndarray:
         """A uniform encoded action [A] among those allowed."""

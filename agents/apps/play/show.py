@@ -40,7 +40,7 @@ def shown(session: Session, view: str) -> dict[str, Any]:
 
 
 def pictures(session: Session, view: str) -> list[dict[str, str]]:
-    """Titles, kinds (dream, real, error) and PNG addresses, in the order in which they stand."""
+    """Titles, kinds (dream, real, error, plan) and PNG addresses, in the order of the page."""
     node = session.node
     dream, real = node.sight.picture, node.real
     title = "Dream" if node.depth else "Start, as the model sees it"
@@ -55,6 +55,9 @@ def pictures(session: Session, view: str) -> list[dict[str, str]]:
         parts.append(("Difference", "error", films.difference(dream, real.picture)))
     elif view == "both":
         parts.append(("Difference: none to take", "error", np.full_like(dream, 40)))
+    plan = session.plans.get(node.number)
+    if plan is not None:
+        parts.append(("The plan that led here, as it was imagined", "plan", plan))
     return [{"title": t, "kind": k, "src": png(p)} for t, k, p in parts]
 
 

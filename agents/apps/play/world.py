@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from agents.base import Policy, check_mode, random_actions
+from agents.planning import Plan, Planner
 from worldmodel import dream, seeding, tree
 from worldmodel.capabilities import Decodes, Masks, Surprises
 from worldmodel.config import ConfigError
@@ -39,12 +40,13 @@ class World:
     """The model and the mind of a trained agent. Every call that draws random numbers takes a
     seed, and leaves the global generators as it found them.
 
-    acts: whether the agent can decide from an imagined state.
+    acts: whether the agent can decide from an imagined state: by its policy, or by a planner, which
+    stands in for the policy where it is given or where the agent has nothing else.
 
     Raises ConfigError where the agent has no model, or a model that cannot show what it dreams.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, planner: Planner | None = None) -> None:
         name, self.model = policy.agent.name, policy.model
         if policy.model is None:
             raise ConfigError(
@@ -57,7 +59,9 @@ class World:
                 "show what. Give a run whose model has decode(state)."
             )
         self.policy, self.spec, self.device = policy, policy.spec, policy.device
-        self.acts = policy.agent.evaluate(self.model.initial(1)).prior is not None
+        has_policy = policy.agent.evaluate(self.model.initial(1)).prior is not None
+        self.planner: Planner | None = planner or (None if has_policy else policy.agent.planner)
+        self.acts = has_policy or self.planner is not None
 
     @torch.no_grad()
     def after(self, batch: Batch, seed: int) -> Any:
@@ -105,6 +109,8 @@ class World:
         if not self.acts:
             return self.random_action(mask, seed)
         check_mode(mode)
+        if self.planner is not None:
+            return self.plan(latent, mask, seed).action[0].cpu().numpy()
         with seeding.Stream(seed, self.device):
             prior = self.policy.agent.evaluate(latent).prior
             chosen = prior.sample() if mode == "sample" else prior.mode()
@@ -113,6 +119,16 @@ class World:
             return self.random_action(mask, seed)
         found: np.ndarray = self.spec.action.clip(action)
         return found
+
+    @torch.no_grad()
+    def plan(self, latent: Any, mask: np.ndarray | None, seed: int) -> Plan:
+        """What the planner decides in an imagined state."""
+        assert self.planner is not None
+        self.planner.stream.seed(seed)
+        allowed = None if mask is None else torch.as_tensor(mask, device=self.device)[None]
+        return self.planner.plan(
+            self.model, latent, self.policy.agent.evaluate, None, None, allowed
+        )
 
     def random_action(self, mask: np.ndarray | None, seed: int) -> np.ndarray:
         """A uniform encoded action [A] among those allowed."""

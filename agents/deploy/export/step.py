@@ -54,8 +54,10 @@ class Step(Named):
         super().__init__()
         tick = agent.tick()
         if tick is None:
+            searches = agent.planner is not None
+            why = "a plan is a search, which no graph holds" if searches else "it has no tick()"
             raise ConfigError(
-                f"A {type(agent).__name__} cannot be exported: it has no tick(). "
+                f"A {type(agent).__name__} cannot be exported: {why}. "
                 "agents.deploy.Runtime runs any agent without an export."
             )
         self.spec, self.tick, self.scorer = spec, tick, scorer
