@@ -14,7 +14,7 @@ from torch import Tensor
 from agents.apps.play.world import picture_of
 from agents.planning.base import Plan
 from agents.planning.imagine import Scored
-from agents.planning.tree_search import Trees
+from agents.planning.tree_rules import Trees
 from worldmodel import seeding, tree
 from worldmodel.capabilities import Decodes
 from worldmodel.dream import films

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from agents.base import Evaluation
+from agents.planning.cache import CacheConfig, CachedWorld
 from worldmodel.config import ConfigError, check_ranges
 from worldmodel.seeding import Stream
 from worldmodel.types import ActionSpec
@@ -125,6 +126,26 @@ class Planner(ABC):
         self.action, self.config, self.clock = action, config, clock
         self.device = torch.device(device)
         self.stream = Stream(seed, self.device)
+        self._cache: CachedWorld | None = None
+
+    def cached(self, world: Any, settings: CacheConfig, expect: bool = False) -> Any:
+        """The world with a memory of its predictions, where the settings ask for one."""
+        if not settings.size:
+            return world
+        if self._cache is None or self._cache.world is not world:
+            self._cache = CachedWorld(world, settings, expect=expect)
+        return self._cache
+
+    @property
+    def cache_stats(self) -> dict[str, float]:
+        """What the memory was good for so far."""
+        found = {} if self._cache is None else self._cache.stats
+        return {f"cache_{name}": value for name, value in found.items()}
+
+    def forget(self) -> None:
+        """The world has learned: what it predicted before is no longer true."""
+        if self._cache is not None:
+            self._cache.clear()
 
     @abstractmethod
     def plan(

@@ -17,31 +17,32 @@ import torch
 from torch import Tensor
 
 from worldmodel import tree
-from worldmodel.capabilities import Deterministic
+from worldmodel.capabilities import Deterministic, Expects, Masks, Uncertain
 from worldmodel.config import ConfigError, check_ranges
 from worldmodel.types import Dynamics, Prediction
 
 
 @dataclass
 class CacheConfig:
-    """size: predictions that are kept, the least recently used go first. projections, width: of
-    the hash. tolerance: largest difference of any entry between a vector and the stored one."""
+    """size: predictions that are kept, the least recently used go first; 0: no cache. projections,
+    width: of the hash. tolerance: largest difference of any entry between a vector and the stored
+    one."""
 
-    size: int = 10_000
+    size: int = 0
     projections: int = 8
     width: float = 0.1
     tolerance: float = 1e-3
 
     def __post_init__(self) -> None:
         check_ranges(self, {
-            "size": (1, 1 << 28), "projections": (1, 1024), "width": (1e-9, 1e9),
+            "size": (0, 1 << 28), "projections": (1, 1024), "width": (1e-9, 1e9),
             "tolerance": (0, 1e9),
         })  # fmt: skip
 
 
 class CachedWorld:
     """A `Dynamics` whose `step` asks the world only for what it does not remember. All else is the
-    world's own.
+    world's own. expect: remember expectations (`Expects`) in place of steps.
 
     Raises ConfigError for a world that draws its outcomes: one draw would stand for all. `clear`
     it whenever the world has learned.
@@ -49,13 +50,21 @@ class CachedWorld:
 
     deterministic = True
 
-    def __init__(self, world: Dynamics[Any], config: CacheConfig, seed: int = 0) -> None:
-        if not (isinstance(world, Deterministic) and world.deterministic):
+    def __init__(
+        self, world: Dynamics[Any], config: CacheConfig, seed: int = 0, expect: bool = False
+    ) -> None:
+        if not expect and not (isinstance(world, Deterministic) and world.deterministic):
             raise ConfigError(
                 f"A cache needs a world whose steps draw nothing; {type(world).__name__} is not "
                 "known to be one. Leave the cache out, or plan with expect=true."
             )
         self.world, self.config = world, config
+        self._ask = world.expect if expect and isinstance(world, Expects) else world.step
+        # What else a planner asks a world for, where this one has it.
+        if isinstance(world, Masks):
+            self.action_mask = world.action_mask
+        if isinstance(world, Uncertain):
+            self.uncertainty, self.uncertainty_unit = world.uncertainty, world.uncertainty_unit
         self._generator = torch.Generator().manual_seed(seed)
         self._project: tuple[Tensor, Tensor] | None = None
         self._stored: OrderedDict[bytes, tuple[Tensor, Prediction[Any]]] = OrderedDict()
@@ -81,13 +90,23 @@ class CachedWorld:
         vectors = torch.cat([x.flatten(1) for x in (*tree.tensors(state), action)], -1).float()
         keys = self._keys(vectors)
         found = [self._look(key, vector) for key, vector in zip(keys, vectors, strict=True)]
-        missing = [i for i, prediction in enumerate(found) if prediction is None]
+        # Rows of one call may be alike, too: the first of them is asked for all.
+        missing: list[int] = []
+        alike: dict[int, int] = {}
+        newest: dict[bytes, int] = {}
+        for i, prediction in enumerate(found):
+            first = newest.get(keys[i]) if prediction is None else None
+            if first is not None and self._close(vectors[first], vectors[i]):
+                alike[i] = first
+            elif prediction is None:
+                newest[keys[i]] = i
+                missing.append(i)
         self.hits += len(found) - len(missing)
         self.misses += len(missing)
         self.seconds_looking += time.perf_counter() - began
         if missing:
             began = time.perf_counter()
-            asked = self.world.step(tree.index(state, missing), action[missing])
+            asked = self._ask(tree.index(state, missing), action[missing])
             self.seconds_asking += time.perf_counter() - began
             for place, i in enumerate(missing):
                 row = tree.index(asked, slice(place, place + 1))
@@ -97,6 +116,8 @@ class CachedWorld:
                 self._stored.popitem(last=False)
             if len(missing) == len(found):
                 return asked
+            for i, first in alike.items():
+                found[i] = found[first]
         return tree.cat([row for row in found if row is not None])
 
     def clear(self) -> None:
@@ -105,22 +126,29 @@ class CachedWorld:
 
     @property
     def stats(self) -> dict[str, float]:
-        """hit_rate; saved_s: seconds that the world would have taken for what was remembered, at
-        its mean time for a row, less the time spent looking."""
-        asked = self.hits + self.misses
+        """hit_rate h; saved_s: seconds that the world would have taken for what was remembered, at
+        its mean time for a row, less the time spent looking; gain: how many times as fast that
+        makes the world; bound: what it could be at most, 1 / (1 - h)."""
+        rows = self.hits + self.misses
         each = self.seconds_asking / self.misses if self.misses else 0.0
+        took = self.seconds_asking + self.seconds_looking
         return {
-            "hit_rate": self.hits / asked if asked else 0.0,
+            "hit_rate": self.hits / rows if rows else 0.0,
             "saved_s": self.hits * each - self.seconds_looking,
+            "gain": rows * each / took if took else 1.0,
+            "bound": rows / max(self.misses, 1),
             "stored": float(len(self._stored)),
         }
 
     def _look(self, key: bytes, vector: Tensor) -> Prediction[Any] | None:
         stored = self._stored.get(key)
-        if stored is None or not bool(((stored[0] - vector).abs() <= self.config.tolerance).all()):
+        if stored is None or not self._close(stored[0], vector):
             return None
         self._stored.move_to_end(key)
         return stored[1]
+
+    def _close(self, one: Tensor, other: Tensor) -> bool:
+        return bool(((one - other).abs() <= self.config.tolerance).all())
 
     def _keys(self, vectors: Tensor) -> list[bytes]:
         c = self.config

@@ -56,7 +56,7 @@ class MCTS(Planner):
     ) -> Plan:
         """See `Planner.plan`; a tree does not outlive its step, so that `warm` is None."""
         found = self.search(world, state, evaluate, mask, began=began)
-        return Plan(found.action, None, found.stats, searched=found.trees)
+        return Plan(found.action, None, found.stats | self.cache_stats, searched=found.trees)
 
     @torch.no_grad()
     def search(
@@ -74,6 +74,7 @@ class MCTS(Planner):
         code, used where no bound is set."""
         c = self.config
         meter = Meter(c.bounds, self.clock, began)
+        world = self.cached(world, c.cache)
         with self.stream:
             # Whether the agent's value counts is known when it has been asked for the roots.
             dreams = Imagination(

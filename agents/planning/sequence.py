@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from agents.planning.base import BoundsConfig, Evaluate, Meter, Plan, Planner
+from agents.planning.cache import CacheConfig
 from agents.planning.imagine import Imagination, Scored
 from agents.planning.space import ActionSpace, Sequences, shifted, white
 from worldmodel import tree
@@ -25,7 +26,7 @@ class SequenceConfig:
     distribution before. smoothing: share of uniform in a discrete distribution. particles: draws
     of the world for each candidate. expect: imagine expectations in place of draws. value: the
     agent's value counts at the horizon, where it has one. policy_candidates: more candidates, drawn
-    by its policy."""
+    by its policy. cache: of what the world predicted."""
 
     name: str = ""
     horizon: int = 12
@@ -43,6 +44,7 @@ class SequenceConfig:
     value: bool = True
     policy_candidates: int = 0
     bounds: BoundsConfig = field(default_factory=BoundsConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
 
     def __post_init__(self) -> None:
         share, count = (0, 0.999), (1, 1 << 20)
@@ -94,9 +96,11 @@ class SequencePlanner(Planner):
         """See `Planner.plan`."""
         c, batch = self.config, tree.batch_size(state)
         meter = Meter(c.bounds, self.clock, began)
+        world = self.cached(world, c.cache, c.expect)
+        expect = c.expect and not c.cache.size  # a cache asks for expectations itself
         with self.stream:
             dreams = Imagination(
-                world, state, evaluate, self.space, c.bounds, meter, c.particles, c.expect, c.value
+                world, state, evaluate, self.space, c.bounds, meter, c.particles, expect, c.value
             )
             allowed = dreams.mask(state) if mask is None else mask
             start, elites = self._start(warm, is_first, batch)
@@ -107,6 +111,7 @@ class SequencePlanner(Planner):
             "model_steps": meter.rows, "iterations": iterations, "ms": meter.milliseconds,
             "nonfinite": dreams.nonfinite, "return": float(pool.returns.amax(1).mean()),
             "std": float(sequences.std.mean()), "horizon": dreams.reached,
+            **self.cache_stats,
         }  # fmt: skip
         best = pool.best(self.carried).actions
         if best.shape[1] < self.carried:  # a bound left no more

@@ -121,7 +121,7 @@ def coloured(shape: tuple[int, int, int, int], beta: float, device: torch.device
     divided by 2 sqrt(sum_{k>=1} w_k^2) / H with the Nyquist weight halved where H is even.
     """
     batch, count, horizon, size = shape
-    if beta == 0 or horizon < 2:
+    if beta == 0 or horizon < 2 or 0 in shape:  # MKL transforms no empty array
         return white(shape, device)
     frequency = torch.fft.rfftfreq(horizon, device=device)
     frequency[0] = frequency[1]

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from agents.planning.base import BoundsConfig
+from agents.planning.cache import CacheConfig
 from agents.planning.tree_rules import GUMBEL, RULES, SCALES, Rule
 from worldmodel.config import ConfigError, check_ranges, unknown
 
@@ -30,6 +31,7 @@ class MCTSConfig:
     are looked at. root_samples: at the root; 0: as many. wide_samples: how many of those come from
     a policy of three times the deviation.
     temperature: of acting by visits; 0 takes the most visited action. gumbel has none.
+    cache: of what the world predicted.
     """
 
     name: str = "mcts"
@@ -54,6 +56,7 @@ class MCTSConfig:
     wide_samples: int = 0
     temperature: float = 0.0
     bounds: BoundsConfig = field(default_factory=BoundsConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
 
     def __post_init__(self) -> None:
         many, scale = (0, 1 << 16), (0, 1e6)

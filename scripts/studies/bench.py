@@ -22,7 +22,7 @@ from worldmodel.machine import processor
 # Each is scripts.studies.bench_NAME, imported only when its name is asked for.
 MEASURES = (
     "act", "deploy", "dyna", "env", "faults", "guard", "memory", "ood", "overlap", "peers",
-    "planners", "play", "precision", "preferences", "replay", "reuse", "scaling", "search",
+    "planners", "plans", "play", "precision", "preferences", "replay", "reuse", "scaling", "search",
     "tdmpc2", "train", "update", "world_models",
 )  # fmt: skip
 

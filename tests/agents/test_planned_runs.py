@@ -1,0 +1,146 @@
+"""Planners where a trained run is used: evaluated, deployed, exported, played with, drawn."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import agents
+from agents.apps.evaluate import evaluate_command
+from agents.apps.plans import draw_decision, draw_tree
+from agents.apps.play.cli import open_run
+from agents.apps.play.session import Session
+from agents.apps.play.show import shown
+from agents.deploy.cli import deploy_command, export_command
+from agents.dyna.config import DynaQConfig
+from agents.planning import PLANNERS, planner_class
+from agents.planning.acting import Planned
+from agents.planning.words import split_words
+from agents.run.config import TrainConfig
+from agents.run.train import train
+from tests.agents.play_runs import left_right, run_folder
+from tests.agents.small_runs import PATIENT, SILENT
+from worldmodel.envs import EnvConfig
+from worldmodel.models.oracle import CartPole
+from worldmodel.models.tabular import KnownTable, TabularConfig, TabularModel
+from worldmodel.replay import ReplayConfig
+from worldmodel.types import ActionSpec, EnvSpec, ObsSpec
+
+QUICK = ["planner=icem", "planner.horizon=3", "planner.candidates=8", "planner.elites=2"]
+REST = ["deploy.fallback.rest=[1,0]", "pace=false", "deploy.warmup=2"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_folder(tmp_path_factory.mktemp("planned") / "run", left_right())
+
+
+@pytest.fixture(scope="module")
+def maze(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Dyna-Q after 2,000 steps of a small FrozenLake."""
+    folder = tmp_path_factory.mktemp("maze") / "run"
+    env = EnvConfig("FrozenLake-v1", pixels=False, kwargs={"is_slippery": False})
+    config = TrainConfig(
+        run=str(folder), steps=2000, train_ratio=1, eval_every=0, final_episodes=0, video_every=0,
+        device="cpu", threads=1, env=env, replay=ReplayConfig(capacity=3000),
+        agent=DynaQConfig(n=10, initial=1.0),
+    )  # fmt: skip
+    assert train(config, SILENT) == 0
+    return folder
+
+
+def says(command: Any, *words: str) -> tuple[int, str]:
+    said: list[str] = []
+    code = command(said.append, words)
+    return code, "\n".join(said)
+
+
+def test_an_evaluation_draws_one_decision(run: Path) -> None:
+    code, said = says(evaluate_command, f"run={run}", "episodes=3", "num_envs=1", *QUICK)
+    assert code == 0, said
+    for name in ("plan.png", "plan.gif"):
+        assert f"one decision: {run}/evaluation/{name}" in said
+        assert (run / "evaluation" / name).stat().st_size > 500
+
+
+def test_a_plan_is_deployed_and_its_counters_are_told(run: Path, tmp_path: Path) -> None:
+    words = [f"run={run}", f"to={tmp_path}", "episodes=1", *PATIENT, *REST, *QUICK]
+    code, said = says(deploy_command, *words)
+    assert code == 0, said
+    search = json.loads((tmp_path / "summary.json").read_text())["search"]
+    assert search["model_steps"] >= 3 * 8
+    assert search["iterations"] > 1
+    assert "plans, mean" in said
+
+
+def test_no_graph_holds_a_search(run: Path) -> None:
+    code, said = says(export_command, f"run={run}", "planner=icem")
+    assert (code, said.count("\n")) == (2, 0)
+    assert re.search("A plan is a search, which no graph holds. .*deploy.py run=RUN", said)
+
+
+def test_the_play_page_shows_the_plan(run: Path) -> None:
+    planner, _ = split_words(QUICK)
+    world, recorded = open_run(run, "cpu", 0, SILENT, planner)
+    walks = []
+    for _ in range(2):
+        walk = Session(world, recorded, 0)
+        walk.start_recorded(0, 2)
+        action = walk.policy_action()
+        walk.act(action)
+        parts = shown(walk, "dream")["pictures"]
+        assert [part["kind"] for part in parts] == ["dream", "plan"]
+        walks.append(parts[1]["src"])
+        walk.undo(1)
+        assert [part["kind"] for part in shown(walk, "dream")["pictures"]] == ["dream"]
+    assert walks[0] == walks[1]  # a seed is a plan
+
+
+def test_a_table_is_a_world_to_plan_in(maze: Path) -> None:
+    words = [f"run={maze}", "episodes=4", "planner=mcts", "planner.rollout=0"]
+    code, said = says(evaluate_command, *words, "planner.simulations=30")
+    assert code == 0, said
+    assert json.loads((maze / "evaluation" / "returns.json").read_text())["eval_return_mean"] == 1.0
+    assert (maze / "evaluation" / "tree.png").is_file() == ("tree.png" in said)
+    agent = agents.load(maze, "cpu").agent
+    assert Planned(agent, planner_class("mcts")(*_planning(agent))).model is not agent.model
+    state = agent.initial(2)
+    prior = agent.evaluate(state).prior
+    assert prior.sample().shape == (2, 4)
+
+
+def _planning(agent: Any) -> tuple[Any, Any]:
+    return agent.spec.action, PLANNERS["mcts"].Config()
+
+
+def test_what_was_never_tried_is_not_planned() -> None:
+    spec = EnvSpec({"at": ObsSpec("discrete", (3,), (3,))}, ActionSpec("discrete", (2,)))
+    table = TabularModel(spec, TabularConfig("counts"))
+    table.record([0, 0], [1, 1], [0.5, 0.5], [1, 1], [False, False])
+    known = KnownTable(table)
+    state = known.observe(known.initial(3), {"at": torch.eye(3)}, *2 * [torch.zeros(0)])
+    assert known.action_mask(state).tolist() == [[0, 1], [0, 0], [0, 0]]
+    found = known.step(state, torch.tensor([[0.0, 1], [0, 1], [1, 0]]))
+    assert found.state.place.argmax(-1).tolist() == [1, 1, 2]
+    assert found.reward.tolist() == [0.5, 0.0, 0.0]
+    with pytest.raises(ValueError, match="never tried"):
+        table.step(state, torch.tensor([[1.0, 0]] * 3))
+
+
+def test_a_tree_is_drawn(tmp_path: Path) -> None:
+    world = CartPole(0.99)
+    planner = planner_class("mcts")(world.spec.action, PLANNERS["mcts"].Config(simulations=20))
+    plan = planner.plan(world, world.initial(2))
+    assert plan.sequence is None
+    drawn = draw_tree(plan.searched, 1)
+    assert drawn.dtype == np.uint8
+    assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 10
+    assert draw_decision(tmp_path, world, world.spec, world.initial(1), plan) == [
+        tmp_path / "tree.png"
+    ]
