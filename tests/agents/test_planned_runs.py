@@ -49,7 +49,7 @@ def maze(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = TrainConfig(
         run=str(folder), steps=2000, train_ratio=1, eval_every=0, final_episodes=0, video_every=0,
         device="cpu", threads=1, env=env, replay=ReplayConfig(capacity=3000),
-        agent=DynaQConfig(n=10, initial=1.0),
+        agent=DynaQConfig(n=10),
     )  # fmt: skip
     assert train(config, SILENT) == 0
     return folder

@@ -479,3 +479,33 @@ def test_a_cache_is_a_setting_and_changes_no_plan() -> None:
     for one, other in zip(plans[:2], plans[2:], strict=True):
         assert torch.equal(one.action, other.action)
         torch.testing.assert_close(one.searched.returns, other.searched.returns)
+
+
+def test_a_deviation_is_no_variance() -> None:
+    space = ActionSpace(ONE)
+    before = Sequences(torch.zeros(1, 1, 1), torch.full((1, 1, 1), 9.0))
+    actions = torch.tensor([-0.2, 0.2]).view(1, 2, 1, 1)
+    weights = torch.full((1, 2), 0.5)
+    after = space.fit(before, actions, weights, 0.0, 0.0, (0.0, torch.inf))
+    torch.testing.assert_close(after.std, torch.full((1, 1, 1), 0.2))  # the variance is 0.04
+
+
+def test_elites_are_the_best_and_not_some_of_them() -> None:
+    planner = make("icem", elites=4, keep=0.5, candidates=60, iterations=1)
+    plan = planner.plan(Line(goal=1.0), Place(torch.zeros(1, 1)))
+    pool = plan.searched
+    best = pool.returns[0].topk(2).indices
+    torch.testing.assert_close(plan.warm.elites[0, :, :-1], pool.actions[0, best, 1:])
+
+
+def test_mppi_scores_what_it_would_execute() -> None:
+    class Bound(Line):
+        def step(self, state: Place, action: Tensor) -> Prediction[Place]:
+            assert action.abs().max() <= 1
+            return super().step(state, action)
+
+    plan = make("mppi", std=5.0).plan(Bound(goal=9.0), Place(torch.zeros(2, 1)))
+    assert plan.searched.actions.abs().max() <= 1
+    # Candidates beyond the bounds would pull the mean beyond them.
+    assert plan.warm.mean.abs().max() <= 1
+    assert (plan.action > 0.5).all()
