@@ -151,7 +151,7 @@ def _lake(settings: Settings) -> dict[str, Any]:
         found = (pairs // actions, pairs % actions, reward, after.place.argmax(-1), cont == 0)
         agent.model.record(*(x[kept].numpy() for x in found))
         agent.plan(UPDATES)
-        planner = planner_class("mcts")(spec.action, MCTSConfig(simulations=50, rollout=0), 0)
+        planner = planner_class("mcts")(spec.action, MCTSConfig(rule="puct", simulations=50), 0)
         place = torch.eye(states)[torch.zeros(settings.starts, dtype=torch.long)]
         won, going = torch.zeros(settings.starts), torch.ones(settings.starts, dtype=torch.bool)
         for _ in range(200):  # gymnasium's limit

@@ -103,7 +103,7 @@ def test_the_play_page_shows_the_plan(run: Path) -> None:
 
 
 def test_a_table_is_a_world_to_plan_in(maze: Path) -> None:
-    words = [f"run={maze}", "episodes=4", "planner=mcts", "planner.rollout=0"]
+    words = [f"run={maze}", "episodes=4", "planner=mcts", "planner.rule=puct"]
     code, said = says(evaluate_command, *words, "planner.simulations=30")
     assert code == 0, said
     assert json.loads((maze / "evaluation" / "returns.json").read_text())["eval_return_mean"] == 1.0
