@@ -39,10 +39,13 @@ CPU = torch.device("cpu")
 # About 100 trajectories of 30 steps for each action.
 CEM = {"horizon": 30, "iterations": 3, "candidates": 32, "elites": 10}
 MPPI = {"horizon": 30, "iterations": 3, "candidates": 32, "elites": 32}
+CHOSEN = {
+    "horizon": 24, "iterations": 5, "candidates": 30, "elites": 5, "keep": 0.6, "beta": 1.0,
+}  # fmt: skip
 PENDULUM: dict[str, tuple[str, dict[str, Any]]] = {
     "icem": ("icem", {}),
     # Chosen on other starts (seed 1).
-    "icem, chosen": ("icem", {"elites": 5, "horizon": 25, "candidates": 48}),
+    "icem, chosen": ("icem", CHOSEN),
     "icem, beta 1": ("icem", {"beta": 1.0}),
     "icem, beta 2": ("icem", {"beta": 2.0}),
     "cem": ("cem", CEM),

@@ -11,25 +11,23 @@ import numpy as np
 import pytest
 import torch
 
-import agents
 from agents.apps.evaluate import evaluate_command
 from agents.apps.plans import draw_decision, draw_tree
 from agents.apps.play.cli import open_run
 from agents.apps.play.session import Session
 from agents.apps.play.show import shown
 from agents.deploy.cli import deploy_command, export_command
+from agents.dyna import DynaQ
 from agents.dyna.config import DynaQConfig
 from agents.planning import PLANNERS, planner_class
 from agents.planning.acting import Planned
 from agents.planning.words import split_words
-from agents.run.config import TrainConfig
-from agents.run.train import train
 from tests.agents.play_runs import left_right, run_folder
 from tests.agents.small_runs import PATIENT, SILENT
-from worldmodel.envs import EnvConfig
-from worldmodel.models.oracle import CartPole
-from worldmodel.models.tabular import KnownTable, TabularConfig, TabularModel
-from worldmodel.replay import ReplayConfig
+from worldmodel.envs import EnvConfig, env_spec, make_env
+from worldmodel.envs.table import world_table
+from worldmodel.models.oracle import CartPole, TableOracle
+from worldmodel.models.tabular import KnownTable, TabularConfig, TabularModel, TabularState
 from worldmodel.types import ActionSpec, EnvSpec, ObsSpec
 
 QUICK = ["planner=icem", "planner.horizon=3", "planner.candidates=8", "planner.elites=2"]
@@ -39,20 +37,6 @@ REST = ["deploy.fallback.rest=[1,0]", "pace=false", "deploy.warmup=2"]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_folder(tmp_path_factory.mktemp("planned") / "run", left_right())
-
-
-@pytest.fixture(scope="module")
-def maze(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Dyna-Q after 2,000 steps of a small FrozenLake."""
-    folder = tmp_path_factory.mktemp("maze") / "run"
-    env = EnvConfig("FrozenLake-v1", pixels=False, kwargs={"is_slippery": False})
-    config = TrainConfig(
-        run=str(folder), steps=2000, train_ratio=1, eval_every=0, final_episodes=0, video_every=0,
-        device="cpu", threads=1, env=env, replay=ReplayConfig(capacity=3000),
-        agent=DynaQConfig(n=10),
-    )  # fmt: skip
-    assert train(config, SILENT) == 0
-    return folder
 
 
 def says(command: Any, *words: str) -> tuple[int, str]:
@@ -102,21 +86,32 @@ def test_the_play_page_shows_the_plan(run: Path) -> None:
     assert walks[0] == walks[1]  # a seed is a plan
 
 
-def test_a_table_is_a_world_to_plan_in(maze: Path) -> None:
-    words = [f"run={maze}", "episodes=4", "planner=mcts", "planner.rule=puct"]
-    code, said = says(evaluate_command, *words, "planner.simulations=30")
-    assert code == 0, said
-    assert json.loads((maze / "evaluation" / "returns.json").read_text())["eval_return_mean"] == 1.0
-    assert (maze / "evaluation" / "tree.png").is_file() == ("tree.png" in said)
-    agent = agents.load(maze, "cpu").agent
-    assert Planned(agent, planner_class("mcts")(*_planning(agent))).model is not agent.model
-    state = agent.initial(2)
-    prior = agent.evaluate(state).prior
-    assert prior.sample().shape == (2, 4)
-
-
-def _planning(agent: Any) -> tuple[Any, Any]:
-    return agent.spec.action, PLANNERS["mcts"].Config()
+def test_a_table_is_a_world_to_plan_in() -> None:
+    lake = EnvConfig("FrozenLake-v1", pixels=False, kwargs={"is_slippery": False})
+    env = make_env(lake)
+    spec = env_spec(env)
+    env.close()
+    world = TableOracle(spec, world_table(lake))
+    agent = DynaQ(spec, DynaQConfig(gamma=0.9, backup="expected"), torch.device("cpu"))
+    pairs = torch.arange(16 * 4)
+    places = TabularState(torch.eye(16)[pairs // 4])
+    after, reward, cont = world.step(places, torch.eye(4)[pairs % 4])
+    alive = ~torch.isin(pairs // 4, torch.tensor([5, 7, 11, 12, 15]))  # holes and the goal
+    found = (pairs // 4, pairs % 4, reward, after.place.argmax(-1), cont == 0)
+    agent.model.record(*(x[alive].numpy() for x in found))
+    agent.plan(10_000)
+    planner = planner_class("mcts")(
+        spec.action, PLANNERS["mcts"].Config(rule="puct", simulations=20)
+    )
+    policy, place, won = Planned(agent, planner), torch.eye(16)[[0]], 0.0
+    state = policy.initial(1)
+    for _ in range(6):  # the shortest way
+        action, state, _ = policy.act({agent.model.key: place.numpy()}, state, "mode")
+        (place,), reward, cont = world.step(TabularState(place), torch.from_numpy(action))
+        won += float(reward)
+    assert won == 1.0
+    assert not cont.any()
+    assert policy.model is not agent.model
 
 
 def test_what_was_never_tried_is_not_planned() -> None:
