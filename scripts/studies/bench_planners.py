@@ -149,7 +149,8 @@ def _lake(settings: Settings) -> dict[str, Any]:
         pairs = torch.arange(states * actions).repeat_interleave(OUTCOMES)
         state = TabularState(torch.eye(states)[pairs // actions])
         after, reward, cont = world.step(state, torch.eye(actions)[pairs % actions])
-        ends = world.terminal.any(-1).view(states, actions).all(-1)  # never acted from
+        falls = (world.probability * world.terminal).sum(-1).view(states, actions)
+        ends = (falls > 0.999).all(-1)  # holes and the goal, never acted from
         kept = ~ends[pairs // actions]
         found = (pairs // actions, pairs % actions, reward, after.place.argmax(-1), cont == 0)
         agent.model.record(*(x[kept].numpy() for x in found))
