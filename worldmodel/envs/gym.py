@@ -17,6 +17,7 @@ from gymnasium.envs import registration
 
 from .config import EnvConfig, EnvError, unknown
 from .making import made, parameters_of, place_of
+from .process_state import kept_process_state
 from .wrappers import Guard, Repeat, error_words
 
 # How names begin that a package registers once it is imported.
@@ -43,7 +44,8 @@ def _user_class(name: str) -> Any:
     if not colon:
         return None
     try:
-        module = importlib.import_module(module_name)
+        with kept_process_state():
+            module = importlib.import_module(module_name)
     except Exception as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if not missing or not (module_name + ".").startswith(missing + "."):
@@ -80,9 +82,14 @@ def _construct(target: Any, config: EnvConfig) -> gymnasium.Env[Any, Any]:
             raise unknown(f"argument of '{config.id}'", name, parameters)
     env = made(config, lambda: target(**kwargs), parameters)
     if not isinstance(env, gymnasium.Env):
+        several = isinstance(env, gymnasium.vector.VectorEnv) or hasattr(env, "num_envs")
         raise EnvError(
-            f"'{config.id}' made a {type(env).__name__}, but must make a gymnasium.Env. Derive it "
-            f"from gymnasium.Env."
+            f"'{config.id}' made a {type(env).__name__}, but must make a gymnasium.Env. "
+            + (
+                "Name a single one; env.num_envs=8 makes several."
+                if several
+                else "Derive it from gymnasium.Env, or wrap it (the package shimmy has wrappers)."
+            )
         )
     return env
 

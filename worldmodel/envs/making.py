@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .config import EnvConfig, EnvError
+from .process_state import kept_process_state
 from .wrappers import error_words
 
 NOTHING: Mapping[str, inspect.Parameter] = {}
@@ -21,7 +22,8 @@ def made(
     """What a constructor makes. Whatever it raises becomes an EnvError that names it and, where
     one is missing, the argument to give. parameters: those that it takes, as far as is known."""
     try:
-        return make()
+        with kept_process_state():
+            return make()
     except EnvError:
         raise
     except (Exception, SystemExit) as error:

@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 
 from .config import EnvError
+from .process_state import kept_process_state
 
 CUT_OFF = "cut_off_as_endless"  # in the info of a step
 Step = tuple[Any, float, bool, bool, dict[str, Any]]
@@ -25,7 +26,16 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
         close_gently(self.env)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        result = self.env.reset(seed=seed, options=options)
+        try:
+            with kept_process_state():
+                result = self.env.reset(seed=seed, options=options)
+        except TypeError as error:
+            if "unexpected keyword argument" not in str(error):
+                raise
+            raise EnvError(
+                f"{error_words(error)}. Its reset must take both, as gymnasium asks: "
+                "def reset(self, *, seed=None, options=None)."
+            ) from error
         if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
             raise EnvError(
                 f"reset must return (observation, info) with a dict as info, but returned a "
