@@ -1,4 +1,4 @@
-"""Measure on a GPU what is claimed for one, within 8 minutes: `make gpu-report`."""
+"""Measure on a GPU what is claimed: `make gpu-report`, or `python scripts/gpu_report.py`."""
 
 from worldmodel.entry import enter
 

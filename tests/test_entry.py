@@ -67,16 +67,25 @@ WORDS: dict[str, list[str]] = {
     "export": ["run={run}", "smaller=[]", "steps=12"],
     "fit_detector": ["run={run}", "episodes=9", *FEW],
     "fit_reward": ["run={run}", "name=lit", "updates=12", "reward=" + MODULE + ".py:lit"],
+    "gpu_report": ["device=cuda:99", "out={run}/report"],
     "play": ["run={run}", "host=no.such.host.invalid"],
     "plot": ["figure=updates", "runs=1", "quick=true", "out={run}/figures"],
+    "reproduce": ["list", "out={run}/claims"],
     "train": ["experiment=none", "size=tiny", "env=none", "offline={run}", "updates=12",
               "run={run}/again", "agent.batch_size=2", "agent.batch_length=4", "agent.horizon=2",
               "threads=1", "device=cpu", "env.image_size=[32,32]"],
     "train_in_dreams": ["run={run}", "updates=12", "to={run}/dreamt", "env.time_limit=8"],
 }  # fmt: skip
-CODES = {"doctor": 2, "play": 1}
+CODES = {"doctor": 2, "gpu_report": 2, "play": 1}
 SLOW_ONES = ("bench", "export", "plot")
-OTHER_WORK = ("doctor", "play", "export", "plot")  # than the steps that are slow here
+OTHER_WORK = (
+    "doctor",
+    "gpu_report",
+    "play",
+    "export",
+    "plot",
+    "reproduce",
+)  # than the steps that are slow here
 
 
 def make(folder: Path) -> None:
