@@ -19,6 +19,7 @@ import yaml  # type: ignore[import-untyped]
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from worldmodel.atomic import is_full, replaced_file
 from worldmodel.entry import HELP
 from worldmodel.maps import Map, complete, given_map, maps_of
 from worldmodel.usage import usage
@@ -32,6 +33,7 @@ UNREADABLE = (
     OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, LookupError,
     AttributeError, AssertionError, RecursionError, OverflowError,
 )  # fmt: skip
+FULL = "The disk is full. Make room, and give the same command again."
 FULL_ERROR = "HYDRA_FULL_ERROR"
 # Read once, because `compose.launch` sets it for Hydra.
 WANTS_TRACEBACK = os.environ.get(FULL_ERROR) == "1"
@@ -212,20 +214,20 @@ def parse(arguments: Sequence[str], schema: Any) -> DictConfig:
 
 
 def guarded(call: Callable[[], int], say: Callable[[str], None]) -> int:
-    """Run `call`; turn expected errors into one line and an exit code (2 settings, 1 the run)."""
+    """Run `call`; expected errors become one line and an exit code: 2 settings or a full disk, 1
+    the run."""
     try:
         return call()
     except HelpAsked as asked:
         say(str(asked))
         return 0
-    except (OmegaConfBaseException, ConfigError, RunError) as error:
-        if WANTS_TRACEBACK:
+    except Exception as error:
+        expected = isinstance(error, (OmegaConfBaseException, ConfigError, RunError))
+        if WANTS_TRACEBACK or not (expected or is_full(error)):
             raise
-        if isinstance(error, RunError):
-            say(f"error: {error}")
-            return 1
-        say(f"error: {explain(error)}")
-        return 2
+        text = error if isinstance(error, RunError) else explain(error) if expected else FULL
+        say(f"error: {text}")
+        return 1 if isinstance(error, RunError) else 2
 
 
 def explain(error: Exception, known: Iterable[str] = ()) -> ConfigError:
@@ -261,9 +263,8 @@ def bad_key(error: BaseException) -> str | None:
 
 def write(path: Path, config: Any) -> None:
     """Write a config object, every value resolved, as YAML."""
-    fresh = path.with_suffix(".new")
-    fresh.write_text(OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True))
-    os.replace(fresh, path)
+    with replaced_file(path) as fresh:
+        fresh.write_text(OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True))
 
 
 def read(path: Path) -> DictConfig:

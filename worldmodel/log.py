@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldmodel.atomic import replaced_file
+
 METRICS = "metrics.jsonl"
 EVENTS = "events.out.tfevents.*"
+LEAST_SPACE = 1 << 20  # bytes; a disk with less is full to a film
 SMALLEST_SIDE = 256  # pixels; smaller pictures are enlarged so that a person can see them
 
 
@@ -164,13 +169,19 @@ def write_video(path: Path, frames: Sequence[np.ndarray], fps: int = 15) -> None
 
     if not len(frames):
         raise ValueError(f"No frames for the video '{path}'.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    out: Any = imageio.get_writer(
-        path, fps=fps, codec="libx264", macro_block_size=16, pixelformat="yuv420p"
-    )
-    with out:
-        for frame in frames:
-            out.append_data(enlarged(as_rgb(frame)))
+    with replaced_file(path) as fresh:
+        out: Any = imageio.get_writer(
+            fresh, fps=fps, codec="libx264", macro_block_size=16, pixelformat="yuv420p",
+            ffmpeg_log_level="quiet",
+        )  # fmt: skip
+        try:
+            with out:
+                for frame in frames:
+                    out.append_data(enlarged(as_rgb(frame)))
+        except OSError as error:  # of a pipe to ffmpeg, which does not say why it ended
+            if shutil.disk_usage(fresh.parent).free > LEAST_SPACE:
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
 
 
 def gif(frames: Sequence[np.ndarray], fps: int = 15) -> bytes:
@@ -187,12 +198,18 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
     """A PNG of a uint8 picture [H, W, 3]."""
     import imageio.v2 as imageio
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    imageio.imwrite(path, picture)
+    with replaced_file(path) as fresh:
+        fresh.write_bytes(imageio.imwrite("<bytes>", picture, format="png"))
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the new, never a part."""
-    fresh = path.with_suffix(path.suffix + ".new")
-    fresh.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(fresh, path)
+    with replaced_file(path) as fresh:
+        fresh.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def write_tensors(path: Path, value: Any) -> None:
+    """Tensors, and what holds them, as PyTorch saves them. Its error says where the disk is full
+    (`is_full`), which it forgets where it opens the file itself."""
+    with replaced_file(path) as fresh, fresh.open("wb") as file:
+        torch.save(value, file)

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from worldmodel.atomic import replaced_file
+
 # Told apart with the common colour blindnesses, and in print (Okabe and Ito).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLE: Any = {
@@ -100,8 +102,8 @@ def caption(made: Any, text: str) -> None:
 
 def save(made: Any, path: Path) -> Path:
     """Write a figure as PNG (or what the suffix says) and let go of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    made.savefig(path)
+    with replaced_file(path) as fresh:
+        made.savefig(fresh)
     close(made)
     return path
 
@@ -140,8 +142,7 @@ def write_curves(
 
 def write_table(path: Path, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Path:
     """A CSV file with a header."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    with replaced_file(path) as fresh, fresh.open("w", newline="") as file:
         csv.writer(file).writerows([names, *rows])
     return path
 

@@ -163,7 +163,11 @@ class RunLock:
         if left:
             self._say(f"'{self._folder}' was left by {left}, which did not end properly.")
         about = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%F %T")}
-        write_json(self._folder / HOLDER, about)
+        try:
+            write_json(self._folder / HOLDER, about)
+        except OSError:  # a full disk
+            self._lock.release()
+            raise
         return self
 
     def __exit__(self, *error: object) -> None:

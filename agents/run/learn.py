@@ -10,6 +10,7 @@ import torch
 
 from agents.run.state import RunState
 from worldmodel import tree
+from worldmodel.log import write_tensors
 from worldmodel.types import Batch
 
 FOLDER = "nonfinite"
@@ -83,5 +84,5 @@ class Learner:
         named = batch.tensors().items() if isinstance(batch, Batch) else tree.leaves(batch)
         rows = {name: x for name, x in named if isinstance(x, torch.Tensor)}
         agent = self._state.agent.state_dict()
-        torch.save({"error": str(error), "agent": agent, "batch": rows}, path)
+        write_tensors(path, {"error": str(error), "agent": agent, "batch": rows})
         return f"Batch and state are in '{path}'."

@@ -22,6 +22,7 @@ from agents.run.evaluate import EvalResult, frames_of
 from agents.run.state import Counters, RunState
 from worldmodel import dream, seeding
 from worldmodel.accel.ranks import Ranks
+from worldmodel.atomic import replaced_file
 from worldmodel.capabilities import Decodes
 from worldmodel.config import ConfigError, keys_of
 from worldmodel.envs import EnvConfig
@@ -173,12 +174,12 @@ def table(summary: Mapping[str, Any]) -> str:
 
 def write_returns(folder: Path, result: EvalResult, about: Mapping[str, Any]) -> None:
     """returns.json and returns.csv of an evaluation."""
-    folder.mkdir(parents=True, exist_ok=True)
     episodes = list(zip(result.returns, result.lengths, strict=True))
-    write_json(folder / "returns.json", {**about, **evaluated(result)})
-    with (folder / "returns.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("episode", "return", "length")])
-        csv.writer(file).writerows((i, *episode) for i, episode in enumerate(episodes))
+    with replaced_file(folder / "returns.csv") as fresh:
+        with fresh.open("w", newline="") as file:
+            csv.writer(file).writerows([("episode", "return", "length")])
+            csv.writer(file).writerows((i, *episode) for i, episode in enumerate(episodes))
+        write_json(folder / "returns.json", {**about, **evaluated(result)})
 
 
 def write_last(

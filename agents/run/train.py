@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable
 from contextlib import ExitStack
 
@@ -11,8 +10,10 @@ from agents.run.config import TrainConfig
 from agents.run.folder import HOLDER, RunLock, check_folder, make_folder
 from agents.run.learn import Diverged
 from agents.run.trainer import Trainer
+from worldmodel import checkpoint
 from worldmodel.accel.devices import out_of_memory
 from worldmodel.accel.ranks import FailedElsewhere, RankLost, Ranks
+from worldmodel.atomic import is_full
 from worldmodel.config import ConfigError, RunError
 from worldmodel.entry import INTERRUPTED
 
@@ -60,7 +61,7 @@ def _train_as(settings: TrainConfig, say: Callable[[str], None], ranks: Ranks) -
     try:
         return _train(settings, say, ranks)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_full(error) or not checkpoint.exists(settings.folder):
             raise
         raise RunError(
             f"The disk is full ({error}). The last checkpoint in '{settings.folder}' is "

@@ -24,6 +24,7 @@ from torch import nn
 from worldmodel import checkpoint, config
 from worldmodel.atomic import replaced
 from worldmodel.config import ConfigError, RunError
+from worldmodel.log import write_tensors
 from worldmodel.ood.config import DetectorConfig
 from worldmodel.ood.detector import Detector
 from worldmodel.types import EnvSpec
@@ -46,7 +47,7 @@ def save(
     final = Path(run) / FOLDER
     with replaced(final) as fresh:
         state = detector.state_dict()
-        torch.save(state["tensors"], fresh / WEIGHTS)
+        write_tensors(fresh / WEIGHTS, state["tensors"])
         about = {
             "format": FORMAT,
             "sha256": _digest(fresh / WEIGHTS),

@@ -16,6 +16,7 @@ from agents.base import Policy
 from agents.run import report
 from worldmodel import config, seeding
 from worldmodel.accel.devices import keep_freed_memory, set_threads
+from worldmodel.atomic import is_full
 from worldmodel.capabilities import Decodes
 from worldmodel.config import ConfigError, RunError
 from worldmodel.log import write_json
@@ -44,6 +45,8 @@ def _dream(words: list[str], say: Callable[[str], None]) -> int:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     except OSError as error:
+        if is_full(error):
+            raise
         raise RunError(f"The report cannot be written: {error}. Give another out=...") from error
     for text in [*missing, *honesty.headlines(summary)]:
         say(text)

@@ -11,14 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import agents
 from agents.base import Policy
 from worldmodel import config
 from worldmodel.atomic import replaced
 from worldmodel.capabilities import Features
 from worldmodel.config import ConfigError
+from worldmodel.log import write_tensors
 from worldmodel.rssm import Head, HeadConfig
 from worldmodel.rssm.fitted import (
     ABOUT,
@@ -72,7 +71,7 @@ def write_head(
     with replaced(final) as fresh:
         if files is not None:
             shutil.copytree(files, fresh, dirs_exist_ok=True)
-        torch.save({k: v.cpu().clone() for k, v in head.state_dict().items()}, fresh / WEIGHTS)
+        write_tensors(fresh / WEIGHTS, {k: v.cpu().clone() for k, v in head.state_dict().items()})
         stored = replace(fitted, sha256=digest(fresh / WEIGHTS), folder=final)
         (fresh / ABOUT).write_text(json.dumps(stored.plain(), indent=2) + "\n")
     return stored
