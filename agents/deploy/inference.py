@@ -212,7 +212,7 @@ class PolicyJob:
         self._state = state
         self._seen = np.where(request.valid, request.tick, self._seen)
         errors, self._errors = self._errors, {}
-        search = self._engine.search if isinstance(self._engine, Searches) else {}
+        search = dict(self._engine.search) if isinstance(self._engine, Searches) else {}
         return Proposal(action, score, errors, self._measured, search)
 
     def afterwards(self) -> None:

@@ -55,7 +55,7 @@ def test_its_dreams_are_reported_without_films(run: Path, tmp_path: Path) -> Non
 
 def test_one_can_step_into_its_dream(run: Path) -> None:
     world, recorded = open_run(run, "cpu", 0, SILENT)
-    assert not world.acts  # Dyna has values of places, but no policy over imagined states
+    assert world.acts  # Dyna has a policy in the places of its table
     walk = Session(world, recorded)
     walk.start_recorded(0, 3)
     action = recorded.read(0)["action"][4]
@@ -63,7 +63,7 @@ def test_one_can_step_into_its_dream(run: Path) -> None:
     numbers = shown(walk, "dream")["numbers"]
     assert numbers["goes_on"] == 1.0
     assert numbers["surprise"] is None
-    assert walk.policy_action().sum() == 1  # drawn at random
+    assert walk.policy_action().sum() == 1
 
 
 def test_heads_are_fitted_on_it_and_score_policies(run: Path) -> None:

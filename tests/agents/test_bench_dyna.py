@@ -28,6 +28,7 @@ def test_compares_what_it_measured() -> None:
         assert times > 5  # far below what it is, for a busy machine and short windows
 
 
+@pytest.mark.slow
 def test_plain_loops_learn_the_same_maze() -> None:
     """Both do the updates that they count; the compiled one counts its own."""
     for loop in bench_dyna.plain(SMALL).values():

@@ -30,6 +30,7 @@ def test_catches_are_counted_from_the_first_alarm() -> None:
     assert found == {"caught": 0.5, "noticed": 0.75}
 
 
+@pytest.mark.slow
 def test_a_study_of_a_tiny_run_is_played_once(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")  # whose rewards do not depend on what anybody does
     own = "scripts.studies.unseen:Lag"

@@ -126,6 +126,7 @@ def test_a_measurement_in_a_process_of_its_own() -> None:
         in_own_process(_stop, "dies")
 
 
+@pytest.mark.slow
 def test_update_and_its_phases_agree() -> None:
     whole, *phases = bench_update.measure(bench_update.Settings(**SMALL, windows=3))
     assert whole["figure"] == "update"
@@ -192,6 +193,7 @@ def test_replay_from_memory_and_from_files(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_environments_alone_and_together() -> None:
     settings = bench_env.Settings(
         ["dyna_maze", "cartpole+env.action_repeat=3"], 2, windows=1, seconds=0.01
@@ -209,6 +211,7 @@ def test_environments_alone_and_together() -> None:
     assert "Nowhere" in absent["left_out"]
 
 
+@pytest.mark.slow
 def test_training_loop() -> None:
     changed = ["train_ratio=8", *TINY]
     settings = bench_train.Settings(

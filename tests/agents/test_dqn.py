@@ -313,6 +313,7 @@ def test_a_run_learns_from_a_recording(tmp_path: Path, run: Path) -> None:
     check_learns_offline(config_of(tmp_path), run)
 
 
+@pytest.mark.slow
 def test_it_is_exported_and_deployed(tmp_path: Path, run: Path) -> None:
     pytest.importorskip("onnxscript")
     check_exports_and_deploys(run, tmp_path)

@@ -182,6 +182,7 @@ class Point(KnownWorld):
         return ahead / (self.EFFORT + ahead), p, noise
 
 
+@pytest.mark.slow
 def test_continuous_actions_find_the_optimum_of_a_controlled_point() -> None:
     world = Point()
     k, p, c = world.solve()
@@ -200,6 +201,7 @@ def test_continuous_actions_find_the_optimum_of_a_controlled_point() -> None:
 # From pixels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("actions", ["discrete", pytest.param("box", marks=pytest.mark.slow)])
 def test_a_tiny_environment_is_learned_from_pixels(actions: str) -> None:
     length = 8

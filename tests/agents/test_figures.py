@@ -35,7 +35,16 @@ def run_figure(name: str, folder: Path, seeds: str) -> None:
     assert {str(path) for path in folder.iterdir()} <= {line.strip() for line in said}
 
 
-@pytest.mark.parametrize("name", sorted(set(FIGURES) - {"values"}))
+TRAINED = {"doubt", "model_bias"}  # they train worlds first
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in TRAINED else name
+        for name in sorted(set(FIGURES) - {"values"})
+    ],
+)
 def test_every_figure_from_the_command_line(name: str, tmp_path: Path) -> None:
     run_figure(name, tmp_path, "seeds 7 to 8")
 

@@ -13,6 +13,7 @@ from scripts.studies.reproduce.claim import stored
 from scripts.studies.reproduce.table import CLAIMS
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_every_step_runs_on_a_cpu(tmp_path: Path) -> None:
     said: list[str] = []

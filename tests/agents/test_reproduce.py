@@ -150,6 +150,7 @@ def test_killed_at_any_moment_what_is_finished_is_not_run_again(tmp_path: Path) 
     assert rows[1]["minutes"] is None  # it was stopped on the way: nobody knows
 
 
+@pytest.mark.slow
 def test_a_training_with_its_curves_becomes_a_row_of_the_page(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -514,6 +514,7 @@ def test_a_recording_has_no_plans_to_learn_from() -> None:
         make(guide="imitation").prepare(filled_replay(VECTOR))
 
 
+@pytest.mark.slow
 def test_it_is_exported_and_deployed(tmp_path: Path, run: Path) -> None:
     pytest.importorskip("onnxscript")
     check_exports_and_deploys(run, tmp_path)
@@ -530,6 +531,7 @@ def test_what_it_learns_does_not_depend_on_a_decoder() -> None:
     assert "decoder" in agents_[1].parts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("actions", ["discrete", "box"])
 def test_it_learns_from_images(tmp_path: Path, actions: str) -> None:
     fast = AdamConfig(lr=2e-3, clip=20.0)

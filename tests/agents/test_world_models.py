@@ -326,6 +326,7 @@ def test_a_run_learns_from_a_recording(tmp_path: Path, run: Path) -> None:
     assert (agent.phase, agent.collected) == ("done", 0)
 
 
+@pytest.mark.slow
 def test_it_is_exported(run: Path) -> None:
     """As graphs that need none of our code, whose actions are ours."""
     pytest.importorskip("onnxscript")

@@ -130,8 +130,12 @@ def _is_shape(shape: Any) -> bool:
 
 
 def _wrong_names(manifest: Mapping[str, Any]) -> str:
-    """Whether inputs and outputs are those of a step."""
+    """Whether inputs and outputs are those of a step with these observations."""
     inputs, outputs = manifest["inputs"], manifest["outputs"]
+    seen = {f"obs.{key}" for key in manifest["spec"]["obs"]}
+    unknown = {name for name in inputs if name.startswith("obs.")} - seen
+    if unknown:
+        return f"the input {min(unknown)!r:.40} is no observation of its spec"
     state = {n[6:]: tensor for n, tensor in inputs.items() if n.startswith("state.")}
     after = {n[5:]: tensor for n, tensor in outputs.items() if n.startswith("next.")}
     if {"is_first", "sent"} - inputs.keys() or "action" not in outputs or state != after:
