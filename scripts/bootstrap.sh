@@ -108,7 +108,7 @@ pip() { "$venv/bin/python" -m pip "$@"; }
 # torch alone first: the exact version, before another package can ask for any other. The build
 # tools come with it, so that nothing below downloads its own.
 pip install --constraint constraints.txt torch setuptools
-pip install --constraint constraints.txt --no-build-isolation --use-pep517 --editable ".[dev,atari,play,offline,export,world_models]"
+pip install --constraint constraints.txt --no-build-isolation --use-pep517 --editable ".[dev,atari,play,offline,export,cma]"
 # On Python 3.13 pyproject.toml names dm_control's dependencies in its place: all but labmaze,
 # which has no wheel there and which no task of the suite needs.
 if [ "$(version "$venv/bin/python")" = 3.13 ]; then

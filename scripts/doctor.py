@@ -110,7 +110,7 @@ PACKAGES = (
     *(
         Package(name, what, False, f'pip install -c constraints.txt -e ".[{extra}]"')
         for name, what, extra in (
-            ("cma", "agent=world_models", "world_models"),
+            ("cma", "agent=world_models", "cma"),
             ("box2d", "CarRacing", "carracing"),
         )
     ),

@@ -65,7 +65,7 @@ class Search:
         except ModuleNotFoundError as error:
             raise ConfigError(
                 "agent=world_models needs the package `cma` to evolve its controller: "
-                'pip install -c constraints.txt -e ".[world_models]"'
+                'pip install -c constraints.txt -e ".[cma]"'
             ) from error
         self._rng = np.random.default_rng(self.seed)
         self._outside = np.random.RandomState(self.seed)
