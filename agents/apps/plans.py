@@ -30,7 +30,7 @@ def draw_decision(
     folder: Path, world: Any, spec: EnvSpec, state: Any, plan: Plan, seed: int = 0
 ) -> list[Path]:
     """Write plan.png and plan.gif, or tree.png, of the decision in a state [1, ...]; the files.
-    None where the world cannot show its states, and no tree was searched."""
+    none where the world cannot show its states, and no tree was searched."""
     if isinstance(plan.searched, Trees):
         path = folder / "tree.png"
         write_picture(path, draw_tree(plan.searched))

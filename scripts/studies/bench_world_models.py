@@ -249,7 +249,7 @@ def _one(
     rng.manual_seed(seed)
     world.temperature, steps = tau, agent.config.search.dream_steps
 
-    def whole(weights: np.ndarray) -> torch.Tensor:
+    def controller_of(weights: np.ndarray) -> torch.Tensor:
         full = np.zeros((len(weights), actions, features), np.float32)
         full[:, seen] = weights
         return torch.from_numpy(full)
@@ -258,7 +258,7 @@ def _one(
         mean, std = codes[torch.randint(len(codes), (count,), generator=rng)].chunk(2, -1)
         z = mean + std * torch.randn(mean.shape, generator=rng)
         start: VMState = world.initial(count)._replace(z=z)
-        args = whole(weights), start, steps, rng, policy.spec.action, agent.config.one_sided
+        args = controller_of(weights), start, steps, rng, policy.spec.action, agent.config.one_sided
         return dream(world, *args).returns.mean(1).numpy()
 
     curve = []
@@ -266,7 +266,7 @@ def _one(
         returns = dreams(search.ask(), settings.trials)
         search.tell(returns)
         curve.append(rounded(float(returns.mean())))
-    agent.controller.copy_(whole(search.mean[None])[0])
+    agent.controller.copy_(controller_of(search.mean[None])[0])
     dreamt = float(dreams(search.mean[None], settings.episodes)[0])
     real = evaluate(agent, policy.spec, policy.env, settings.episodes, seed=seed)
     world.temperature = agent.config.rnn.temperature
