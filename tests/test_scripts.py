@@ -93,16 +93,24 @@ def test_an_explicit_choice_beats_the_experiment() -> None:
     assert (built.env.id, built.env.suite, built.steps) == ("cheetah_run", "dmc", 7)
 
 
-def test_dmc_vision_is_as_published() -> None:
-    built = composed("experiment=dmc_vision")
+@pytest.mark.parametrize(
+    ("name", "repeat", "ratio", "deter", "envs"),
+    [
+        ("dmc_vision", 1, 256, 8192, 16),
+        ("dmc_vision_2023", 2, 512, 2048, 1),
+        ("dmc_proprio", 1, 1024, 512, 16),
+        ("dmc_proprio_2023", 2, 512, 2048, 1),
+    ],
+)
+def test_dmc_is_as_published(name: str, repeat: int, ratio: int, deter: int, envs: int) -> None:
+    built = composed(f"experiment={name}")
     assert built.env.image_size == [64, 64]
-    assert built.env.action_repeat == 2
-    assert built.steps * built.env.action_repeat == 1_000_000
-    assert built.train_ratio == 512
-    assert built.prefill == 0
+    assert built.env.pixels == name.startswith("dmc_vision")
+    assert (built.env.action_repeat, built.env.num_envs) == (repeat, envs)
+    assert built.steps * repeat == 1_000_000
+    assert (built.train_ratio, built.prefill, built.agent.model.deter) == (ratio, 0, deter)
     agent = built.agent
     assert (agent.batch_size, agent.batch_length, agent.horizon) == (16, 64, 15)
-    assert agent.model.deter == 2048
     assert built.replay.capacity >= built.steps  # nothing is forgotten within the run
 
 

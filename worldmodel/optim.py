@@ -18,8 +18,8 @@ from worldmodel.config import check_ranges
 @dataclass
 class OptimConfig:
     """lr: step size after warm-up. warmup: updates over which it rises from 0, linearly.
-    anneal: update at which it has fallen to a tenth, linearly since the warm-up; it stays there.
-    0 leaves it constant.
+    anneal: updates after which it has fallen to a tenth, linearly since the warm-up; it stays
+    there. 0 leaves it constant.
     agc: largest ratio of a tensor's gradient norm to its weight norm; 0 turns clipping off.
     beta1, beta2, eps: momentum, second-moment decay, and the floor under its root."""
 
@@ -194,16 +194,16 @@ class LaProp(Optimizer):
     @property
     def lr(self) -> float:
         """The step size of the next update."""
-        return float(self._rate(self._updates + 1))
+        return float(self._rate(self._updates))
 
-    def _rate(self, t: Tensor) -> Tensor:
-        """The step size of update t, counted from 1."""
+    def _rate(self, done: Tensor) -> Tensor:
+        """The step size after `done` updates: 0 at the very first, as in the official code."""
         c = self.config
         rate = c.lr * self._slower
         if c.warmup:
-            rate = rate * (t / c.warmup).clamp_max(1.0)
+            rate = rate * (done / c.warmup).clamp_max(1.0)
         if c.anneal:
-            done = (t - c.warmup) / max(1, c.anneal - c.warmup)
+            done = (done - c.warmup) / max(1, c.anneal - c.warmup)
             rate = rate * (1.0 - 0.9 * done.clamp(0.0, 1.0))
         return rate
 
@@ -221,7 +221,7 @@ class LaProp(Optimizer):
         self.square.mul_(keep2).addcmul_(self.grad, self.grad, value=1 - c.beta2)
         root = (self.square / _debias(c.beta2, t)).sqrt_().add_(c.eps)
         self.mean.mul_(keep1).addcdiv_(self.grad, root, value=1 - c.beta1)
-        self.flat.addcmul_(self.mean, -self._rate(t) / _debias(c.beta1, t) * finite)
+        self.flat.addcmul_(self.mean, -self._rate(self._updates) / _debias(c.beta1, t) * finite)
         self._updates.add_(finite)
 
 

@@ -18,7 +18,9 @@ class Actor(nn.Module):
     """feat [..., F] -> a distribution over encoded actions [..., A].
 
     Continuous: Normal(tanh(mean), 0.9 sigmoid(raw + 2) + 0.1), not squashed; the environment
-    clips. Discrete: one categorical for each factor with `unimix` of uniform, masked on request.
+    clips. Mean and deviation have a layer each, as in the official code, whose adaptive clipping
+    goes by layers. Discrete: one categorical for each factor with `unimix` of uniform, masked on
+    request.
     """
 
     def __init__(
@@ -36,16 +38,18 @@ class Actor(nn.Module):
         self.spec, self.unimix = spec, unimix
         self.min_std, self.max_std = min_std, max_std
         self.mlp = MLP(feat, units, layers)
-        width = spec.size * (2 if spec.kind == "continuous" else 1)
-        self.out = Linear(self.mlp.out_features, width, outscale)
+        self.out = Linear(self.mlp.out_features, spec.size, outscale)  # logits, or the mean
+        if spec.kind == "continuous":
+            self.spread = Linear(self.mlp.out_features, spec.size, outscale)
 
     def forward(self, feat: Tensor, mask: Tensor | None = None) -> Normal | FactoredOneHot:
-        out = self.out(self.mlp(feat)).float()
+        hidden = self.mlp(feat)
+        out = self.out(hidden).float()
         if self.spec.kind == "discrete":
             return FactoredOneHot(out, self.spec.sizes, self.unimix, mask)
-        mean, raw = out.chunk(2, -1)
+        raw = self.spread(hidden).float()
         std = (self.max_std - self.min_std) * torch.sigmoid(raw + 2.0) + self.min_std
-        return Normal(torch.tanh(mean), std)
+        return Normal(torch.tanh(out), std)
 
 
 class ActState(NamedTuple):

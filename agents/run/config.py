@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from worldmodel.config import ConfigError, check_ranges, free
+from agents.base import MODES
+from worldmodel.config import ConfigError, check_ranges, free, unknown
 from worldmodel.envs import EnvConfig
 from worldmodel.replay import ReplayConfig
 
@@ -42,6 +43,7 @@ class TrainConfig:
     eval_every: int = free(50_000)  # agent steps between two evaluations; 0 means none
     eval_episodes: int = free(5)  # of each evaluation on the way
     final_episodes: int = free(20)  # of the evaluation at the end; 0 means none
+    eval_mode: str = free("mode")  # the likeliest action, or "sample": published scores sample
     # Environments that play evaluation episodes at the same time, made for it; 0 means the training
     # environment itself, between two of its episodes: a robot, a world of which there is only one.
     eval_envs: int = free(10)
@@ -84,6 +86,8 @@ class TrainConfig:
             "updates": some, "first_updates": some, "train_ratio": positive,
             "checkpoint_minutes": positive, "max_minutes": positive,
         })  # fmt: skip
+        if self.eval_mode not in MODES:
+            raise ConfigError(unknown("eval_mode", self.eval_mode, MODES))
         if self.eval_envs == 0 and (self.offline or self.env.num_envs > 1):
             raise ConfigError(
                 "eval_envs=0 plays evaluations on the training environment, of which there must be "

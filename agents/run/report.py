@@ -57,7 +57,7 @@ def summarise(
         "rollbacks": counters.rollbacks,
         "wall_clock_s": round(counters.train_seconds, 2),
         "eval_s": round(counters.eval_seconds, 2),
-        **(evaluated(result) if result else {}),
+        **({"eval_mode": settings.eval_mode} | evaluated(result) if result else {}),
         "parameters": parameters_count(state.agent),
         "device": device_name(device),
         "threads": torch.get_num_threads(),
@@ -155,6 +155,7 @@ def table(summary: Mapping[str, Any]) -> str:
         lines["return"] = (
             f"{summary['eval_return_mean']:.1f} ± {summary['eval_return_std']:.1f} over "
             f"{summary['eval_episodes']} episodes"
+            + (", its actions sampled" if summary.get("eval_mode") == "sample" else "")
         )
     if summary.get("eval_cut_off"):
         lines["no end"] = (

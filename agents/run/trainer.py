@@ -286,14 +286,14 @@ class Trainer:
             report.log_dream(self.log, now, state)
 
     def evaluate(self, episodes: int, record: bool = False) -> EvalResult | None:
-        """Episodes with the policy's mode, always the same ones, on separate environments (or on
+        """Episodes as `eval_mode` says, always the same ones, on separate environments (or on
         the training's, if eval_envs is 0); None, with the reason said, where those fail."""
         began, settings, collector = time.monotonic(), self.config, self.state.collector
         inside = self.envs if settings.eval_envs == 0 else None
         seed = seeding.spawn(settings.seed, "evaluation")
         about = self.state.agent, self.state.spec, settings.env, episodes, seed, settings.eval_envs
         try:
-            result = evaluate(*about, record=record, inside=inside)
+            result = evaluate(*about, settings.eval_mode, record=record, inside=inside)
             if inside is not None and collector is not None:
                 again = f"environments after an evaluation at {collector.steps}"
                 collector.begin_episodes(seeding.spawn(settings.seed, again))

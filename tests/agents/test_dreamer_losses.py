@@ -140,10 +140,11 @@ def test_the_actor_loss_by_hand(kind: str) -> None:
     assert spread > 1
     advantage = (returns - value[:, :-1]) / spread
     with torch.no_grad():
-        out = double(agent.actor.out(agent.actor.mlp(torch.tensor(x["feat"][:, :-1]).float())))
+        hidden = agent.actor.mlp(torch.tensor(x["feat"][:, :-1]).float())
+        out = double(agent.actor.out(hidden))
     action = x["action"][:, :-1]
     if kind == "continuous":
-        mean, raw = np.tanh(out[..., :2]), out[..., 2:]
+        mean, raw = np.tanh(out), double(agent.actor.spread(hidden))
         std = 0.9 / (1 + np.exp(-(raw + 2))) + 0.1
         logs = -0.5 * ((action - mean) / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi)
         entropy = (np.log(std) + 0.5 * np.log(2 * np.pi * np.e)).sum(-1)

@@ -18,7 +18,7 @@ from agents.run import folder as run_folder
 from agents.run.config import TrainConfig, crossed
 from agents.run.train import train
 from agents.run.trainer import Trainer
-from tests.agents.counting_agent import ENV, CountingConfig
+from tests.agents.counting_agent import ENV, CountingAgent, CountingConfig
 from worldmodel import checkpoint
 from worldmodel.config import ConfigError, RunError
 from worldmodel.envs import EnvConfig
@@ -96,6 +96,19 @@ def test_summary_says_what_was_asked_and_done(tmp_path: Path) -> None:
     assert {"device", "parameters", "code", "config"} < set(summary)
     assert {"worldmodel", "torch", "python", "gymnasium", "numpy"} < set(summary["versions"])
     assert (tmp_path / "eval.mp4").stat().st_size > 0
+
+
+@pytest.mark.parametrize("mode", ["mode", "sample"])
+def test_evaluations_sample_on_request(tmp_path: Path, mode: str) -> None:
+    trainer = Trainer(settings(tmp_path, eval_mode=mode, eval_every=20), SILENT)
+    trainer.run()
+    assert trainer.finish() is not None
+    agent = trainer.state.agent
+    assert isinstance(agent, CountingAgent)
+    assert set(agent.modes) == {mode, "sample"}
+    assert summary_of(tmp_path)["eval_mode"] == mode
+    with pytest.raises(ConfigError, match=r"Unknown eval_mode 'best'\. Known: mode, sample"):
+        settings(tmp_path, eval_mode="best")
 
 
 def test_metrics_lines_count_apart(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ class Plain:
 
     def step(self, grads: list[np.ndarray]) -> None:
         c = self.config
-        rate = c.lr * min(1.0, (self.t + 1) / c.warmup) if c.warmup else c.lr
+        rate = c.lr * min(1.0, self.t / c.warmup) if c.warmup else c.lr
         self.t += 1
         for i, (p, g) in enumerate(zip(self.params, grads, strict=True)):
             if c.agc:
@@ -134,8 +134,10 @@ def test_learning_rate_rises_linearly_and_stays() -> None:
     for _ in range(6):
         rates.append(optim.lr)
         optim.step(layer(torch.ones(1, 1)).sum())
-    assert rates == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert rates == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
     paper = LaProp([("l", layer)], OptimConfig())
+    assert paper.lr == 0.0
+    paper.updates = 1
     assert paper.lr == pytest.approx(4e-8)
     paper.updates = 5000
     assert paper.lr == pytest.approx(4e-5)
@@ -145,9 +147,9 @@ def test_learning_rate_anneals_to_a_tenth_on_request() -> None:
     layer = nn.Linear(1, 1)
     optim = LaProp([("l", layer)], OptimConfig(lr=1.0, warmup=4, anneal=14))
     rates = {}
-    for update in (1, 4, 9, 14, 100):
-        optim.updates = update - 1
-        rates[update] = optim.lr
+    for done in (1, 4, 9, 14, 100):
+        optim.updates = done
+        rates[done] = optim.lr
     assert rates == pytest.approx({1: 0.25, 4: 1.0, 9: 0.55, 14: 0.1, 100: 0.1})
 
 
