@@ -39,7 +39,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         f"scripts/bench.py what=update {SMALL} windows=1 warmup=1",
     ),
     LOOP: (
-        "scripts/bench.py what=train experiment=dmc_vision size=12m windows=3 seconds=8 "
+        "scripts/bench.py what=train experiment=dmc_vision_2023 size=12m windows=3 seconds=8 "
         "set=[env=pendulum,env.image_size=[64,64],env.num_envs=8,env.vector=async]",
         "scripts/bench.py what=train experiment=pendulum size=tiny batch=2 length=8 horizon=2 "
         "windows=1 seconds=0.2 set=[train_ratio=16]",
