@@ -100,7 +100,7 @@ def branch(
         obs = world.decode(state)
         action = act(obs)
         metrics: dict[str, float] = {}
-        doubt = torch.zeros(())
+        doubt = torch.zeros((), device=action.device)
         if config.doubts:
             doubt = world.uncertainty(state, action)
             metrics["rollout/uncertainty"] = float(doubt.mean())

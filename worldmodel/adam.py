@@ -52,8 +52,9 @@ class Adam(Optimizer):
         self.config = config
         self._groups = [(slice(None), 1.0)]
         if rates is not None:
-            sizes = [sum(p.numel() for p in m.parameters() if p.requires_grad) for _, m in modules]
-            ends = list(itertools.accumulate(sizes))
+            counts = [sum(p.requires_grad for p in m.parameters()) for _, m in modules]
+            rooms = [0, *itertools.accumulate(self.rooms)]
+            ends = [rooms[count] for count in itertools.accumulate(counts)]
             spans = zip([0, *ends], ends, rates, strict=False)
             self._groups = [(slice(a, b), rate) for a, b, rate in spans if b > a]
 

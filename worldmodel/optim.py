@@ -15,6 +15,13 @@ from worldmodel.accel.ranks import Ranks
 from worldmodel.config import check_ranges
 
 
+
+def alignment(device: torch.device) -> int:
+    """Numbers at whose multiples tensors begin in a flat buffer. On a GPU 64 bytes: some of its
+    kernels read four numbers at once, and end the process where those are not aligned."""
+    return 16 if device.type == "cuda" else 1
+
+
 @dataclass
 class OptimConfig:
     """lr: step size after warm-up. warmup: updates over which it rises from 0, linearly.
@@ -60,7 +67,8 @@ class Optimizer(ABC):
     """Differentiates a loss and moves the weights, unless the loss or a gradient is not finite.
 
     Weights, gradients and both moments each live in one flat buffer; the module's tensors are
-    views into it, so that a step is a handful of operations however many tensors there are.
+    views into it, so that a step is a handful of operations however many tensors there are. What
+    is saved has no gaps between them, so that a checkpoint moves between devices.
 
     All that changes from step to step, the number of the step included, lives on the device, and
     `attempt` reads none of it: a GPU need not be waited for, and a recorded step can be replayed.
@@ -79,18 +87,26 @@ class Optimizer(ABC):
         ]
         self.names = [name for name, _ in named]
         self.params: list[Tensor] = [p for _, p in named]
-        self.flat = torch.cat([p.detach().reshape(-1) for p in self.params])
+        sizes = [p.numel() for p in self.params]
+        wide = alignment(self.params[0].device)
+        self.rooms = [-(-size // wide) * wide for size in sizes]
+        self.flat = self.params[0].new_zeros(sum(self.rooms))
         self.grad = torch.zeros_like(self.flat)
         self.mean = torch.zeros_like(self.flat)
         self.square = torch.zeros_like(self.flat)
         self._updates = torch.zeros((), dtype=torch.long, device=self.flat.device)
         self._slower = self.flat.new_ones(())  # what `slow_down` made of the step size so far
-        sizes = [p.numel() for p in self.params]
         shapes = [p.shape for p in self.params]
-        self.grads = [g.view(s) for g, s in zip(self.grad.split(sizes), shapes, strict=True)]
-        for p, data, g in zip(self.params, self.flat.split(sizes), self.grads, strict=True):
+        self.grads = [g.view(s) for g, s in zip(self._parts(self.grad), shapes, strict=True)]
+        for p, data, g in zip(self.params, self._parts(self.flat), self.grads, strict=True):
+            data.copy_(p.detach().reshape(-1))
             p.data = data.view(p.shape)
             p.grad = g
+
+    def _parts(self, flat: Tensor) -> list[Tensor]:
+        """The numbers of each tensor, views into a flat buffer."""
+        rooms = zip(flat.split(self.rooms), self.params, strict=True)
+        return [room[: p.numel()] for room, p in rooms]
 
     def _norms(self) -> Tensor:
         """The norm of each tensor's gradient, or of all together, []."""
@@ -155,8 +171,8 @@ class Optimizer(ABC):
             "updates": self.updates,
             "slower": float(self._slower),
             "names": list(self.names),
-            "mean": self.mean.clone(),
-            "square": self.square.clone(),
+            "mean": torch.cat(self._parts(self.mean)),
+            "square": torch.cat(self._parts(self.square)),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -164,16 +180,19 @@ class Optimizer(ABC):
         updates, slower = state["updates"], state.get("slower", 1.0)
         if type(updates) is not int or updates < 0 or not 0 < slower <= 1:
             raise ValueError(f"The optimizer cannot have done {updates!r} updates, x{slower!r}.")
-        if state["names"] != self.names or state["mean"].shape != self.mean.shape:
+        sizes = [p.numel() for p in self.params]
+        if state["names"] != self.names or state["mean"].numel() != sum(sizes):
             raise ValueError(
                 f"The optimizer state holds {len(state['names'])} tensors, "
                 f"{state['mean'].numel():,} numbers; this model has {len(self.names)} tensors, "
-                f"{self.mean.numel():,} numbers. Load a checkpoint of the same configuration."
+                f"{sum(sizes):,} numbers. Load a checkpoint of the same configuration."
             )
         self.updates = updates
         self._slower.fill_(slower)
-        self.mean.copy_(state["mean"])
-        self.square.copy_(state["square"])
+        for name in ("mean", "square"):
+            parts = zip(self._parts(getattr(self, name)), state[name].split(sizes), strict=True)
+            for here, there in parts:
+                here.copy_(there)
 
 
 class LaProp(Optimizer):

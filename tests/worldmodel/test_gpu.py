@@ -40,6 +40,19 @@ def test_the_kernels_equal_their_definitions(which: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@needs_triton
+def test_no_argument_is_hidden_by_what_triton_wraps_around_a_kernel() -> None:
+    from triton.runtime.jit import JITFunction
+
+    from worldmodel.accel import gpu
+    from worldmodel.rssm import gpu as rssm_gpu
+
+    found = [x for m in (gpu.kernels, rssm_gpu.kernels) for x in vars(m).values()]
+    names = {name for x in found if isinstance(x, JITFunction) for name in x.arg_names}
+    assert {"grad", "WIDE"} < names
+    assert not names & {"params", "specialization", "options", "backend", "specialize_impl"}
+
+
 def signature(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[dict, dict]:
     """The types of a kernel's arguments, and the values that are compiled in, as in a launch."""
     given = dict(zip(kernel.arg_names, args, strict=False))

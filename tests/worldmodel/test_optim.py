@@ -239,6 +239,40 @@ def test_state_continues_where_it_was_saved() -> None:
     assert state["updates"] == 3  # what was saved did not move on
 
 
+@pytest.mark.parametrize("kind", ["laprop", "adam"])
+def test_aligned_tensors_learn_the_same_and_their_state_moves(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(wide: int) -> tuple[nn.ModuleList, LaProp | Adam]:
+        monkeypatch.setattr("worldmodel.optim.alignment", lambda device: wide)
+        torch.manual_seed(0)
+        parts = nn.ModuleList([nn.Linear(3, 5), nn.Linear(5, 2)])
+        named = [("a", parts[0]), ("b", parts[1])]
+        if kind == "laprop":
+            return parts, LaProp(named, OptimConfig(lr=1e-2, warmup=0))
+        config = AdamConfig(lr=1e-2, clip=0.1, decay=0.1)
+        return parts, Adam(named, config, rates=(1.0, 0.5))
+
+    def learn(parts: nn.ModuleList, optim: LaProp | Adam) -> None:
+        x = torch.linspace(-1, 1, 12).view(4, 3)
+        optim.step(parts[1](parts[0](x).tanh()).square().sum())
+
+    (tight, close), (roomy, apart) = make(1), make(16)
+    assert all(p.data_ptr() % 64 == apart.flat.data_ptr() % 64 for p in apart.params)
+    assert apart.flat.numel() == 16 * 4 > close.flat.numel()
+    for _ in range(3):
+        learn(tight, close)
+        learn(roomy, apart)
+    apart.load_state_dict(close.state_dict())
+    roomy.load_state_dict(tight.state_dict())
+    learn(tight, close)
+    learn(roomy, apart)
+    for ours, theirs in zip(roomy.parameters(), tight.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    for name in ("mean", "square"):
+        torch.testing.assert_close(apart.state_dict()[name], close.state_dict()[name])
+
+
 def test_state_of_another_model_is_refused() -> None:
     state = LaProp([("l", nn.Linear(2, 2))], OptimConfig()).state_dict()
     other = LaProp([("l", nn.Linear(2, 3))], OptimConfig())

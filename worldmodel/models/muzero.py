@@ -259,7 +259,7 @@ class MuZeroWorld(nn.Module):
         if not self.config.scaled:
             return x
         flat = x.flatten(2) if x.ndim == 4 else x
-        low, high = torch.aminmax(flat, dim=-1, keepdim=True)
+        low, high = flat.amin(-1, keepdim=True), flat.amax(-1, keepdim=True)
         width = high - low
         flat = (flat - low) / (width + 1e-5 * (width < 1e-5))
         return flat.view_as(x) if x.ndim == 4 else flat

@@ -104,7 +104,7 @@ class Predictor(nn.Module):
             noise = beta / (alpha - 1)
             return Outcome(gamma, noise, noise / nu, goes_on)
         mean, log_variance, goes_on = self._gaussian(raw, x, chosen)
-        nothing = torch.zeros(()).expand_as(mean)
+        nothing = mean.new_zeros(()).expand_as(mean)
         return Outcome(
             mean, log_variance.exp() if self.probabilistic else nothing, nothing, goes_on
         )

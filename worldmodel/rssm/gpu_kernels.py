@@ -2,7 +2,8 @@
 
 A program handles a row b, or some numbers of it, and adds to the sums over rows that belong to it
 alone. Biases, scales, noise and sums are float32. `worldmodel.rssm.steps` says what each kernel
-computes.
+computes. No argument may be called params, options, specialization or backend: Triton wraps a
+kernel in a function with local names like these.
 """
 
 from __future__ import annotations
@@ -173,7 +174,7 @@ def softmax(x):
 
 @triton.jit
 def one_hot(
-    params,
+    logits,
     bias,
     noise,
     out,
@@ -190,11 +191,11 @@ def one_hot(
     k = tl.arange(0, WIDE)[None, :]
     inside = (row < n)[:, None] & (k < c)
     at = row[:, None] * c + k
-    x = tl.load(params + at, mask=inside, other=0.0).to(tl.float32)
+    x = tl.load(logits + at, mask=inside, other=0.0).to(tl.float32)
     if BIAS:
         x += tl.load(bias + (row % groups)[:, None] * c + k, mask=inside, other=0.0)
-        x = x.to(params.dtype.element_ty).to(tl.float32)
-        tl.store(params + at, x, mask=inside)
+        x = x.to(logits.dtype.element_ty).to(tl.float32)
+        tl.store(logits + at, x, mask=inside)
     p = softmax(tl.where(k < c, x, -float("inf")))
     clock = -tl.log(tl.load(noise + at, mask=inside, other=0.5))
     counts = (k < c) & (p == p)  # a NaN takes no part
@@ -205,46 +206,46 @@ def one_hot(
 
 
 @triton.jit
-def one_hot_back(grad, params, dparams, n, c, unimix, ROWS: tl.constexpr, WIDE: tl.constexpr):
+def one_hot_back(grad, logits, dlogits, n, c, unimix, ROWS: tl.constexpr, WIDE: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     k = tl.arange(0, WIDE)[None, :]
     inside = (row < n)[:, None] & (k < c)
     at = row[:, None] * c + k
-    x = tl.load(params + at, mask=inside, other=0.0).to(tl.float32)
+    x = tl.load(logits + at, mask=inside, other=0.0).to(tl.float32)
     p = softmax(tl.where(k < c, x, -float("inf")))
     g = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
     d = (1.0 - unimix) * p * (g - tl.sum(p * g, 1)[:, None])
-    d += tl.load(dparams + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(dparams + at, d, mask=inside)
+    d += tl.load(dlogits + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(dlogits + at, d, mask=inside)
 
 
 @triton.jit
-def normal(params, bias, noise, out, n, groups, BIAS: tl.constexpr, ROWS: tl.constexpr):
-    """mean + std * noise, [n], of params [n, 2] (see `RSSM.dist`)."""
+def normal(stats, bias, noise, out, n, groups, BIAS: tl.constexpr, ROWS: tl.constexpr):
+    """mean + std * noise, [n], of stats [n, 2] (see `RSSM.dist`)."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < n
-    mean = tl.load(params + 2 * row, mask=inside, other=0.0).to(tl.float32)
-    raw = tl.load(params + 2 * row + 1, mask=inside, other=0.0).to(tl.float32)
+    mean = tl.load(stats + 2 * row, mask=inside, other=0.0).to(tl.float32)
+    raw = tl.load(stats + 2 * row + 1, mask=inside, other=0.0).to(tl.float32)
     if BIAS:
         to = bias + row % groups * 2
         mean += tl.load(to, mask=inside, other=0.0)
         raw += tl.load(to + 1, mask=inside, other=0.0)
-        mean = mean.to(params.dtype.element_ty).to(tl.float32)
-        raw = raw.to(params.dtype.element_ty).to(tl.float32)
-        tl.store(params + 2 * row, mean, mask=inside)
-        tl.store(params + 2 * row + 1, raw, mask=inside)
+        mean = mean.to(stats.dtype.element_ty).to(tl.float32)
+        raw = raw.to(stats.dtype.element_ty).to(tl.float32)
+        tl.store(stats + 2 * row, mean, mask=inside)
+        tl.store(stats + 2 * row + 1, raw, mask=inside)
     z = tl.load(noise + row, mask=inside, other=0.0)
     tl.store(out + row, mean + (2.0 * sigmoid(raw * 0.5) + 0.1) * z, mask=inside)
 
 
 @triton.jit
-def normal_back(grad, params, noise, dparams, n, ROWS: tl.constexpr):
+def normal_back(grad, stats, noise, dstats, n, ROWS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < n
     g = tl.load(grad + row, mask=inside, other=0.0).to(tl.float32)
-    q = sigmoid(tl.load(params + 2 * row + 1, mask=inside, other=0.0).to(tl.float32) * 0.5)
+    q = sigmoid(tl.load(stats + 2 * row + 1, mask=inside, other=0.0).to(tl.float32) * 0.5)
     z = tl.load(noise + row, mask=inside, other=0.0)
-    mean = tl.load(dparams + 2 * row, mask=inside, other=0.0).to(tl.float32)
-    raw = tl.load(dparams + 2 * row + 1, mask=inside, other=0.0).to(tl.float32)
-    tl.store(dparams + 2 * row, mean + g, mask=inside)
-    tl.store(dparams + 2 * row + 1, raw + g * z * q * (1.0 - q), mask=inside)
+    mean = tl.load(dstats + 2 * row, mask=inside, other=0.0).to(tl.float32)
+    raw = tl.load(dstats + 2 * row + 1, mask=inside, other=0.0).to(tl.float32)
+    tl.store(dstats + 2 * row, mean + g, mask=inside)
+    tl.store(dstats + 2 * row + 1, raw + g * z * q * (1.0 - q), mask=inside)
