@@ -19,7 +19,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from agents.apps.evaluate import evaluate_command
 from agents.dreamer import Dreamer
+from agents.run.cli import train_command
 from agents.run.train import train
 from scripts.studies import bench_subject
 from scripts.studies.bench_faults import Settings, compare, small_run
@@ -37,6 +39,23 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first
 CPU = torch.device("cpu")
 BOUNDS = {"float32": 1e-3, "bfloat16": 0.05}
 UPDATES = 8
+# Every agent but those that learn a table: its preset, made small.
+WORDS = {
+    "dreamer": "steps=300 prefill=200",
+    "planet": "experiment=planet_small steps=520 prefill=500",
+    "pets": "experiment=pets_pendulum steps=210 prefill=200",
+    "priors": "experiment=pets_pendulum steps=210 prefill=200 agent.model.kind=priors",
+    "mbpo": "agent=mbpo steps=410",
+    "dqn": "agent=dqn steps=1100",
+    "sac": "agent=sac steps=1100",
+    "tdmpc2": "agent=tdmpc2 steps=300 prefill=250 first_updates=20",
+    "tdmpc2_pixels": "experiment=tdmpc2_pixels env=pendulum steps=260 prefill=250 first_updates=5",
+    "muzero": "agent=muzero steps=560",
+    "gumbel_muzero": "experiment=gumbel_muzero env=cartpole_state steps=560 prefill=500",
+    "efficientzero": "experiment=efficientzero env=cartpole steps=210 prefill=200",
+    "world_models": "agent=world_models agent.iterations=1 agent.collect=300 agent.vae_updates=5 "
+    "agent.rnn_updates=5 agent.search.generations=2",
+}
 
 
 @pytest.fixture
@@ -124,8 +143,8 @@ def test_one_that_is_not_finite_is_told_one_later_and_changes_nothing(gpu: torch
     sample = replay.sample
     before = agent.optim.flat.clone()
 
-    def poisoned(*args: Any) -> Batch:
-        batch: Batch = sample(*args)
+    def poisoned(*args: Any, **options: Any) -> Batch:
+        batch: Batch = sample(*args, **options)
         batch.reward[0, 1] = float("nan")
         return batch
 
@@ -169,3 +188,13 @@ def test_small_agents_learn_as_on_a_cpu_and_move_there(gpu: torch.device, make: 
     np.testing.assert_allclose(
         there.act(obs, mode="mode")[0], here.act(obs, mode="mode")[0], atol=1e-4
     )
+
+
+@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
+def test_every_agent_trains_here_and_plays_on_a_cpu(
+    gpu: torch.device, words: str, tmp_path: Path
+) -> None:
+    run, said = f"run={tmp_path / 'run'}", list[str]()
+    common = [run, f"device={gpu}", "final_episodes=1", "eval_every=0", "video_every=0"]
+    assert train_command(said.append, [*common, *words.split()]) == 0, said[-1]
+    assert evaluate_command(said.append, [run, "device=cpu", "episodes=1"]) == 0, said[-1]

@@ -15,7 +15,6 @@ from worldmodel.accel.ranks import Ranks
 from worldmodel.config import check_ranges
 
 
-
 def alignment(device: torch.device) -> int:
     """Numbers at whose multiples tensors begin in a flat buffer. On a GPU 64 bytes: some of its
     kernels read four numbers at once, and end the process where those are not aligned."""

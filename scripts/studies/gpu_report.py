@@ -26,7 +26,7 @@ from worldmodel.log import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 UPDATES, LOOP, PRECISION, TESTS = ("update_12m", "update_50m"), "loop", "precision", "tests"
-GPU_TESTS = "tests/test_cuda.py -m gpu -q"
+GPU_TESTS = "tests/test_cuda.py -m gpu -q -n 6"
 SMALL = "experiment=none size=tiny batch=2 length=4 image=32 horizon=2"
 # Each step: its words, and for size=tiny others, which go through the same code in seconds.
 COMMANDS: dict[str, tuple[str, str]] = {
