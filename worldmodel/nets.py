@@ -147,15 +147,6 @@ class Conv2d(nn.Conv2d):
         assert self.bias is not None
         nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        spare = -self.in_channels % 8
-        if not spare or not fused.on_gpu(x):
-            return super().forward(x)
-        # Zeros up to eight channels: of an image's three, a GPU multiplies far more slowly.
-        x = F.pad(x.permute(0, 2, 3, 1), (0, spare)).permute(0, 3, 1, 2)
-        weight = F.pad(self.weight, (0, 0, 0, 0, 0, spare))
-        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
-
 
 class UpConv2d(nn.ConvTranspose2d):
     """Transposed convolution that doubles the size (kernel 4, stride 2)."""

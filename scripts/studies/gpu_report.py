@@ -26,7 +26,7 @@ from worldmodel.log import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 UPDATES, LOOP, PRECISION, TESTS = ("update_12m", "update_50m"), "loop", "precision", "tests"
-GPU_TESTS = "tests/test_cuda.py -m gpu -q -n 6"
+GPU_TESTS = "tests/test_cuda.py -m gpu -n 6"
 SMALL = "experiment=none size=tiny batch=2 length=4 image=32 horizon=2"
 # Each step: its words, and for size=tiny others, which go through the same code in seconds.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -40,7 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     LOOP: (
         "scripts/bench.py what=train experiment=dmc_vision_2023 size=12m windows=3 seconds=8 "
-        "set=[env=pendulum,env.image_size=[64,64],env.num_envs=8,env.vector=async]",
+        """'set=["env=pendulum","env.image_size=[64,64]","env.num_envs=8","env.vector=async"]'""",
         "scripts/bench.py what=train experiment=pendulum size=tiny batch=2 length=8 horizon=2 "
         "windows=1 seconds=0.2 set=[train_ratio=16]",
     ),
@@ -66,8 +66,9 @@ AIMS = {
 
 @dataclass
 class Settings:
-    """out: a folder for report.json, report.md and report.png. device: cuda, or cpu to go through
-    every step. size: paper, or tiny for a trial of seconds. minutes: after which none goes on."""
+    """out: a folder for report.json, report.md, report.png and a log of each step. device: cuda, or
+    cpu to go through every step. size: paper, or tiny for a trial of seconds. minutes: after which
+    none goes on."""
 
     out: str = "runs/gpu-report"
     device: str = "cuda"
@@ -141,12 +142,15 @@ def run_step(name: str, settings: Settings, left: float) -> dict[str, Any]:
         done = subprocess.run(
             [sys.executable, *words], cwd=ROOT, timeout=left, capture_output=True, text=True
         )
+        (Path(settings.out) / f"{name}.log").write_text(done.stdout + done.stderr)
         lines = [line for line in done.stdout.splitlines() if line.strip()]
         found["lines"] = [json.loads(line) for line in lines if line.startswith("{")]
         found["said"] = lines[-1] if lines else ""
         if done.returncode:
+            failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
             errors = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-            found["error"] = f"ended with {done.returncode}: {(errors or ['nothing said'])[-1]}"
+            why = "; ".join(failed) or (errors or ["nothing said"])[-1]
+            found["error"] = f"ended with {done.returncode}: {why} ({name}.log has all it said)"
     except subprocess.TimeoutExpired:
         found["error"] = f"was stopped after {left:.0f} s, as no more time was left"
     found["seconds"] = round(time.monotonic() - began, 1)

@@ -51,10 +51,15 @@ def test_a_step_that_fails_or_has_no_time_leaves_the_others(
     commands = dict.fromkeys(gpu_report.COMMANDS, ("-c pass", "-c pass"))
     commands["update_12m"] = ("-c ''", "-c 'import sys; sys.exit(\"no memory\")'")
     commands["loop"] = ("-c ''", "-c 'import time; time.sleep(600)'")
+    two = "-c 'print(\"FAILED a\\nERROR b\\nall in all\"); raise SystemExit(1)'"
+    commands["tests"] = (two, two)
     monkeypatch.setattr(gpu_report, "COMMANDS", commands)
     settings = gpu_report.Settings(str(tmp_path), "cpu", "tiny", minutes=0.05)
     report = gpu_report.measure(settings, lambda _: None)
-    assert report["steps"]["update_12m"]["error"] == "ended with 1: no memory"
+    error = report["steps"]["update_12m"]["error"]
+    assert error == "ended with 1: no memory (update_12m.log has all it said)"
+    assert (tmp_path / "update_12m.log").read_text() == "no memory\n"
+    assert report["steps"]["tests"]["error"].startswith("ended with 1: FAILED a; ERROR b (tests")
     assert "was stopped after" in report["steps"]["loop"]["error"]
     assert report["steps"].keys() == commands.keys()
     gpu_report.draw(report, tmp_path / "report.png")

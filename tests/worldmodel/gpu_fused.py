@@ -14,7 +14,6 @@ from torch import Tensor
 
 from tests.worldmodel.gpu_doubles import DEVICE, launched, pretend
 from worldmodel.accel import fused, gpu
-from worldmodel.nets import Conv2d
 
 # Of the largest number: rounding in the type that lies in memory, and some for sums of it.
 EXACT = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -183,20 +182,3 @@ def test_a_gpu_on_which_triton_fails_is_reported(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(gpu, "launch", fails)
     with pytest.warns(RuntimeWarning, match="cannot run .* Failed to find C compiler"):
         assert not gpu.works(DEVICE)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("channels", "stride"), [(3, 1), (5, 2), (8, 1)])
-def test_a_convolution_of_few_channels_is_the_same_with_zeros_beside_them(
-    channels: int, stride: int, dtype: torch.dtype
-) -> None:
-    torch.manual_seed(0)
-    conv = Conv2d(channels, 6, 5 if stride == 1 else 4, stride).to(DEVICE, dtype)
-    x = draw(2, channels, 8, 8, seed=1).to(dtype).requires_grad_()
-    results = []
-    for out in (conv(x), torch.nn.Conv2d.forward(conv, x)):
-        weight = draw(*out.shape, seed=9).to(dtype)
-        learned = [x, *conv.parameters()]
-        results.append([out, *torch.autograd.grad((out * weight).sum(), learned)])
-    for ours, plain in zip(*results, strict=True):
-        torch.testing.assert_close(ours, plain, rtol=2 * EXACT[dtype], atol=2 * EXACT[dtype])
