@@ -117,7 +117,7 @@ class Search:
         )  # fmt: skip
         self.dreams.nonfinite += wrong
         if again or wrong:
-            state = tree.where(torch.from_numpy(edge == NONE), before, state)
+            state = tree.where(self._index(edge == NONE), before, state)
         value = self._open(self._new, state, None)
         if c.steps:
             value = self._roll(state)
