@@ -58,7 +58,8 @@ class Surprises(Protocol[S_contra]):
     ) -> Tensor:
         """Nats [B] that obs [B, ...] tells beyond what was predicted for it from the state before
         it and the action [B, A] that led to it; beyond what `believed` predicts, another state
-        before it, where that is given. Draws nothing."""
+        before it, where that is given. [B, K] for K actions [B, K, A] that may have led to it.
+        Draws nothing."""
         ...
 
 

@@ -84,12 +84,15 @@ class DeployConfig:
     enter_ticks: unknown observations in a row before the world counts as unknown. leave_ticks: good
     ticks in a row before it counts as known again. A tick is good when the score is at most
     leave_level times the threshold. watch: in an unknown world the policy acts as long as it does
-    no harm by the rewards that arrive (agents/deploy/earnings.py); false, or where no reward
-    arrives or the detector was calibrated without them: the fallback acts at once.
+    no harm by the rewards that arrive (agents/deploy/earnings.py). Where none arrives, or the
+    detector was calibrated without them, the fallback acts at once, and the policy is tried for
+    grace_ticks when the world has stayed unknown under it for doubt_ticks, then after twice as
+    long, and so on (0: never). false: the fallback acts at once, for as long as it takes.
 
     recover_ticks: ticks on time and sound in a row before the policy returns after any other fault.
     grace_ticks: after that return, in which an unknown world is laid to the fallback that led
-    there, so that the policy acts; a world that was unknown before the fault stays unknown.
+    there, so that the policy acts; a world that was unknown before the fault stays unknown. The
+    same for a policy that is tried.
 
     max_age_ms: of an observation by its time stamp, seconds of time.monotonic() (not time.time()),
     which must then be given and rise from tick to tick; null: time stamps are not looked at.
@@ -114,6 +117,7 @@ class DeployConfig:
     leave_ticks: int = 10
     recover_ticks: int = 2
     grace_ticks: int = 30
+    doubt_ticks: int = 10
     leave_level: float = 0.9
     watch: bool = True
     max_age_ms: float | None = None
@@ -134,7 +138,7 @@ class DeployConfig:
             "period_ms": time, "soft_ms": time, "hard_ms": time, "max_age_ms": time,
             "restart_ms": time, "max_repeats": ticks, "enter_ticks": (1, 1e9),
             "leave_ticks": (1, 1e9), "recover_ticks": (1, 1e9), "leave_level": (0, 1),
-            "grace_ticks": ticks,
+            "grace_ticks": ticks, "doubt_ticks": ticks,
             "max_gap": ticks, "warmup": (1, 1e6), "log_mb": (0.001, 1e6), "log_files": (0, 1000),
         })  # fmt: skip
         for name in ("on_late", "on_nonfinite"):

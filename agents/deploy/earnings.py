@@ -1,8 +1,9 @@
 """Unknown is not yet harmful: what tells them apart is what arrives.
 
 While the world is unknown, the policy acts as long as the rewards that arrive keep up with the
-least that its ordinary episodes ever brought, or with what the fallback is known to bring. Where
-they do not, the fallback acts, and gives way in its turn when it brings less than the policy did.
+least that its ordinary episodes had brought by the same tick, or with what the fallback is known to
+bring. Where they do not, the fallback acts, and gives way in its turn when it brings less than the
+policy did.
 
 Rewards are compared as running means a tick. `measure` finds the three numbers when the detector
 is calibrated; an `Account` follows one robot.
@@ -29,26 +30,29 @@ from worldmodel.types import ActionSpec
 
 KEY = "earnings"  # in a detector's calibration
 RATE = 0.1  # of the running means, a tick
-SELDOM = 0.01  # the share of ordinary episodes that fall below the floor at their worst tick
+SELDOM = 0.1  # the share of ordinary episodes that lie below the floor at a tick
+EVERY = 10  # ticks between two entries of the floor
 
 
 @dataclass(frozen=True)
 class Earnings:
     """Rewards a tick, as calibration found them.
 
-    policy: on average. floor: the running mean that ordinary episodes seldom fall below, ever.
-    fallbacks: by `name_of`, from where each took over in mid-episode to the time at which the
-    episode would have ended; after an early end there is nothing more. rate: of the running means.
+    policy: on average. floor: the running mean that ordinary episodes seldom lie below at their
+    first tick and every tenth from there on; the last one holds from then on. fallbacks: by
+    `name_of`, from where each took over in mid-episode to the time at which the episode would have
+    ended; after an early end there is nothing more. rate: of the running means.
     """
 
     policy: float
-    floor: float
+    floor: Sequence[float]
     fallbacks: Mapping[str, float]
     rate: float = RATE
 
     def __str__(self) -> str:
         safe = ", ".join(f"{name} {value:.3g}" for name, value in self.fallbacks.items())
-        return f"rewards a tick: policy {self.policy:.3g} (floor {self.floor:.3g}), {safe}"
+        low, high = min(self.floor), max(self.floor)
+        return f"rewards a tick: policy {self.policy:.3g} (floor {low:.3g} to {high:.3g}), {safe}"
 
 
 def name_of(config: FallbackConfig) -> str:
@@ -77,10 +81,11 @@ class Account:
     def reset(self) -> None:
         """A new episode: as much as calibration promises."""
         self.policy, self.fallback = self._known.policy, self._promise
-        self._left = 0
+        self._left = self._ticks = 0
 
     def credit(self, reward: float, policy: bool) -> None:
         """A reward that arrived, for who acted."""
+        self._ticks += 1
         rate = self._known.rate
         if policy:
             self.policy += rate * (reward - self.policy)
@@ -96,7 +101,8 @@ class Account:
         if away:
             switch = self.fallback < self.policy
         else:
-            switch = self.policy < min(self._known.floor, self.fallback)
+            floor = self._known.floor[min(self._ticks // EVERY, len(self._known.floor) - 1)]
+            switch = self.policy < min(floor, self.fallback)
         if switch:
             self._left = round(1 / self._known.rate)
         return away != switch
@@ -112,21 +118,29 @@ def measure(
     """
     rewards = [track.reward[1:] for track in ordinary if track.reward is not None]
     mean = float(np.mean(np.concatenate(rewards)))
-    lows = [_lowest(one, mean) for one in rewards]
+    floor = _floor([_running(one, mean) for one in rewards])
     length = round(float(np.median([len(one) for one in rewards])))
     found = {}
     for config in progress.each(_measured(own, policy.spec.action), "seeing what fallbacks earn"):
         found[name_of(config)] = _handed_over(policy, config, length, episodes, seed)
-    return Earnings(mean, float(np.quantile(lows, SELDOM)), found)
+    return Earnings(mean, floor, found)
 
 
-def _lowest(rewards: np.ndarray, start: float) -> float:
-    """The least that a running mean comes to."""
-    low = mean = start
+def _running(rewards: np.ndarray, start: float) -> list[float]:
+    """The running mean after each reward [T], and before the first: [T + 1]."""
+    means = [start]
     for reward in rewards:
-        mean += RATE * (float(reward) - mean)
-        low = min(low, mean)
-    return low
+        means.append(means[-1] + RATE * (float(reward) - means[-1]))
+    return means
+
+
+def _floor(means: list[list[float]]) -> list[float]:
+    """What episodes seldom lie below at every tenth tick, as long as most of them last."""
+    lasts = round(float(np.median([len(one) for one in means])))
+    return [
+        float(np.quantile([one[t] for one in means if len(one) > t], SELDOM))
+        for t in range(0, lasts, EVERY)
+    ]
 
 
 def _measured(own: FallbackConfig, action: ActionSpec) -> list[FallbackConfig]:
@@ -190,8 +204,9 @@ def of_calibration(calibration: Mapping[str, Any] | None) -> Earnings | None:
         return None
     try:
         known = Earnings(**found)
-        numbers = [known.policy, known.floor, known.rate, *known.fallbacks.values()]
-        if not np.isfinite(np.asarray(numbers, float)).all() or not 0 < known.rate <= 1:
+        numbers = [known.policy, *known.floor, known.rate, *known.fallbacks.values()]
+        sound = bool(known.floor) and bool(np.isfinite(np.asarray(numbers, float)).all())
+        if not sound or not 0 < known.rate <= 1:
             raise ValueError(f"{numbers}")
     except (TypeError, ValueError, AttributeError) as error:
         raise ConfigError(

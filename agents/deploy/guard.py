@@ -49,16 +49,19 @@ class Guard:
 
     account: what it earned, None where that is not to be looked at.
 
-    unknown: whether the world counts as unknown; calm: good ticks in a row since. faulty: whether
-    the fallback is in charge for a fault; sound: ticks without one since. grace: ticks in which an
-    unknown world is laid to the fallback. strange: unknown observations in a row. repeats: previous
-    actions in a row. away: whether the fallback is in charge, for whatever reason.
+    unknown: whether the world counts as unknown; calm: good ticks in a row since. kept: ticks in a
+    row that it stayed so under the fallback; doubt: how many of them put the blame on it. faulty:
+    whether the fallback is in charge for a fault; sound: ticks without one since. grace: ticks in
+    which an unknown world is laid to the fallback. strange: unknown observations in a row. repeats:
+    previous actions in a row. away: whether the fallback is in charge, for whatever reason.
     """
 
     config: DeployConfig
     account: Account | None = None
     unknown: bool = False
     calm: int = 0
+    kept: int = 0
+    doubt: int = 0
     faulty: bool = False
     sound: int = 0
     grace: int = 0
@@ -68,7 +71,8 @@ class Guard:
     paid: bool = False  # whether a reward arrived for the last action
 
     def begin(self) -> None:
-        """A new episode: what was earned before does not count."""
+        """A new episode: what was before does not count."""
+        self.doubt = self.config.doubt_ticks
         if self.account is not None:
             self.account.reset()
 
@@ -79,7 +83,12 @@ class Guard:
             self.account.credit(reward, policy=not self.away)
 
     def decide(
-        self, fault: str, value: float | None, unknown: bool, level: float | None, hold: bool
+        self,
+        fault: str,
+        value: float | None,
+        unknown: bool,
+        level: float | None,
+        hold: bool,
     ) -> Verdict:
         """fault: why the policy's answer cannot be used ("" where it can). value: the score, None
         where there is no detector. unknown: what the detector says. level: value in units of the
@@ -95,6 +104,7 @@ class Guard:
             if self.sound < self.config.recover_ticks or hold:
                 return Verdict(FALLBACK, WAITING)
             self.faulty, self.away = False, self.unknown
+        self._doubt_fallback(unknown, hold)
         excused = self._look(unknown, level)
         if self._steps_back(hold):
             self.away = True
@@ -102,6 +112,18 @@ class Guard:
         self.away = False
         watched = self.unknown or excused
         return Verdict(POLICY, WATCHED if watched else OK, caution(self.config.caution, level))
+
+    def _doubt_fallback(self, unknown: bool, hold: bool) -> None:
+        """Try the policy, as after a fault, where no reward says who does better and the world
+        stays unknown under the fallback: perhaps for its sake. Each time after twice as long."""
+        if not (unknown or self.unknown or self.grace):
+            self.doubt = self.config.doubt_ticks
+        silent = self.account is None or not self.paid
+        stays = self.away and self.unknown and silent and self.config.watch
+        self.kept = self.kept + 1 if stays else 0
+        if stays and self.kept >= self.doubt and self.doubt and not hold:
+            self.unknown, self.grace = False, self.config.grace_ticks
+            self.kept, self.doubt = 0, 2 * self.doubt
 
     def _look(self, unknown: bool, level: float | None) -> bool:
         """Find out whether the world counts as unknown from now on; the answer is whether an

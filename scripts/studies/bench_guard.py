@@ -7,10 +7,13 @@ are compared as shares of the span from random actions (0) to the policy on an o
     short     how far the guarded mean lies below the better of the other two, as a share of the
               span; below 0 it lies above both. With a 90% interval over the episodes (bootstrap).
     stall     ticks that are lost after as many without any answer, until the policy acts again
+    covered   the same after as many in which something covered the picture, where no reward arrives
 
 Nothing here keeps a period: the deadlines are wide, so that only detector and guard decide. All
-episodes of a shift are played side by side. What was played stays in `folder`, so that a study that
-was stopped goes on, and other settings of the guard play its own episodes alone again.
+episodes of a shift are played side by side, and with the same draws by the policy whether it is
+guarded or not: until a fallback acts, the two are the same to the last digit, and where none does,
+only the guarded episode is played. What was played stays in `folder`, so that a study that was
+stopped goes on, and other settings of the guard play its own episodes alone again.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +36,7 @@ from agents.deploy import fallback, sources
 from agents.deploy.config import DeployConfig
 from agents.deploy.decision import ALARMS
 from agents.deploy.episodes import play_out
+from agents.deploy.inputs import blank
 from agents.deploy.trial import World
 from scripts.studies import unseen
 from scripts.studies.bench import check_known, check_shifts
@@ -42,6 +46,8 @@ from worldmodel.accel import devices
 from worldmodel.config import check_ranges
 from worldmodel.envs import EnvError
 from worldmodel.envs.shifts import LEVELS, SHIFTS, shift_named
+from worldmodel.ood import store
+from worldmodel.types import EnvSpec
 
 Row = dict[str, Any]
 GUARDED, POLICY, FALLBACK, RANDOM = "guarded", "policy", "fallback", "random"
@@ -51,9 +57,9 @@ GUARDED, POLICY, FALLBACK, RANDOM = "guarded", "policy", "fallback", "random"
 class Settings:
     """run: a run with a detector, or its export. shifts: of `worldmodel.envs.shifts`, or your own
     (module:Class). levels: mild, middle, strong. episodes: of each. ordinary: without a shift.
-    onset: tick at which the shift begins. within: ticks. stalls: their lengths in ticks, from
-    `stall_at` on. folder: of the study; empty: <run>/guard (beside an export). deploy: of the loop;
-    its times are not looked at."""
+    onset: tick at which the shift begins. within: ticks. stalls, covered: their lengths in ticks,
+    from `stall_at` on. folder: of the study; empty: <run>/guard (beside an export). deploy: of the
+    loop; its times are not looked at."""
 
     run: str = MISSING
     folder: str = ""
@@ -64,6 +70,7 @@ class Settings:
     onset: int = 20
     within: int = 10
     stalls: list[int] = field(default_factory=lambda: [3, 20])
+    covered: list[int] = field(default_factory=lambda: [5, 20])
     stall_at: int = 40
     seed: int = 0
     threads: int = 1
@@ -84,14 +91,43 @@ def measure(settings: Settings) -> Iterator[Mapping[str, Any]]:
     devices.set_threads(settings.threads)
     study = Study(settings)
     ordinary = study.ordinary()
-    stalls: list[Mapping[str, Any]] = [study.stalled(ticks) for ticks in settings.stalls]
+    troubles: list[Row] = [study.stalled(ticks) for ticks in settings.stalls]
     rows: list[Row] = []
+    for ticks in settings.covered:
+        try:
+            troubles.append(study.covered(ticks))
+        except EnvError as error:
+            yield {"covered": ticks, "left_out": str(error)}
     for name in settings.shifts:
         try:
             rows += study.shifted(name)
         except EnvError as error:
             yield {"shift": name, "left_out": str(error)}
-    yield from verdict(rows, ordinary, stalls, settings.within)
+    yield from verdict(rows, ordinary, troubles, settings.within)
+
+
+class _Over:
+    """In the place of an environment that is not played: its episode ends at once."""
+
+    def __init__(self, spec: EnvSpec) -> None:
+        self._obs = {key: value[0] for key, value in blank(spec, 1).items()}
+
+    def reset(self) -> tuple[Any, dict[str, Any]]:
+        return self._obs, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return self._obs, 0.0, True, False, {}
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class Trouble(NamedTuple):
+    """From tick `begin` up to `end` nothing is sensed (blind), or no reward ever arrives."""
+
+    begin: int
+    end: int
+    blind: bool
 
 
 class Study:
@@ -114,21 +150,42 @@ class Study:
         """The engine without its detector, and what it observes and does."""
         return sources.Source(self.settings.run, guard=False).engine()
 
+    @cached_property
+    def detector(self) -> Any:
+        """What tells it from any other."""
+        if sources.is_export(run := self.settings.run):
+            return (Path(run) / "SHA256SUMS").read_text()
+        return store.read(run) if store.exists(run) else None
+
     def ordinary(self) -> Row:
         """Without a shift: guarded, the policy, and random actions."""
         count = self.settings.ordinary
         worlds = [World(self.env)] * count
-        found = {who: self.played(who, "", worlds, count) for who in (GUARDED, POLICY, RANDOM)}
+        found = self.both("", worlds, count) | {RANDOM: self.played(RANDOM, "", worlds, count)}
         return {"fallback_name": self.deploy.fallback.name, **found}
+
+    def both(self, about: str, worlds: list[World], every: int) -> dict[str, Row]:
+        """Guarded and alone. Where nobody but the policy acted, its return is known already."""
+        guarded = self.played(GUARDED, about, worlds, every)
+        parted = tuple(int(i) for i in np.flatnonzero(guarded["away"]))
+        alone = self.played(POLICY, about, worlds, every, only=parted)["returns"] if parted else []
+        returns = [alone[i] if i in parted else one for i, one in enumerate(guarded["returns"])]
+        return {GUARDED: guarded, POLICY: {"returns": returns}}
 
     def stalled(self, ticks: int) -> Row:
         """Ordinary episodes in which nobody answers for some ticks."""
-        count = self.settings.episodes
-        about = f"stall-{ticks}-at-{self.settings.stall_at}"
-        return {
-            "stall": ticks,
-            **self.played(GUARDED, about, [World(self.env)] * count, count, stall=ticks),
-        }
+        return {"stall": ticks, **self._troubled(f"stall-{ticks}", ticks, World(self.env), True)}
+
+    def covered(self, ticks: int) -> Row:
+        """Episodes in which something covers the picture for some ticks, without any rewards."""
+        world = World(self.env, unseen.COVERED, float(ticks), self.settings.stall_at)
+        return {"covered": ticks, **self._troubled(f"covered-{ticks}", ticks, world, False)}
+
+    def _troubled(self, name: str, ticks: int, world: World, blind: bool) -> Row:
+        s = self.settings
+        trouble = Trouble(s.stall_at, s.stall_at + ticks, blind)
+        about = f"{name}-at-{s.stall_at}"
+        return self.played(GUARDED, about, [world] * s.episodes, s.episodes, trouble)
 
     def shifted(self, name: str) -> list[Row]:
         """The rows of one shift, a level each. Raises EnvError where it cannot be shown."""
@@ -141,7 +198,7 @@ class Study:
         blind = shift.kind != "dynamics" and self.deploy.fallback.name in fallback.KNOWN
         safe = [World(self.env)] * s.episodes if blind else worlds
         about = f"{name} {','.join(s.levels)} {s.onset}"
-        found = {who: self.played(who, about, worlds, s.episodes) for who in (POLICY, GUARDED)}
+        found = self.both(about, worlds, s.episodes)
         found[FALLBACK] = self.played(FALLBACK, "" if blind else about, safe, s.episodes)
         rows: list[Row] = []
         for k, level in enumerate(s.levels):
@@ -157,15 +214,21 @@ class Study:
         return rows
 
     def played(
-        self, who: str, about: str, worlds: list[World], every: int, stall: int = 0
+        self,
+        who: str,
+        about: str,
+        worlds: list[World],
+        every: int,
+        trouble: Trouble | None = None,
+        only: tuple[int, ...] | None = None,
     ) -> dict[str, Any]:
         """Episodes by who acts, from their file where they were played before. every: so many
-        different starts."""
+        different starts. only: which of the worlds are wanted; the others return 0."""
         s = self.settings
-        what = {"who": who, "about": about, "seed": s.seed, "worlds": len(worlds), "every": every}
+        what = {"who": who, "about": about, "seed": s.seed, "worlds": len(worlds), "every": every,
+                "draws": "common", "only": only}  # fmt: skip
         if who == GUARDED:
-            known = sources.earnings_of(s.run)
-            what |= {"deploy": asdict(s.deploy), "earnings": known and asdict(known)}
+            what |= {"deploy": asdict(s.deploy), "detector": self.detector}
         elif who == FALLBACK:
             what |= {"fallback": asdict(s.deploy.fallback)}
         digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
@@ -174,31 +237,44 @@ class Study:
             return dict(json.loads(path.read_text()))
         seeds = [seeding.spawn(s.seed, f"guard {i % every}") for i in range(len(worlds))]
         spec = self.alone[1]
-        envs = [world.make(seed, spec) for world, seed in zip(worlds, seeds, strict=True)]
-        with seeding.Stream(seeding.spawn(s.seed, digest), torch.device("cpu")):
-            found: Row = {"what": what, **self._act(who, len(envs), stall)(envs)}
+        envs = [
+            world.make(seed, spec) if only is None or i in only else _Over(spec)
+            for i, (world, seed) in enumerate(zip(worlds, seeds, strict=True))
+        ]
+        draws = seeding.Stream(seeding.spawn(s.seed, f"draws {about}"), torch.device("cpu"))
+        found: Row = {"what": what, **self._act(who, len(envs), trouble)(envs, draws)}
         fresh = path.with_suffix(".new")
         fresh.write_text(json.dumps(found))
         fresh.replace(path)
         return found
 
-    def _act(self, who: str, count: int, stall: int) -> Callable[[list[Any]], Row]:
+    def _act(
+        self, who: str, count: int, trouble: Trouble | None
+    ) -> Callable[[list[Any], seeding.Stream], Row]:
         if who == GUARDED:
-            return lambda envs: self._guarded(envs, stall)
+            return lambda envs, draws: self._guarded(envs, draws, trouble)
         maker = {POLICY: self._policy, FALLBACK: self._fallback, RANDOM: self._random}[who]
-        return lambda envs: {"returns": [sum(one) for one in play_out(envs, maker(count))]}
 
-    def _guarded(self, envs: list[Any], stall: int) -> Row:
-        """Returns; the ticks with an alarm of each episode, and how many were not the policy's."""
+        def play(envs: list[Any], draws: seeding.Stream) -> Row:
+            act = maker(count)
+            with draws:
+                return {"returns": [sum(one) for one in play_out(envs, act)]}
+
+        return play
+
+    def _guarded(self, envs: list[Any], draws: seeding.Stream, trouble: Trouble | None) -> Row:
+        """Returns; the ticks with an alarm of each episode, how many were not the policy's, and how
+        many of those came after the trouble."""
         alarms: list[list[int]] = [[] for _ in envs]
         others: list[list[int]] = [[] for _ in envs]
-        begin = self.settings.stall_at
+        begin, end, blind = trouble or Trouble(0, 0, True)
         with sources.open_runtime(self.settings.run, self.deploy, len(envs)) as runtime:
             runtime.start()
 
             def act(tick: int, obs: list[Any], rewards: np.ndarray, going: np.ndarray) -> list[Any]:
-                seen = [None] * len(obs) if begin <= tick < begin + stall else obs
-                said = runtime.tick(seen, reward=rewards if tick else None, is_first=tick == 0)
+                seen = [None] * len(obs) if blind and begin <= tick < end else obs
+                paid = rewards if tick and blind else None
+                said = runtime.tick(seen, reward=paid, is_first=tick == 0)
                 for i in np.flatnonzero(going):
                     if said[i].reason in ALARMS:
                         alarms[i].append(tick)
@@ -206,8 +282,9 @@ class Study:
                         others[i].append(tick)
                 return [one.action for one in said]
 
-            rewards = play_out(envs, act)
-        lost = [sum(t >= begin + stall for t in one) for one in others] if stall else []
+            with draws:
+                rewards = play_out(envs, act)
+        lost = [sum(t >= end for t in one) for one in others] if trouble else []
         away = [len(one) for one in others]
         returns = [sum(one) for one in rewards]
         return {"returns": returns, "alarms": alarms, "away": away, "lost": lost}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,9 @@ Row = Mapping[str, Any]
 
 
 def verdict(
-    rows: list[dict[str, Any]], ordinary: Row, stalls: list[Row], within: int
+    rows: list[dict[str, Any]], ordinary: Row, troubles: Sequence[Row], within: int
 ) -> Iterator[dict[str, Any]]:
-    """Figures for each shift and level, for each shift, for each stall, and for all together.
+    """Figures for each shift and level, for each shift, for each trouble, and for all together.
 
     rows: of a shift and a level each: returns [episodes] by who acted, the delays of each episode's
     alarms, and the ticks that were not the policy's. ordinary: returns without a shift.
@@ -33,11 +33,11 @@ def verdict(
         own = [row for row in rows if row["shift"] == name]
         shifts.append(over_levels(own, low, span))
         yield {"shift": name, "kind": own[0]["kind"], "levels": len(own), **shifts[-1]}
-    for stall in stalls:
+    for one in troubles:
         yield {
-            "stall": stall["stall"],
-            "lost_mean": round(float(np.mean(stall["lost"])), 2),
-            "lost_most": int(np.max(stall["lost"])),
+            **{name: one[name] for name in ("stall", "covered") if name in one},
+            "lost_mean": round(float(np.mean(one["lost"])), 2),
+            "lost_most": int(np.max(one["lost"])),
         }
     for kind, level in dict.fromkeys((row["kind"], row["level"]) for row in rows):
         own = [row for row in rows if (row["kind"], row["level"]) == (kind, level)]

@@ -69,6 +69,22 @@ class Zoom(_Picture):
         )
 
 
+class Covered(_Picture):
+    """Something dark before the middle of the picture, which goes away again: no shift to be
+    judged by, but one to come back from."""
+
+    strengths = (5, 20, 50)
+    unit = "ticks"
+
+    def picture(self, image: np.ndarray, since: int) -> np.ndarray:
+        if since >= self.strength:
+            return image
+        height, width = image.shape[:2]
+        covered = image.copy()
+        covered[height // 4 : -height // 4, width // 4 : -width // 4] = 40
+        return covered
+
+
 class Dropped(Change):
     """Pictures that are lost now and then; the one before is shown again."""
 
@@ -157,3 +173,4 @@ NAMES = tuple(
     f"{__name__}:{one.__name__}"
     for one in (Flicker, Shade, Zoom, Dropped, Jitter, Sticky, Lag, Faster)
 )
+COVERED = f"{__name__}:{Covered.__name__}"

@@ -35,7 +35,7 @@ def test_a_study_of_a_tiny_run_is_played_once(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")  # whose rewards do not depend on what anybody does
     own = "scripts.studies.unseen:Lag"
     asked = Settings(str(run), shifts=["blur", own], levels=["middle"], episodes=2, ordinary=2,
-                     onset=3, stalls=[2], stall_at=3)  # fmt: skip
+                     onset=3, stalls=[2], covered=[2], stall_at=3)  # fmt: skip
     found = list(measure(asked))
     rows = [row for row in found if "level" in row and "shift" in row]
     assert [row["shift"] for row in rows] == ["blur", own]
@@ -44,6 +44,8 @@ def test_a_study_of_a_tiny_run_is_played_once(tmp_path: Path) -> None:
         assert row["noticed"] == 0  # without a detector nothing is ever unknown
     (stall,) = [row for row in found if "stall" in row]
     assert stall["lost_most"] == 1  # recover_ticks is 2, and the second is the policy's
+    (covered,) = [row for row in found if "covered" in row]
+    assert covered["lost_most"] == 0  # nobody notices
     assert found[-1]["short_worst"] == 0
     files = {path: path.stat().st_mtime_ns for path in Study(asked).folder.iterdir()}
     assert list(measure(asked)) == found

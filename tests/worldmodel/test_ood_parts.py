@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from tests.worldmodel.ood_tracks import tiny_model, tracks
 from worldmodel import tree
@@ -15,9 +16,11 @@ from worldmodel.ood.parts import (
     Divergence,
     Drift,
     Frozen,
+    Pushed,
     Reconstruction,
     Surprise,
     Typicality,
+    Weaker,
     WorstPatch,
     code_length,
     patch_errors,
@@ -172,6 +175,55 @@ def test_drift_is_an_open_loop_rollout() -> None:
         assert scores[t] == pytest.approx(float(core.kl(posterior, prior)), rel=1e-4)
     assert scores[:steps] == [0.0] * steps
     assert min(scores[steps:]) > 0
+
+
+class Sum:
+    """A world that adds the action [B, 2] to where it was, and is surprised by the square of what
+    is left, in units of its noise."""
+
+    def surprise(self, state: Tensor, obs: dict[str, Tensor], action: Tensor) -> Tensor:
+        left = (obs["x"] - state).unsqueeze(1) - action
+        return (left / 0.1).square().sum(-1)
+
+
+def moved(gain: float = 1.0, wind: float = 0.0, count: int = 100, seed: int = 0) -> Look:
+    g = torch.Generator().manual_seed(seed)
+    before, sent = torch.randn(count, 2, generator=g), torch.rand(count, 2, generator=g) * 2 - 1
+    pushed = gain * sent + torch.tensor([0.0, wind]) + 0.1 * torch.randn(count, 2, generator=g)
+    return Look(obs={"x": before + pushed}, before=before, action=sent)
+
+
+def summed(part: Weaker | Pushed, rows: Look) -> list[float]:
+    """The score after each row, one tick each."""
+    memory, scores = part.memory(1), []
+    for t in range(len(rows.action)):  # type: ignore[arg-type]
+        score, memory = part(tree.index(rows, slice(t, t + 1)), memory)
+        scores.append(float(score))
+    return scores
+
+
+@pytest.mark.parametrize("part", [Weaker(Sum()), Pushed(Sum(), 2)])  # type: ignore[arg-type]
+def test_a_robot_that_does_not_do_what_it_is_told(part: Weaker | Pushed) -> None:
+    part.fit(moved(count=2000, seed=1))
+    usual = summed(part, moved())
+    assert usual[0] == 0  # no action led there
+    assert max(usual) < 8
+    told = summed(part, moved(gain=0.7) if isinstance(part, Weaker) else moved(wind=0.15))
+    assert max(told) > 3 * max(usual)
+    over = summed(part, tree.cat([moved(gain=0.2, wind=0.5), moved(count=200)]))
+    assert max(over) == 30  # no more, so that it ends
+    assert over[-1] < 8
+
+
+def test_surprises_under_many_actions_are_those_under_each() -> None:
+    model = tiny_model()
+    track = tracks(1, 0, model)[0]
+    obs = {"image": torch.from_numpy(track.obs["image"][3:5])}
+    state = tree.map(lambda x: x[2:4], track.state)
+    actions = torch.rand(2, 3, track.action.shape[1]) * 2 - 1
+    many = model.surprise(state, obs, actions)
+    each = [model.surprise(state, obs, actions[:, k]) for k in range(3)]
+    torch.testing.assert_close(many, torch.stack(each, 1))
 
 
 def test_disagreement_is_about_the_step_that_led_here() -> None:

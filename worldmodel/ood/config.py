@@ -18,7 +18,7 @@ from worldmodel.types import EnvSpec
 BASELINE = "reconstruction"
 OF_IMAGES = (BASELINE, "typicality", "patch", "kl")
 OF_FEATURES = ("density", "flow", "neighbours", "frozen")  # of images or vectors
-OF_WORLDS = ("forecast", "surprise", "drift", "disagreement")
+OF_WORLDS = ("forecast", "surprise", "drift", "weaker", "pushed", "disagreement")
 KNOWN = (*OF_IMAGES, *OF_FEATURES, *OF_WORLDS)
 
 
@@ -39,7 +39,7 @@ class DetectorConfig:
     parts: list[str] = field(
         default_factory=lambda: [
             BASELINE, "typicality", "patch", "kl", "density", "neighbours", "frozen",
-            "surprise", "drift", "disagreement",
+            "surprise", "drift", "weaker", "pushed", "disagreement",
         ]
     )  # fmt: skip
     combined: list[str] = field(default_factory=list)
@@ -97,6 +97,11 @@ def make_parts(config: DetectorConfig, spec: EnvSpec, vae: VAE | None, world: An
         }
     if isinstance(world, Surprises):
         makers |= {"surprise": lambda: parts.Surprise(world)}
+        if spec.action.kind == "continuous":
+            makers |= {
+                "weaker": lambda: parts.Weaker(world),
+                "pushed": lambda: parts.Pushed(world, spec.action.size),
+            }
     if isinstance(world, Expects) and isinstance(world, Surprises):
         makers |= {"drift": lambda: parts.Drift(world, config.drift_steps)}
     if isinstance(world, Expects) and isinstance(world, Decodes) and vae is not None:

@@ -23,6 +23,8 @@ SHARE = 8  # patches in the picture's height
 SELDOM = 0.99  # the share of rows whose error at a place lies below that place's unit
 LEAST = 0.25  # of the typical unit: no place is so still that nothing may ever happen there
 SAME = 0.5 / 255  # less than one level of one pixel
+PUSH = 0.15  # of the full action
+MOST_GAIN, MOST_SUM = 3.0, 30.0  # standard deviations: one tick is one tick, and sums end
 
 
 # Of single pictures.
@@ -219,6 +221,87 @@ class Drift(Part):
         newest = tree.map(lambda x: x.unsqueeze(1), look.state)
         after = {"states": tree.cat([expected, newest], 1), "age": memory["age"] + 1}
         return score * known, after
+
+
+class _Otherwise(Part):
+    """Whether another action than the one that was sent would explain better what is seen.
+
+    The surprise under the action sent, minus the surprise under others [K], in nats; usually below
+    0. What exceeds the usual value by more than `allowance` adds up [K], what stays below wears off
+    (a cumulative sum, so that small signs that go on count); the largest sum is the score.
+
+    usual, spread: mean and standard deviation [K] of held-out rows.
+
+    Page, "Continuous Inspection Schemes" (Biometrika 1954).
+    """
+
+    needs = ("before", "action")
+    grain: ClassVar = 1.0
+    allowance: ClassVar[float]  # in `spread`
+    usual: Tensor
+    spread: Tensor
+
+    def __init__(self, world: Surprises[Any], count: int) -> None:
+        super().__init__()
+        self._world = [world]
+        self.register_buffer("usual", torch.zeros(count))
+        self.register_buffer("spread", torch.ones(count))
+
+    def others(self, action: Tensor) -> Tensor:
+        """Other actions [B, K, A] in place of one [B, A]."""
+        raise NotImplementedError
+
+    def gains(self, look: Look) -> Tensor:
+        """Nats [B, K] by which each of the others explains better."""
+        sent = present(look.action)
+        actions = torch.cat([sent.unsqueeze(1), self.others(sent)], 1)
+        nats = self._world[0].surprise(look.before, dict(present(look.obs)), actions)
+        return nats[:, :1] - nats[:, 1:]
+
+    def fit(self, held: Look) -> None:
+        gains = self.gains(held)
+        self.usual.copy_(gains.mean(0))
+        self.spread.copy_(gains.std(0).clamp_min(1e-6))
+
+    def memory(self, batch_size: int) -> Memory:
+        return {"sums": torch.zeros(batch_size, len(self.usual)), "begun": torch.zeros(batch_size)}
+
+    def forward(self, look: Look, memory: Memory) -> tuple[Tensor, Memory]:
+        gains = (self.gains(look) - self.usual) / self.spread
+        more = gains.clamp(-MOST_GAIN, MOST_GAIN) - self.allowance
+        sums = memory["sums"] + more * memory["begun"].unsqueeze(-1)  # none led to row 0
+        sums = sums.clamp(0, MOST_SUM)
+        return sums.amax(-1), {"sums": sums, "begun": torch.ones_like(memory["begun"])}
+
+
+class Weaker(_Otherwise):
+    """Whether an action a tenth weaker would explain better what is seen: a weaker motor, a heavier
+    load, an action that comes late or turned round."""
+
+    name = "weaker"
+    allowance = 0.5
+
+    def __init__(self, world: Surprises[Any]) -> None:
+        super().__init__(world, 1)
+
+    def others(self, action: Tensor) -> Tensor:
+        return 0.9 * action.unsqueeze(1)
+
+
+class Pushed(_Otherwise):
+    """Whether one that is pushed to either side in one of its entries would: a wind, a slope, a
+    joint out of line."""
+
+    name = "pushed"
+    allowance = 1.0
+
+    def __init__(self, world: Surprises[Any], size: int) -> None:
+        super().__init__(world, 2 * size)
+        self.register_buffer("pushes", PUSH * torch.eye(size), persistent=False)
+
+    def others(self, action: Tensor) -> Tensor:
+        pushes: Tensor = self.pushes  # type: ignore[assignment]
+        return action.unsqueeze(1) + torch.cat([pushes, -pushes])
 
 
 class Forecast(WorstPatch):

@@ -149,13 +149,26 @@ class WorldModel(TakesFittedHeads):
         believed: LatentState | None = None,
     ) -> Tensor:
         """KL(posterior || prior) [B] in nats: what obs [B, ...] tells beyond what was predicted
-        for it from the state before it, or from `believed`, and the action [B, A] that led to it.
+        for it from the state before it, or from `believed`, and the action [B, A] that led to it;
+        [B, K] for K actions [B, K, A] that may have.
         """
+        seen = self.core.see(self.encoder(obs))
+        if action.dim() == 3:
+            count = action.shape[1]
+            state, seen, believed = tree.map(
+                lambda x: x.repeat_interleave(count, 0), (state, seen, believed)
+            )
+            found = self._told(state, seen, action.flatten(0, 1), believed)
+            return found.unflatten(0, (-1, count))
+        return self._told(state, seen, action, believed)
+
+    def _told(
+        self, state: LatentState, seen: Tensor, action: Tensor, believed: LatentState | None
+    ) -> Tensor:
         embedded = self.core.embed_action(action)
         deter = self.core.recur(state, embedded)
         other = deter if believed is None else self.core.recur(believed, embedded)
-        posterior = self.core.posterior(deter, self.core.see(self.encoder(obs)))
-        return self.core.kl(posterior, self.core.prior(other))
+        return self.core.kl(self.core.posterior(deter, seen), self.core.prior(other))
 
     @property
     def uncertainty_unit(self) -> str:
