@@ -99,7 +99,7 @@ def check_disk(
         f"run folder: {folder} (needs up to {need / 1e9:.2g} GB, holds {held / 1e9:.2g}, "
         f"{free / 1e9:.3g} GB free)"
     )
-    full = replay.capacity * replay.row_bytes if replay.config.storage == "memory" else 0
+    full = replay.expected * replay.row_bytes if replay.config.storage == "memory" else 0
     each = f" of each of {ranks} ranks" if ranks > 1 else ""
     if memory is not None:
         say(

@@ -136,7 +136,14 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     try:
         summary = json.loads(path.read_bytes())
         has_env = "eval_return_mean" in summary
-        for name, kinds in (READ_AGAIN | EVALUATED if has_env else READ_AGAIN).items():
+        read_again = READ_AGAIN | EVALUATED if has_env else READ_AGAIN
+        lacking = [name for name in read_again if name not in summary]
+        if lacking and len(lacking) < len(READ_AGAIN) / 2:
+            raise ConfigError(
+                f"'{path}' was written by an older version: it does not say {', '.join(lacking)}. "
+                "Delete it: the same command writes it anew from the run's checkpoint."
+            )
+        for name, kinds in read_again.items():
             value = summary[name]
             if type(value) not in kinds or (type(value) is int and abs(value) >= 1 << 62):
                 raise ValueError(f"{name} is {value!r:.40}")

@@ -65,10 +65,12 @@ def make_replay(
     agent: Agent,
     fresh: bool,
     place: Path | None = None,
+    rows: int | None = None,
 ) -> Replay:
     """The run's replay, still empty; fresh: files of a run that never had a checkpoint go.
 
-    place: where its files lie, unless where the settings say. Raises ConfigError where a
+    place: where its files lie, unless where the settings say. rows: how many it will be given,
+    where that is known. Raises ConfigError where a
     directory that the user named holds somebody else's replay.
     """
     place = place or settings.replay_folder
@@ -83,7 +85,7 @@ def make_replay(
     streams = 1 if settings.offline else settings.env.num_envs
     seed = seeding.spawn(settings.seed, "replay")
     columns, exponent = agent.columns, agent.priority_exponent
-    return Replay(spec, settings.replay, streams, columns, seed, place, exponent)
+    return Replay(spec, settings.replay, streams, columns, seed, place, exponent, rows)
 
 
 def load_replay(

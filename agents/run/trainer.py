@@ -106,12 +106,12 @@ class Trainer:
         if not ranks.first:
             seeding.seed_everything(share.seed)  # all begin alike, and then draw their own
         place = shares.shard(settings.replay_folder, ranks.rank)
-        replay = setup.make_replay(share, spec, agent, not begun, place)
+        rows = dataset.rows if dataset else 0 if share.offline else share.steps // ranks.size
+        replay = setup.make_replay(share, spec, agent, not begun, place, rows)
         if ranks.first and not begun:
             shares.clear_others(place, ranks.size)
         self.say(replay.footprint())
-        steps = len(replay) if begun else share.steps // ranks.size
-        check_disk(share, agent, replay, dataset.rows if dataset else steps, self.say, ranks.size)
+        check_disk(share, agent, replay, 0 if begun else rows, self.say, ranks.size)
         setup.check_can_learn(share, agent, replay)
         return RunState(spec, agent, replay, place)
 

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from worldmodel.replay import Replay, ReplayConfig
 from worldmodel.replay.memory import available_memory
+from worldmodel.types import ActionSpec, EnvSpec, ObsSpec
 
 GB = 10**9
 
@@ -64,3 +67,22 @@ def test_control_groups_of_version_1(system: tuple[Path, Path]) -> None:
     assert available_memory(proc, groups) == GB
     write(groups / "memory" / "job", stat=f"total_inactive_file {GB // 2}")
     assert available_memory(proc, groups) == 1.5 * GB
+
+
+def test_rows_that_never_come_need_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of few steps has room for all the steps of a long one; what it says and asks for is
+    its own. More rows than were expected go in all the same."""
+    spec = EnvSpec({"image": ObsSpec("image", (64, 64, 3))}, ActionSpec("continuous", (1,)))
+    config = ReplayConfig(capacity=4e7)  # half a TB
+    with pytest.raises(ValueError, match="needs 49"):
+        Replay(spec, config, 2)
+    replay = Replay(spec, config, 2, expected=100)
+    assert replay.footprint().startswith("replay: 100 of 40,000,000 steps x 12.3 KB = 0.00123 GB")
+    row = {
+        "image": np.full((2, 64, 64, 3), 7, np.uint8), "action": np.zeros((2, 1), np.float32),
+        "reward": np.zeros(2, np.float32), "is_first": np.zeros(2, bool),
+        "is_last": np.zeros(2, bool), "is_terminal": np.zeros(2, bool),
+    }  # fmt: skip
+    for _ in range(80):
+        replay.add(row)
+    assert (len(replay), int(replay.sample(4, 8).obs["image"].min())) == (160, 7)

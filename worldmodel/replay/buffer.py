@@ -30,7 +30,8 @@ class Replay:
     spec: what rows hold. num_envs: N, how many streams. columns: what is stored beside each row,
     by name. seed: of its own random generator. directory: for storage=disk, before the one in the
     config. priority_exponent: sequences and transitions begin at a row with a probability that is
-    proportional to its priority to this power (see `reweigh`); 0 makes all draws uniform.
+    proportional to its priority to this power (see `reweigh`); 0 makes all draws uniform. expected:
+    rows that will be added, where known: memory must have room for those alone.
 
     What is promised, whichever the storage: a process killed at any moment (between `save`, the
     checkpoint that holds its state, and `commit`, or within one of them) finds with that
@@ -51,12 +52,13 @@ class Replay:
         seed: int = 0,
         directory: str | Path | None = None,
         priority_exponent: float = 0.0,
+        expected: int | None = None,
     ) -> None:
         if not 0 <= priority_exponent < np.inf:
             raise ValueError(f"priority_exponent={priority_exponent} must be 0 or more.")
         schema = Schema(spec, columns, priority_exponent > 0)
         rows = rows_per_env(config, schema.row_bytes, num_envs)
-        ring = Ring(schema.fields, num_envs, rows, place_of(config, directory))
+        ring = Ring(schema.fields, num_envs, rows, place_of(config, directory), None, expected)
         self._assemble(schema, config, ring, seed, priority_exponent)
 
     @classmethod
@@ -72,11 +74,8 @@ class Replay:
         index, ring = open_ring(Path(directory))
         assert index.spec is not None
         assert index.storage is not None
-        config = ReplayConfig(
-            capacity=index.streams * index.rows,
-            storage=index.storage,
-            directory=str(directory),
-        )
+        rows = index.streams * index.rows
+        config = ReplayConfig(capacity=rows, storage=index.storage, directory=str(directory))
         replay = cls.__new__(cls)
         schema = Schema(index.spec, index.columns, index.prioritized)
         replay._assemble(schema, config, ring, 0, 0.0)
@@ -108,17 +107,22 @@ class Replay:
         return self.num_envs * self._ring.rows
 
     @property
+    def expected(self) -> int:
+        """Rows that it will hold, as far as that is known: at most its capacity."""
+        return self._ring.expected
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of one row."""
         return self._ring.row_bytes
 
     def footprint(self) -> str:
-        """One line: steps, bytes per step, bytes when full and bytes now."""
-        full, used = self.capacity * self.row_bytes, len(self) * self.row_bytes
+        """One line: steps that will come, bytes per step, bytes of all of them and bytes now."""
+        rows, size, saved = self.expected, self.row_bytes / 1e9, self.disk_bytes(self.expected)
         return (
-            f"replay: {self.capacity:,} steps x {self.row_bytes / 1e3:.3g} KB = "
-            f"{full / 1e9:.3g} GB ({self.config.storage}; {used / 1e9:.3g} GB used now; saved, up "
-            f"to {self.disk_bytes() / 1e9:.3g} GB)"
+            f"replay: {rows:,}{f' of {self.capacity:,}' * (rows < self.capacity)} steps x "
+            f"{1e6 * size:.3g} KB = {rows * size:.3g} GB ({self.config.storage}; "
+            f"{len(self) * size:.3g} GB used now; saved, up to {saved / 1e9:.3g} GB)"
         )
 
     def add(self, rows: Mapping[str, Any], env_ids: Any = None) -> None:
@@ -210,17 +214,12 @@ class Replay:
         first, is_last, is_terminal = ((flags & bit) != 0 for bit in FLAGS.values())
         first[:, 0] |= ~known
         is_first, is_last, is_terminal = map(torch.from_numpy, (first, is_last, is_terminal))
+        obs = {key: tensors[f"obs.{key}"] for key in self.spec.obs}
+        found = {name.removeprefix(COLUMN): tensors[name] for name in wanted}
         return Batch(
-            {key: tensors[f"obs.{key}"] for key in self.spec.obs},
-            tensors["action"],
-            tensors["reward"],
-            is_first,
-            is_last,
-            is_terminal,
-            columns={name.removeprefix(COLUMN): tensors[name] for name in wanted},
-            context=before,
-            index=index,
-        )
+            obs, tensors["action"], tensors["reward"], is_first, is_last, is_terminal,
+            columns=found, context=before, index=index,
+        )  # fmt: skip
 
     def transitions(
         self, batch_size: int, n: int = 1, discount: float = 0.99, beta: float = 1.0

@@ -7,6 +7,7 @@ Row r lies in slot r % rows; it is still there while oldest <= r < count.
 from __future__ import annotations
 
 import errno
+import math
 import mmap
 import os
 import shutil
@@ -39,8 +40,9 @@ class Ring:
     directory: where the memory-mapped files lie, or None to keep the rows in memory. The files
     are mapped copy-on-write: what is written to the ring stays in memory, and out of the files,
     until `give_back` drops it. length: with it the ring is for reading only and holds that many
-    slots; files are then neither made nor changed.
-    Raises ValueError when memory or disk cannot hold the whole ring.
+    slots; files are then neither made nor changed. expected: rows that will be added over all
+    streams, where that is known. Raises ValueError where memory cannot hold those, or disk the
+    whole ring.
     """
 
     def __init__(
@@ -50,11 +52,14 @@ class Ring:
         rows: int,
         directory: Path | None,
         length: int | None = None,
+        expected: int | None = None,
     ) -> None:
         self.fields = dict(fields)
         self.streams, self.rows, self.directory = streams, rows, directory
         self.frozen, self.length = length is not None, rows if length is None else length
-        self._check_memory()
+        full = streams * self.length
+        self.expected = full if expected is None else min(full, expected)
+        self._sparse = self._check_memory()
         self.count = np.zeros(streams, np.int64)
         self.floor = np.zeros(streams, np.int64)  # above 0 only after recovery from damage
         self.dirty = np.zeros((streams, 0 if self.frozen else rows), np.uint8)
@@ -238,7 +243,7 @@ class Ring:
         one block in memory, which can then be copied from in one call."""
         shape = (self.length, *field.shape)
         if self.directory is None:  # the system hands out pages when first touched
-            block = np.zeros((self.streams, *shape), field.dtype)
+            block = _zeros((self.streams, *shape), field.dtype, self._sparse)
             self._words[name] = _words_of(block, field)
             return list(block)
         arrays = [
@@ -265,8 +270,9 @@ class Ring:
         self._maps.append(area)
         return area
 
-    def _check_memory(self) -> None:
-        steps = self.streams * self.length
+    def _check_memory(self) -> bool:
+        """Whether there is less memory than for all slots, of which not all will be used."""
+        steps = self.streams * self.length if self.directory else self.expected
         need = steps * self.row_bytes
         what = f"Replay of {steps:,} steps x {self.row_bytes:,} bytes needs {need / 1e9:.1f} GB"
         if self.directory is None:
@@ -276,7 +282,8 @@ class Ring:
                     f"{what}, but only {free / 1e9:.1f} GB of memory are free. Choose a smaller "
                     f"capacity (at most {free // self.row_bytes:,}) or storage=disk."
                 )
-        elif not self.frozen:
+            return free is not None and self.streams * self.length * self.row_bytes > free
+        if not self.frozen:
             self.directory.mkdir(parents=True, exist_ok=True)
             there = sum(f.stat().st_blocks * 512 for f in self.directory.glob("*.bin"))
             free = shutil.disk_usage(self.directory).free + there
@@ -286,6 +293,16 @@ class Ring:
                     f"Choose a smaller capacity (at most {free // self.row_bytes:,}) or another "
                     "directory."
                 )
+        return False
+
+
+def _zeros(shape: tuple[int, ...], dtype: np.dtype, sparse: bool) -> np.ndarray:
+    """Zeros in memory; sparse: they may be more than there is of it, as long as few are used."""
+    size = math.prod(shape) * dtype.itemsize
+    if not sparse or not size:
+        return np.zeros(shape, dtype)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE
+    return np.frombuffer(mmap.mmap(-1, size, flags=flags), dtype).reshape(shape)
 
 
 def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -14,6 +14,12 @@ from agents.apps.play.driver import FASTEST, Driver, Stage, number
 from agents.apps.play.session import VIEWS, Session
 
 WEB = Path(__file__).with_name("web")
+# Until the first picture is there: the page's own parts take seconds, and so may the first start.
+WAITING = (
+    '<p id="waiting" role="status" style="position:fixed;inset:40% 0 auto;z-index:9;margin:0;'
+    'text-align:center;font:16px sans-serif;color:#9aa3b2;pointer-events:none">'
+    "Making the first picture ...</p>"
+)
 VIEW_NAMES = {"dream": "Dream", "both": "Side by side", "real": "Reality"}
 WHO_NAMES = {"you": "You", "agent": "Agent", "random": "Random"}
 
@@ -34,6 +40,7 @@ class Page:
         self.driver = Driver(session, stage.work, self._draw, self.notify, self._playing)
         self.spec = self.driver.spec
         ui.add_css(WEB / "page.css")
+        ui.add_body_html(WAITING)
         ui.colors(primary="#ff8c00", dark="#181c23", dark_page="#0f1217")
         self.start_dialog = StartDialog(stage, self.driver)
         self.help = help_dialog(self.spec)
@@ -167,7 +174,9 @@ class Page:
         if self.session.nodes:  # the same page, built once more by the browser
             await self.driver.run(lambda: None)
         else:
-            await self.driver.begin(lambda: self.stage.first_start(self.session))
+            begun = await self.driver.begin(lambda: self.stage.first_start(self.session))
+            if not begun and not self.driver.gone:
+                self.screen.run_method("settle")  # the message says why there is no picture
 
     async def _on_key(self, event: Any) -> None:
         command = await self.driver.key(event.args)

@@ -30,6 +30,7 @@ def shown(session: Session, view: str) -> dict[str, Any]:
         "view": view,
         "step": node.depth,
         "pictures": pictures(session, view),
+        "cameras": cameras(session),
         "numbers": numbers(node),
         "curves": curves(path, view),
         "branches": branches(session),
@@ -59,6 +60,12 @@ def pictures(session: Session, view: str) -> list[dict[str, str]]:
     if plan is not None:
         parts.append(("The plan that led here, as it was imagined", "plan", plan))
     return [{"title": t, "kind": k, "src": png(p)} for t, k, p in parts]
+
+
+def cameras(session: Session) -> list[str]:
+    """The names of the images that stand side by side in each picture; none for a single one."""
+    names = session.world.spec.keys("image")
+    return names if len(names) > 1 else []
 
 
 def numbers(node: Node) -> dict[str, float | None]:

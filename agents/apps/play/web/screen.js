@@ -17,6 +17,9 @@ export default {
         <div v-if="s" class="shots" :class="'view-' + s.view">
           <figure v-for="p in s.pictures" :key="p.kind" :class="p.kind">
             <img :src="p.src" :alt="p.title + ', step ' + s.step" draggable="false" />
+            <div v-if="s.cameras.length" class="cameras">
+              <span v-for="name in s.cameras" :key="name">{{ name }}</span>
+            </div>
             <figcaption>{{ p.title }}</figcaption>
           </figure>
         </div>
@@ -66,7 +69,11 @@ export default {
     clearInterval(this.clock);
   },
   methods: {
+    settle() {
+      document.getElementById("waiting")?.remove(); // what stood here before (page.py)
+    },
     show(state) {
+      this.settle();
       this.s = state;
       this.$nextTick(() =>
         requestAnimationFrame(() => {
