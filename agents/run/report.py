@@ -133,25 +133,25 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     path = folder / SUMMARY
     if not path.is_file():
         return None
+    again = "Delete it: the same command writes it anew from the run's checkpoint."
     try:
         summary = json.loads(path.read_bytes())
         has_env = "eval_return_mean" in summary
         read_again = READ_AGAIN | EVALUATED if has_env else READ_AGAIN
         lacking = [name for name in read_again if name not in summary]
-        if lacking and len(lacking) < len(READ_AGAIN) / 2:
-            raise ConfigError(
-                f"'{path}' was written by an older version: it does not say {', '.join(lacking)}. "
-                "Delete it: the same command writes it anew from the run's checkpoint."
-            )
-        for name, kinds in read_again.items():
-            value = summary[name]
+        for name in read_again.keys() - lacking:
+            value, kinds = summary[name], read_again[name]
             if type(value) not in kinds or (type(value) is int and abs(value) >= 1 << 62):
                 raise ValueError(f"{name} is {value!r:.40}")
     except (ValueError, TypeError, KeyError, RecursionError, OSError) as error:
         raise ConfigError(
-            f"'{path}' is damaged ({type(error).__name__}: {str(error)[:200]}). Delete it: the "
-            "same command writes it anew from the run's checkpoint."
+            f"'{path}' is damaged ({type(error).__name__}: {str(error)[:200]}). {again}"
         ) from error
+    if lacking:
+        raise ConfigError(
+            f"'{path}' does not say {', '.join(lacking)}: an older version wrote it, or it is "
+            f"damaged. {again}"
+        )
     return dict(summary)
 
 

@@ -53,10 +53,13 @@ def recording(settings: TrainConfig, say: Callable[[str], None]) -> Dataset:
     return dataset
 
 
-def recorded_spec(settings: TrainConfig) -> EnvSpec:
-    """The spec of a run that learns from a recording and has begun: its own, from its checkpoint,
-    so that the recording need not be there any more."""
-    return checkpoint.spec_from_dict(checkpoint.load(settings.folder)["spec"])
+def recorded(settings: TrainConfig) -> tuple[EnvSpec, int]:
+    """The spec and the rows of a run that learns from a recording and has begun: its own, from its
+    checkpoint, so that the recording need not be there any more."""
+    saved = checkpoint.load(settings.folder)
+    with checkpoint.explain_errors("replay", settings.folder):
+        rows = sum(map(int, saved["replay"]["count"]))
+    return checkpoint.spec_from_dict(saved["spec"]), rows
 
 
 def make_replay(
@@ -69,9 +72,9 @@ def make_replay(
 ) -> Replay:
     """The run's replay, still empty; fresh: files of a run that never had a checkpoint go.
 
-    place: where its files lie, unless where the settings say. rows: how many it will be given,
-    where that is known. Raises ConfigError where a
-    directory that the user named holds somebody else's replay.
+    place: where its files lie, unless where the settings say. rows: about how many it will be
+    given, where that is known. Raises ConfigError where a directory that the user named holds
+    somebody else's replay.
     """
     place = place or settings.replay_folder
     if fresh:

@@ -70,9 +70,9 @@ class Trainer:
             ranks.all_or_none(lambda: check_unused(self.folder))
         self._open = ExitStack()  # what `close` closes
         self._evaluation_due = False  # but waits for the end of an episode
-        self.envs, dataset, spec = ranks.all_or_none(lambda: self._open_world(share, begun))
+        self.envs, dataset, spec, rows = ranks.all_or_none(lambda: self._open_world(share, begun))
         try:
-            self.state = ranks.all_or_none(lambda: self._new_state(share, spec, dataset, begun))
+            self.state = ranks.all_or_none(lambda: self._new_state(share, spec, rows, begun))
             place, limit = shares.shard(self.folder, ranks.rank), settings.nonfinite_limit
             self.learner = Learner(self.state, place, limit, self.say)
             self._begin(share, dataset, begun)
@@ -82,21 +82,19 @@ class Trainer:
 
     def _open_world(
         self, share: TrainConfig, begun: bool
-    ) -> tuple[Vector | None, Dataset | None, EnvSpec]:
-        """The environments, or what was recorded of one (needed once, to fill the replay); and
-        what the agent will see."""
+    ) -> tuple[Vector | None, Dataset | None, EnvSpec, int]:
+        """The environments, or what was recorded of one (needed once, to fill the replay); what
+        the agent will see, and in how many rows."""
         if not share.offline:
             envs = make_vector(share.env, seed=seeding.spawn(share.seed, "environments"))
             self._open.callback(envs.close)
-            return envs, None, env_spec(envs)
+            return envs, None, env_spec(envs), share.steps // self.ranks.size
         if begun:
-            return None, None, setup.recorded_spec(share)
+            return None, None, *setup.recorded(share)
         dataset = setup.recording(share, self.say)
-        return None, dataset, dataset.spec
+        return None, dataset, dataset.spec, dataset.rows
 
-    def _new_state(
-        self, share: TrainConfig, spec: EnvSpec, dataset: Dataset | None, begun: bool
-    ) -> RunState:
+    def _new_state(self, share: TrainConfig, spec: EnvSpec, rows: int, begun: bool) -> RunState:
         """Agent and replay, new, once it is known that there is room for them."""
         ranks, settings = self.ranks, self.config
         self.say(describe(spec, notes(self.envs) if self.envs else {}))
@@ -106,7 +104,6 @@ class Trainer:
         if not ranks.first:
             seeding.seed_everything(share.seed)  # all begin alike, and then draw their own
         place = shares.shard(settings.replay_folder, ranks.rank)
-        rows = dataset.rows if dataset else 0 if share.offline else share.steps // ranks.size
         replay = setup.make_replay(share, spec, agent, not begun, place, rows)
         if ranks.first and not begun:
             shares.clear_others(place, ranks.size)

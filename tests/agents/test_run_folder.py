@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from agents.run.folder import HOLDER, RunLock
+from agents.run.report import SUMMARY
 from agents.run.train import train
 from tests.agents.test_run_train import settings
-from worldmodel.config import RunError
+from worldmodel.config import ConfigError, RunError
 
 SILENT = lambda text: None  # noqa: E731
 
@@ -64,3 +65,15 @@ def test_rubbish_of_a_holder_hinders_nobody(tmp_path: Path) -> None:
     (tmp_path / HOLDER).write_bytes(b"\xff\xfe")
     with RunLock(tmp_path, SILENT):
         pass
+
+
+def test_a_summary_of_another_version_is_not_called_damaged_alone(tmp_path: Path) -> None:
+    train(settings(tmp_path), SILENT)
+    path = tmp_path / SUMMARY
+    summary = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in summary.items() if k != "maximised"}))
+    with pytest.raises(ConfigError, match=r"does not say maximised: an older version .* Delete it"):
+        train(settings(tmp_path), SILENT)
+    path.write_text(json.dumps(summary | {"seed": "two"}))
+    with pytest.raises(ConfigError, match=r"is damaged .ValueError: seed is 'two'.* Delete it"):
+        train(settings(tmp_path), SILENT)

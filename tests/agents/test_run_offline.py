@@ -84,7 +84,10 @@ def test_stopped_and_continued_it_is_the_same(tmp_path: Path, recorded: Path, st
     parts = replace(base, run=str(tmp_path / "b"), offline=str(source))
     train(replace(parts, updates=7), SILENT)
     shutil.rmtree(source)  # its rows are in the run's own replay
-    train(parts, SILENT)
+    said: list[str] = []
+    train(parts, said.append)
+    [replay] = [line for line in said if line.startswith("replay: ")]
+    assert replay.startswith("replay: 71 of 500 steps"), replay  # what it will hold, not nothing
     assert torch.equal(weight(tmp_path / "a"), weight(tmp_path / "b"))
     assert summary_of(tmp_path / "b")["updates"] == 20
 

@@ -31,7 +31,7 @@ class Replay:
     by name. seed: of its own random generator. directory: for storage=disk, before the one in the
     config. priority_exponent: sequences and transitions begin at a row with a probability that is
     proportional to its priority to this power (see `reweigh`); 0 makes all draws uniform. expected:
-    rows that will be added, where known: memory must have room for those alone.
+    about how many rows will be added, where known: memory must have room for those alone.
 
     What is promised, whichever the storage: a process killed at any moment (between `save`, the
     checkpoint that holds its state, and `commit`, or within one of them) finds with that
