@@ -49,18 +49,19 @@ class Guard:
 
     account: what it earned, None where that is not to be looked at.
 
-    unknown: whether the world counts as unknown; calm: good ticks in a row since. kept: ticks in a
-    row that it stayed so under the fallback; doubt: how many of them put the blame on it. faulty:
-    whether the fallback is in charge for a fault; sound: ticks without one since. grace: ticks in
-    which an unknown world is laid to the fallback. strange: unknown observations in a row. repeats:
-    previous actions in a row. away: whether the fallback is in charge, for whatever reason.
+    unknown: whether the world counts as unknown; calm: good ticks in a row since. stuck: ticks in a
+    row that it stayed unknown while the fallback acted; doubt: the policy is tried after so many.
+    faulty: whether the fallback acts because of a fault; sound: ticks without one since. grace:
+    ticks left in which an unknown world is blamed on the fallback, so that the policy acts.
+    strange: unknown observations in a row. repeats: previous actions in a row. away: whether the
+    fallback acts, for whatever reason. paid: whether a reward arrived for the last action.
     """
 
     config: DeployConfig
     account: Account | None = None
     unknown: bool = False
     calm: int = 0
-    kept: int = 0
+    stuck: int = 0
     doubt: int = 0
     faulty: bool = False
     sound: int = 0
@@ -68,7 +69,7 @@ class Guard:
     strange: int = 0
     repeats: int = 0
     away: bool = False
-    paid: bool = False  # whether a reward arrived for the last action
+    paid: bool = False
 
     def begin(self) -> None:
         """A new episode: what was before does not count."""
@@ -104,7 +105,7 @@ class Guard:
             if self.sound < self.config.recover_ticks or hold:
                 return Verdict(FALLBACK, WAITING)
             self.faulty, self.away = False, self.unknown
-        self._doubt_fallback(unknown, hold)
+        self._try_policy(unknown, hold)
         excused = self._look(unknown, level)
         if self._steps_back(hold):
             self.away = True
@@ -113,17 +114,18 @@ class Guard:
         watched = self.unknown or excused
         return Verdict(POLICY, WATCHED if watched else OK, caution(self.config.caution, level))
 
-    def _doubt_fallback(self, unknown: bool, hold: bool) -> None:
-        """Try the policy, as after a fault, where no reward says who does better and the world
-        stays unknown under the fallback: perhaps for its sake. Each time after twice as long."""
+    def _try_policy(self, unknown: bool, hold: bool) -> None:
+        """Let the policy act for `grace_ticks` where no reward arrives and the world has stayed
+        unknown under the fallback for `doubt` ticks: the fallback itself may cause that. Each trial
+        comes after twice as many ticks as the one before."""
         if not (unknown or self.unknown or self.grace):
             self.doubt = self.config.doubt_ticks
         silent = self.account is None or not self.paid
         stays = self.away and self.unknown and silent and self.config.watch
-        self.kept = self.kept + 1 if stays else 0
-        if stays and self.kept >= self.doubt and self.doubt and not hold:
+        self.stuck = self.stuck + 1 if stays else 0
+        if stays and self.stuck >= self.doubt and self.doubt and not hold:
             self.unknown, self.grace = False, self.config.grace_ticks
-            self.kept, self.doubt = 0, 2 * self.doubt
+            self.stuck, self.doubt = 0, 2 * self.doubt
 
     def _look(self, unknown: bool, level: float | None) -> bool:
         """Find out whether the world counts as unknown from now on; the answer is whether an

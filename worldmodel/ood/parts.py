@@ -270,7 +270,7 @@ class _Otherwise(Part):
         gains = (self.gains(look) - self.usual) / self.spread
         more = gains.clamp(-MOST_GAIN, MOST_GAIN) - self.allowance
         sums = memory["sums"] + more * memory["begun"].unsqueeze(-1)  # none led to row 0
-        sums = sums.clamp(0, MOST_SUM)
+        sums = sums.clamp(0.0, MOST_SUM)  # both floats, which the ONNX exporter needs
         return sums.amax(-1), {"sums": sums, "begun": torch.ones_like(memory["begun"])}
 
 

@@ -158,13 +158,14 @@ class WorldModel(TakesFittedHeads):
             state, seen, believed = tree.map(
                 lambda x: x.repeat_interleave(count, 0), (state, seen, believed)
             )
-            found = self._told(state, seen, action.flatten(0, 1), believed)
+            found = self._divergence(state, seen, action.flatten(0, 1), believed)
             return found.unflatten(0, (-1, count))
-        return self._told(state, seen, action, believed)
+        return self._divergence(state, seen, action, believed)
 
-    def _told(
+    def _divergence(
         self, state: LatentState, seen: Tensor, action: Tensor, believed: LatentState | None
     ) -> Tensor:
+        """KL(posterior || prior) [B] in nats, for what `core.see` made of an observation."""
         embedded = self.core.embed_action(action)
         deter = self.core.recur(state, embedded)
         other = deter if believed is None else self.core.recur(believed, embedded)
