@@ -122,6 +122,13 @@ class Agent(ABC):
         "mode" (the likeliest action). extras: the values [B, ...] of all `columns`.
         """
 
+    def follow(
+        self, obs: Mapping[str, Any], state: Any = None, mode: str = "sample"
+    ) -> tuple[np.ndarray | None, Any, dict[str, Any]]:
+        """As `act`, for whoever decides in its place and then calls `replace_action`: the action
+        may be None, with no extras, where finding one takes a plan."""
+        return self.act(obs, state, mode)
+
     def replace_action(self, state: Any, action: Any) -> Any:
         """The state that `act` returned, where another action [B, A] was taken than its own: an
         array, or a tensor on the state's device (an exported step calls this while it is traced).

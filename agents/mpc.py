@@ -141,6 +141,28 @@ class MPC(Agent):
         update."""
         check_mode(mode)
         began = self.planner.clock()
+        state, tensors, first = self._seen(obs, state)
+        latent, batch = state.latent, len(first)
+        if mode == "sample" and not self.updates:  # a world that knows nothing is not worth a plan
+            action = self._random(obs, batch)
+            return action.cpu().numpy(), state._replace(action=action), {}
+        mask = tensors.get(MASK_KEY)
+        plan = self.planner.plan(self.model, latent, None, state.warm, first, mask, began)
+        self.stats = {f"plan/{k}": float(v) for k, v in plan.stats.items() if k not in CLOCKS}
+        action = self._explored(plan.action, obs) if mode == "sample" else plan.action
+        return action.cpu().numpy(), MPCState(latent, action, plan.warm), {}
+
+    def follow(
+        self, obs: Mapping[str, Any], state: MPCState | None = None, mode: str = "sample"
+    ) -> tuple[None, MPCState, dict[str, Any]]:
+        """See `Agent.follow`: nothing is planned."""
+        check_mode(mode)
+        return None, self._seen(obs, state)[0], {}
+
+    def _seen(
+        self, obs: Mapping[str, Any], state: MPCState | None
+    ) -> tuple[MPCState, dict[str, Tensor], Tensor]:
+        """The state with the observation taken in, the observation as tensors, and `is_first`."""
         tensors = {
             k: torch.as_tensor(obs[k], device=self.device)
             for k in (*self.spec.obs, "is_first")
@@ -151,14 +173,7 @@ class MPC(Agent):
         state = self.initial(batch) if state is None else state
         first = tensors.pop("is_first", begins).bool() | begins
         latent = self.model.observe(state.latent, tensors, state.action, first)
-        if mode == "sample" and not self.updates:  # a world that knows nothing is not worth a plan
-            action = self._random(obs, batch)
-            return action.cpu().numpy(), MPCState(latent, action, state.warm), {}
-        mask = tensors.get(MASK_KEY)
-        plan = self.planner.plan(self.model, latent, None, state.warm, first, mask, began)
-        self.stats = {f"plan/{k}": float(v) for k, v in plan.stats.items() if k not in CLOCKS}
-        action = self._explored(plan.action, obs) if mode == "sample" else plan.action
-        return action.cpu().numpy(), MPCState(latent, action, plan.warm), {}
+        return state._replace(latent=latent), tensors, first
 
     def _explored(self, action: Tensor, obs: Mapping[str, Any]) -> Tensor:
         """With noise; discrete: some drawn at random."""

@@ -144,13 +144,13 @@ def draw_tree(trees: Trees, root: int = 0) -> np.ndarray:
         return 12 + wide * depth[node], int(high * (rows[node] + 1))
 
     total = max(1, int(trees.visits[root, 0].sum()))
-    low, span = trees.low[root], max(1e-9, trees.high[root] - trees.low[root])
+    edges = {n: (int(trees.parent[root, n]), int(trees.action[root, n])) for n in children if n}
+    values = {n: trees.total[root][e] / trees.visits[root][e] for n, e in edges.items()}
+    least, most = min(values.values(), default=0.0), max(values.values(), default=0.0)
     labels: list[tuple[tuple[int, int], str]] = []
-    for node in list(children)[1:]:
-        parent, action = int(trees.parent[root, node]), int(trees.action[root, node])
-        visits = int(trees.visits[root, parent, action])
-        value = trees.total[root, parent, action] / visits
-        share = float(np.clip((value - low) / span, 0, 1))
+    for node, (parent, action) in edges.items():
+        visits, value = int(trees.visits[root, parent, action]), values[node]
+        share = float((value - least) / max(1e-9, most - least))
         ink = tuple(
             int(a + share * (b - a)) for a, b in zip((70, 110, 190), films.MARK, strict=True)
         )

@@ -83,14 +83,26 @@ class MuZero(Agent):
         self, obs: Mapping[str, Any], state: Any = None, mode: str = "sample"
     ) -> tuple[np.ndarray, MuZeroState, dict[str, Any]]:
         check_mode(mode)
-        seen = {key: torch.as_tensor(obs[key], device=self.device) for key in self.spec.seen}
-        root = self.model.represent(seen)
+        seen, root = self._seen(obs)
         if mode == "mode":
             self.judge.stream.seed(0)  # an evaluation draws nothing that another does not
             found = self._search(self.judge, root, seen)
         else:
             found = self._search(self.planner, root, seen)
         return found.action.cpu().numpy(), root, self._columns(found)
+
+    @torch.no_grad()
+    def follow(
+        self, obs: Mapping[str, Any], state: Any = None, mode: str = "sample"
+    ) -> tuple[None, MuZeroState, dict[str, Any]]:
+        """See `Agent.follow`: nothing is searched."""
+        check_mode(mode)
+        return None, self._seen(obs)[1], {}
+
+    def _seen(self, obs: Mapping[str, Any]) -> tuple[dict[str, Tensor], MuZeroState]:
+        """Observations as tensors, and what they represent."""
+        seen = {key: torch.as_tensor(obs[key], device=self.device) for key in self.spec.seen}
+        return seen, self.model.represent(seen)
 
     def _search(self, planner: MCTS, root: MuZeroState, seen: Mapping[str, Tensor]) -> Found:
         heat = None if planner is self.judge else self.temperature

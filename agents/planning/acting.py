@@ -52,7 +52,6 @@ class Planned(Agent):
     ) -> None:
         self.agent, self.planner, self.trusts = agent, planner, trusts
         self.model = agent.plan_in() if world is None else world
-        self.columns = agent.columns
         self.decisions = 0
         #: The state of the first environment at the decision with number SHOWN, and its plan.
         self.shown: tuple[Any, Plan] | None = None
@@ -79,7 +78,7 @@ class Planned(Agent):
         """See `Agent.act`; the mode is the agent's own, whose action is replaced."""
         began = self.planner.clock()
         inner, warm = (None, None) if state is None else state
-        own, inner, extras = self.agent.act(obs, inner, mode)
+        own, inner, extras = self.agent.follow(obs, inner, mode)
         world_state = self.agent.world_state(inner)
         device = tree.device(world_state)
         first, mask = (
@@ -101,7 +100,11 @@ class Planned(Agent):
             self.shown = tree.index(world_state, slice(0, 1)), plan
         chosen = plan.action.cpu().numpy()
         if self.trusts and not plan.stats["model_steps"]:
-            chosen = own  # no time for a single step: the policy's action is the better guess
+            # No time for a single step: the policy's action is the better guess.
+            if own is not None:
+                chosen = own
+            elif (prior := self.agent.evaluate(world_state).prior) is not None:
+                chosen = prior.mode().cpu().numpy()
         return chosen, PlannedState(self.agent.replace_action(inner, chosen), plan.warm), extras
 
     def replace_action(self, state: PlannedState, action: Any) -> PlannedState:

@@ -89,17 +89,9 @@ class TDMPC2(Agent):
     ) -> tuple[np.ndarray, TDMPC2State, dict[str, Any]]:
         """See `Agent.act`; before the first update nothing is planned, and the policy acts."""
         check_mode(mode)
-        tensors = {
-            k: torch.as_tensor(obs[k], device=self.device)
-            for k in (*self.spec.seen, "is_first")
-            if k in obs
-        }
-        batch, begins = tree.batch_size(tensors), state is None
-        state = self.initial(batch) if state is None else state
-        first = tensors.pop("is_first", torch.zeros(batch, device=self.device)).bool() | begins
-        mask = tensors.get(MASK_KEY)
         with autocast(self.device, self.config.precision):
-            latent = self.model.observe(state.latent, tensors, state.latent.z, first)
+            state, mask, first = self._seen(obs, state)
+            latent, batch = state.latent, len(first)
             if self.config.plan and self.optim.updates:
                 action, mean, plan = self._plan(latent, state.mean, first, mask, mode)
             else:
@@ -109,6 +101,29 @@ class TDMPC2(Agent):
                 mean, plan = self.initial(batch).mean, self._unplanned(batch)
         extras = {PLAN: plan} if self.columns else {}
         return action.cpu().numpy(), TDMPC2State(latent, mean), extras
+
+    def follow(
+        self, obs: Mapping[str, Any], state: TDMPC2State | None = None, mode: str = "sample"
+    ) -> tuple[None, TDMPC2State, dict[str, Any]]:
+        """See `Agent.follow`: nothing is planned."""
+        check_mode(mode)
+        with torch.no_grad(), autocast(self.device, self.config.precision):
+            return None, self._seen(obs, state)[0], {}
+
+    def _seen(
+        self, obs: Mapping[str, Any], state: TDMPC2State | None
+    ) -> tuple[TDMPC2State, Tensor | None, Tensor]:
+        """The state with the observation taken in, the actions allowed, and `is_first`."""
+        tensors = {
+            key: torch.as_tensor(obs[key], device=self.device)
+            for key in (*self.spec.seen, "is_first")
+            if key in obs
+        }
+        begins = torch.full((tree.batch_size(tensors),), state is None, device=self.device)
+        state = self.initial(len(begins)) if state is None else state
+        first = tensors.pop("is_first", begins).bool() | begins
+        latent = self.model.observe(state.latent, tensors, state.latent.z, first)
+        return state._replace(latent=latent), tensors.get(MASK_KEY), first
 
     def _plan(
         self, latent: Latent, mean: Tensor, first: Tensor, mask: Tensor | None, mode: str

@@ -16,6 +16,7 @@ import torch
 from omegaconf import MISSING
 
 import agents
+from agents.apps.plans import draw_tree
 from agents.base import Policy
 from agents.planning.mcts import MCTS
 from agents.planning.tree_config import MCTSConfig
@@ -23,9 +24,9 @@ from agents.planning.tree_growth import Found
 from agents.planning.tree_rules import NONE, Trees
 from worldmodel import config, plots
 from worldmodel.envs import boards, make_env
+from worldmodel.log import write_picture
 from worldmodel.types import MASK_KEY
 
-DEEPEST = 6  # levels of the tree that are drawn
 LONGEST = 6  # moves of the expected line
 
 
@@ -33,7 +34,7 @@ LONGEST = 6  # moves of the expected line
 class Settings:
     """run: of an agent with a world and discrete actions. moves: actions by number that lead to the
     position, from the environment's reset with `seed`; what is masked is refused. rule,
-    simulations: of the search. out: a folder for the PNG and the CSV."""
+    simulations: of the search. out: a folder for the PNGs and the CSV."""
 
     run: str = MISSING
     moves: list[int] = field(default_factory=list)
@@ -54,21 +55,23 @@ def make(settings: Settings) -> list[Path]:
     planner = MCTS(policy.spec.action, search, 0, policy.device)
     found = planner.search(policy.model, state, policy.agent.evaluate, mask)
     line = expected_line(found.trees)
-    made, axes = plots.figure(3 if board is not None else 2, 1, height=3.4)
+    made, axes = plots.figure(2 if board is not None else 1, 1, height=3.4)
     _bars(axes[0][0], found)
-    _tree(axes[0][1], found.trees)
     if board is not None:
         game = boards.GAMES[policy.env.id]
         picture = np.concatenate([pad(p) for p in positions(game, board, line)], 1)
-        axes[0][2].imshow(picture)
-        axes[0][2].set_axis_off()
-        axes[0][2].set_title("the moves that are expected")
+        axes[0][1].imshow(picture)
+        axes[0][1].set_axis_off()
+        axes[0][1].set_title("the moves that are expected")
     value = f"value {found.value[0]:.2f}, expected: {', '.join(map(str, line))}"
     plots.caption(made, f"{settings.simulations} simulations, rule={settings.rule}; {value}")
     out = Path(settings.out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_picture(out / "tree.png", draw_tree(found.trees))
     rows = list(zip(*columns(found).values(), strict=True))
     return [
         plots.save(made, out / "decision.png"),
+        out / "tree.png",
         plots.write_table(out / "decision.csv", list(columns(found)), rows),
     ]
 
@@ -88,7 +91,7 @@ def reach(
         for number in range(len(moves) + 1):
             seen = {key: np.asarray(obs[key])[None] for key in spec.seen}
             seen["is_first"] = np.array([number == 0])
-            _, state, _ = agent.act(seen, state, "mode")
+            _, state, _ = agent.follow(seen, state, "mode")
             if number == len(moves):
                 break
             if not 0 <= moves[number] < spec.action.sizes[0]:
@@ -165,36 +168,3 @@ def _bars(axes: Any, found: Found) -> None:
     axes.set_xlabel("action (above: its value)")
     axes.set_title("policy")
     axes.legend()
-
-
-def _tree(axes: Any, trees: Trees) -> None:
-    """Nodes by depth; a line is as thick as it was visited."""
-    places: dict[int, tuple[float, float]] = {}
-    free = [0.0]
-
-    def lay(node: int, depth: int) -> float:
-        children = [
-            (int(a), int(trees.child[0, node, a, 0]))
-            for a in np.flatnonzero(trees.visits[0, node] > 0)
-        ]
-        heights = [lay(c, depth + 1) for _, c in children if c != NONE and depth < DEEPEST]
-        if not heights:
-            free[0] += 1.0
-        y = float(np.mean(heights)) if heights else free[0]
-        places[node] = (float(depth), y)
-        return y
-
-    lay(0, 0)
-    most = max(1, int(trees.visits[0, 0].max()))
-    for node, (x, y) in places.items():
-        if node:
-            parent, action = int(trees.parent[0, node]), int(trees.action[0, node])
-            px, py = places[parent]
-            share = trees.visits[0, parent, action] / most
-            axes.plot([px, x], [py, y], color=plots.COLOURS[0], linewidth=0.4 + 4 * share)
-            if share > 0.15:
-                axes.text(x, y, f" {action}", fontsize=7)
-    axes.set_yticks([])
-    axes.grid(False)
-    axes.set_xlabel("depth")
-    axes.set_title("the tree, by visits")
