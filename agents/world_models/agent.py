@@ -266,8 +266,8 @@ class WorldModels(Agent):
         weights = torch.as_tensor(candidates, dtype=torch.float32, device=self.device)
         weights = weights.view(-1, *self.controller.shape)
         start = self.dream_starts(replay, self.config.search.trials)
-        steps, one_sided = self.config.search.dream_steps, self.config.one_sided
-        found = dream(self.model, weights, start, steps, self.rng, self.spec.action, one_sided)
+        c, about = self.config.search, (self.spec.action, self.config.one_sided)
+        found = dream(self.model, weights, start, c.dream_steps, self.rng, *about, c.ends)
         return found.returns.cpu().numpy(), found.steps.cpu().numpy()
 
     def dream_starts(self, replay: Replay, count: int) -> VMState:

@@ -10,6 +10,7 @@ from worldmodel.models.mdnrnn import MDNRNNConfig
 from worldmodel.models.vae import VAEConfig
 
 EVOLVE_IN = ("dream", "real")
+ENDS = ("likely", "expected")
 
 
 @dataclass
@@ -18,7 +19,9 @@ class SearchConfig:
     episodes, of each; its fitness is their mean return. generations: of one iteration. sigma:
     deviation of the first candidates. diagonal: adapt the variances alone, which is faster and,
     with hundreds of weights, learns sooner. evolve_in: "dream", without a step in the environment,
-    or "real". dream_steps: after which a dream is cut off."""
+    or "real". dream_steps: after which a dream is cut off. ends: "likely", a dream ends where the
+    model finds that likelier than not, as published; "expected", it counts as far as the model
+    expects it to go on, so that no end is hidden below one half."""
 
     population: int = 64
     trials: int = 16
@@ -27,6 +30,7 @@ class SearchConfig:
     diagonal: bool = True
     evolve_in: str = "dream"
     dream_steps: int = 100
+    ends: str = "likely"
 
     def __post_init__(self) -> None:
         many = (1, 1 << 24)
@@ -36,6 +40,8 @@ class SearchConfig:
         })  # fmt: skip
         if self.evolve_in not in EVOLVE_IN:
             raise ConfigError(f"evolve_in is '{self.evolve_in}'; allowed: {', '.join(EVOLVE_IN)}.")
+        if self.ends not in ENDS:
+            raise ConfigError(f"ends is '{self.ends}'; allowed: {', '.join(ENDS)}.")
 
 
 @dataclass

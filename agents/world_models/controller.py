@@ -180,18 +180,19 @@ def dream(
     rng: torch.Generator,
     action: ActionSpec,
     one_sided: Sequence[int] = (),
+    ends: str = "likely",
 ) -> Dreamed:
     """Let controllers, weights [P, A, F + 1], act in dreams that begin in start [R, ...]: all P x R
     in one batch, the R dreams with the same noise for every controller.
 
     A dream ends where the model finds that likelier than not, or after `steps`; its return is the
-    sum of its rewards, undiscounted, the last one included.
+    sum of its rewards, undiscounted, the last one included. ends="expected": each reward counts by
+    the probability that the dream goes on until then.
     """
     count, trials = len(weights), len(start.z)
     state = VMState(*(x.repeat(count, 1) for x in start))  # [P * R, ...]
-    lives = torch.ones(count * trials, dtype=torch.bool, device=start.z.device)
     total = torch.zeros(count * trials, dtype=torch.float64, device=start.z.device)
-    lived = torch.zeros_like(total)
+    lives, lived = torch.ones_like(total), torch.zeros_like(total)
     matrix, bias = weights[..., :-1].transpose(1, 2), weights[..., -1].unsqueeze(1)
     size = (steps, trials, world.latent)
     uniform = torch.rand(size, generator=rng).to(start.z.device)
@@ -201,9 +202,9 @@ def dream(
         chosen = actions_of(torch.baddbmm(bias, feat, matrix), action, one_sided).flatten(0, 1)
         noise = uniform[step].repeat(count, 1), normal[step].repeat(count, 1)
         state, reward, cont = world.predict(state, chosen, noise)
-        total += torch.where(lives, reward.double(), 0.0)
+        total += torch.where(lives > 0, lives * reward, 0.0)
         lived += lives
-        lives &= cont >= 0.5
+        lives *= cont if ends == "expected" else cont >= 0.5
         if not lives.any():
             break
     return Dreamed(total.view(count, trials), lived.view(count, trials))
