@@ -30,7 +30,7 @@ from worldmodel.types import ActionSpec
 
 KEY = "earnings"  # in a detector's calibration
 RATE = 0.1  # of the running means, a tick
-SELDOM = 0.1  # the share of ordinary episodes that lie below the floor at a tick
+SELDOM = 0.01  # the share of ordinary episodes that lie below the floor at a tick
 EVERY = 10  # ticks between two entries of the floor
 
 
@@ -101,7 +101,8 @@ class Account:
         if away:
             switch = self.fallback < self.policy
         else:
-            floor = self._known.floor[min(self._ticks // EVERY, len(self._known.floor) - 1)]
+            entry = min(self._ticks // EVERY, len(self._known.floor) - 1)
+            floor = min(self._known.floor[entry : entry + 2])  # the entries around this tick
             switch = self.policy < min(floor, self.fallback)
         if switch:
             self._left = round(1 / self._known.rate)

@@ -113,6 +113,15 @@ def test_what_is_enough_depends_on_the_tick() -> None:
     assert not account.prefers_fallback(away=False)
 
 
+def test_before_a_tick_with_a_floor_the_lower_of_both_counts() -> None:
+    known = Earnings(policy=1.0, floor=[1.0, 0.2], fallbacks={"zero": 0.9}, rate=0.5)
+    account = Account(known, "zero")
+    account.credit(0.0, policy=True)
+    assert not account.prefers_fallback(away=False)  # 0.5: on the way down, as ordinary episodes
+    account.credit(-1.0, policy=True)
+    assert account.prefers_fallback(away=False)  # -0.25
+
+
 def test_a_new_episode_begins_with_what_is_promised() -> None:
     account = Account(KNOWN, "zero")
     account.credit(-8.0, policy=True)
