@@ -114,7 +114,7 @@ class DeployConfig:
     on_nonfinite: str = "fallback"
     max_repeats: int = 3
     enter_ticks: int = 1
-    leave_ticks: int = 10
+    leave_ticks: int = 3
     recover_ticks: int = 2
     grace_ticks: int = 30
     doubt_ticks: int = 10
