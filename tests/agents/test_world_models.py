@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,11 @@ def test_a_dream_s_return_stops_at_its_end() -> None:
     rnn.heads["end"].bias.data.fill_(-5.0)  # type: ignore[union-attr, operator]
     found = dream(agent.model, weight, start, 6, agent.rng, SPEC.action)
     assert found.returns.unique().tolist() == [12.0]
+    # An end of probability 1/4 is never likelier than not, but it is expected.
+    rnn.heads["end"].bias.data.fill_(-math.log(3.0))  # type: ignore[union-attr, operator]
+    for ends, value in (("likely", 12.0), ("expected", 2.0 * sum(0.75**k for k in range(6)))):
+        found = dream(agent.model, weight, start, 6, agent.rng, SPEC.action, ends=ends)
+        assert found.returns.flatten().tolist() == pytest.approx([value] * 8, rel=1e-5)
 
 
 # Who plays
