@@ -20,6 +20,7 @@ from worldmodel.atomic import replaced_file
 
 METRICS = "metrics.jsonl"
 EVENTS = "events.out.tfevents.*"
+GIF_SECONDS = 600.0  # a GIF holds no frame for longer than 655 s, and frames that are alike are one
 LEAST_SPACE = 1 << 20  # bytes; a disk with less is full to a film
 SMALLEST_SIDE = 256  # pixels; smaller pictures are enlarged so that a person can see them
 
@@ -185,10 +186,10 @@ def write_video(path: Path, frames: Sequence[np.ndarray], fps: int = 15) -> None
 
 
 def gif(frames: Sequence[np.ndarray], fps: int = 15) -> bytes:
-    """An animated GIF of uint8 frames [H, W, C]."""
+    """An animated GIF of uint8 frames [H, W, C]: their first ten minutes, at the given rate."""
     import imageio.v2 as imageio
 
-    shown = [as_rgb(frame) for frame in frames]
+    shown = [as_rgb(frame) for frame in frames[: round(GIF_SECONDS * fps)]]
     out = io.BytesIO()
     imageio.mimwrite(out, shown, format="gif", duration=1000 / fps, loop=0)  # type: ignore[arg-type]
     return out.getvalue()

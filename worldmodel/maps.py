@@ -7,6 +7,7 @@ values: who gives control={left: 1.0} wants to be paid by that alone, whatever t
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
@@ -53,10 +54,10 @@ def maps_of(config: DictConfig, prefix: str = "") -> Iterator[Map]:
 def complete(words: DictConfig, one: Map, keys: Iterable[str], present: DictConfig) -> None:
     """Make what words give of a map by the dotted keys of entries the whole map, with the entries
     that are present and that they do not name."""
-    whole = copy.deepcopy(present)
+    whole, given = copy.deepcopy(present), OmegaConf.to_container(words)  # ${...} stays as it is
     for key in keys:
-        value, below = OmegaConf.select(words, key), key.removeprefix(f"{one.name}.")
-        OmegaConf.update(whole, below, value, merge=False)
+        value: Any = functools.reduce(lambda found, name: found[name], key.split("."), given)
+        OmegaConf.update(whole, key.removeprefix(f"{one.name}."), value, merge=False)
     OmegaConf.update(words, one.name, whole, merge=False)
 
 

@@ -82,6 +82,9 @@ def test_words_alone_make_an_object() -> None:
         config.from_cli(Outer, ["nam=y"])
     with pytest.raises(ConfigError, match="Cannot read 'name'"):
         config.from_cli(Outer, ["name"])
+    assert config.from_cli(Outer, ["name=y", "anything.b=${steps}", "steps=7"]).anything == {"b": 7}
+    with pytest.raises(ConfigError, match="Interpolation key 'nowhere' not found"):
+        config.from_cli(Outer, ["name=y", "anything.b=${nowhere}"])
 
 
 def test_written_configs_read_back(tmp_path: Path) -> None:

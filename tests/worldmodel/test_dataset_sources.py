@@ -83,7 +83,13 @@ def test_broken_folders_of_lerobot_say_what(tmp_path: Path) -> None:
     table.write_bytes(table.read_bytes()[:50])
     with pytest.raises(DatasetError, match=r"episode_000001\.parquet' cannot be read"):
         Dataset(str(place))
-    (place / "meta" / "info.json").write_text("{")
+    path = place / "meta" / "info.json"
+    info = json.loads(path.read_text())
+    top = {"dtype": "video", "shape": [3, None, 32, 32], "names": ["channels", "h", "w"]}
+    path.write_text(json.dumps(info | {"features": info["features"] | {"observation.top": top}}))
+    with pytest.raises(DatasetError, match=r"'observation\.top' are \[3, None, 32, 32\]; allowed"):
+        Dataset(str(place))
+    path.write_text("{")
     with pytest.raises(DatasetError, match=r"info\.json' cannot be read"):
         Dataset(str(place))
 

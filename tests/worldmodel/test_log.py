@@ -12,7 +12,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from worldmodel.log import Means, RunLog, as_rgb, enlarged, write_json, write_video
+from worldmodel.log import Means, RunLog, as_rgb, enlarged, gif, write_json, write_video
 
 
 def test_means_are_per_name_and_start_over() -> None:
@@ -116,6 +116,12 @@ def test_small_pictures_are_enlarged_without_blur(tmp_path: Path) -> None:
     assert film[0].mean() < 20 < 235 < film[2].mean()
     with pytest.raises(ValueError, match="No frames"):
         write_video(tmp_path / "none.mp4", [])
+
+
+def test_a_still_film_of_any_length_is_a_gif() -> None:
+    """Frames that are alike are stored as one, whose time a GIF writes in two bytes."""
+    still = [np.zeros((2, 2, 3), np.uint8)] * 700
+    assert gif(still, fps=1)[:3] == b"GIF"
 
 
 def test_json_is_replaced_as_a_whole(tmp_path: Path) -> None:

@@ -249,3 +249,10 @@ def test_another_model_is_refused(detector: Detector, tmp_path: Path) -> None:
     other: WorldModel = tiny_model(seed=5)
     with pytest.raises(RunError, match="other weights"):
         store.load(tmp_path, SPEC, other)
+
+
+def test_one_episode_that_never_ended_is_enough_to_learn_from() -> None:
+    """Of a continuing task nothing else is recorded; fresh episodes are cut off, and tune."""
+    detector = Detector(SPEC, tiny_config())
+    detector.fit(tracks(1, 0), tracks(2, 1))
+    assert detector.fitted

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tests.worldmodel.ood_tracks import tiny_model, tracks
 from worldmodel import tree
+from worldmodel.ood import density
 from worldmodel.ood.density import Flow, Mixture, Neighbours
 from worldmodel.ood.detector import Stamps
 from worldmodel.ood.parts import (
@@ -245,3 +246,18 @@ def test_stamps_that_do_not_move_on_are_stale() -> None:
     again = stale([0.0, np.nan], np.ones(2, bool))
     assert again is not None
     assert list(again) == [0, 2]
+
+
+def test_a_flow_of_rows_that_repeat_stays_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a world where all episodes are alike, features are a few points: no density at all."""
+    monkeypatch.setattr(density, "FLOW_UPDATES", 150)
+    points = torch.zeros(5, 6)
+    points[:, 0] = torch.arange(5.0)  # the other five never move
+    held = Look(vector=points.repeat(20, 1))
+    flow = Flow(6)
+    flow.fit(held)
+    known, _ = flow(held, {})
+    near, _ = flow(Look(vector=points + 1e-5), {})
+    far, _ = flow(Look(vector=points + 10.0), {})
+    assert known.max() < near.min()
+    assert far.isfinite().all()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from worldmodel import progress, seeding
+from worldmodel.distributions import symlog
 from worldmodel.ood.api import Memory
 from worldmodel.ood.parts import TINY, code_length, mean_error
 from worldmodel.ood.scorer import Look, Part
@@ -102,7 +103,12 @@ class Mixture(_OfFeatures):
 
 
 class Flow(_OfFeatures):
-    """Minus the log density of a masked autoregressive flow (zuko)."""
+    """Minus the log density of a masked autoregressive flow (zuko).
+
+    Of rows that repeat (a world in which every episode is alike) there is no density; so each is
+    blurred as the mixture's are, by a variance of RIDGE. What lies far away comes nearer (symlog):
+    the flow's scales, exponentials of what it sees, would leave the range of numbers.
+    """
 
     name = "flow"
 
@@ -112,6 +118,9 @@ class Flow(_OfFeatures):
 
         self.flow: Any = zuko.flows.MAF(self.size, transforms=2, hidden_features=(64, 64))
 
+    def standard(self, look: Look) -> Tensor:
+        return symlog(super().standard(look))
+
     def fit(self, held: Look) -> None:
         super().fit(held)
         values = self.standard(held)
@@ -120,6 +129,7 @@ class Flow(_OfFeatures):
         with torch.enable_grad(), seeding.Stream(0):
             for _ in progress.each(range(FLOW_UPDATES), "fitting the flow, update"):
                 batch = values[torch.randint(len(values), (FLOW_BATCH,))]
+                batch = batch + RIDGE**0.5 * torch.randn_like(batch)
                 loss = -self.flow().log_prob(batch).mean()
                 optim.zero_grad()
                 loss.backward()

@@ -101,10 +101,10 @@ class Detector:
         if tuning is None:
             tuning = observations[HELD_OUT - 1 :: HELD_OUT]
             observations = [t for i, t in enumerate(observations) if i % HELD_OUT != HELD_OUT - 1]
-        if len(observations) < 2 or len(tuning) < 2:
+        if not observations or len(tuning) < 2:
             raise ConfigError(
                 f"{len(observations)} episodes to learn from and {len(tuning)} to tune on are too "
-                "few: at least 2 of each are needed. Record or play more episodes."
+                "few: at least 1 and 2 are needed. Record or play more episodes."
             )
         check_tracks(self.spec, observations, states=False)
         check_tracks(self.spec, tuning, self.scorer.with_states)

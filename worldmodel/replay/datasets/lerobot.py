@@ -91,6 +91,11 @@ class Folder:
         for key, what in self.info["features"].items():
             if what.get("dtype") == "video":
                 shape, names = list(what["shape"]), list(what.get("names") or [])
+                if len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape):
+                    raise DatasetError(
+                        f"'{self.path / 'meta' / 'info.json'}' says that the pictures of '{key}' "
+                        f"are {shape}; allowed: three whole numbers above 0."
+                    )
                 first = str(names[0])[:1] == "c" if names else shape[0] in (1, 3)
                 found[key] = (shape[1], shape[2]) if first else (shape[0], shape[1])
         return found

@@ -121,7 +121,7 @@ class Parter:
             for role, value in by_role.items()
             if role in ("reward", "terminated", "truncated", "done", "is_first", "is_last")
         }
-        wide = {k: v for k, v in flags.items() if v.ndim == 2 and v.shape[1] > 1}
+        wide = {k: v for k, v in flags.items() if v.ndim == 2 and len(v) and v.shape[1] > 1}
         action = by_role.get("action")
         if not wide and flags and action is not None and action.ndim > 2 and action.shape[1] == 1:
             one = {k: v[:, 0] for k, v in arrays.items() if v.ndim > 1 and v.shape[1] == 1}

@@ -27,7 +27,9 @@ def trajectories_source(path: Path, parter: Parter) -> Source:
         for file in sorted(path.glob("*.arrow")):
             try:
                 with pyarrow.OSFile(str(file)) as data, pyarrow.ipc.open_stream(data) as stream:
-                    rows = stream.read_all().to_pylist()
+                    table = stream.read_all()
+                table.validate(full=True)  # or a damaged file leads outside of its memory
+                rows = table.to_pylist()
                 sets = [{name: np.array(value) for name, value in row.items()} for row in rows]
             except (*UNREADABLE, pyarrow.ArrowException) as error:
                 raise DatasetError(f"'{file}' holds no trajectories: {error}.") from error
