@@ -71,6 +71,9 @@ class Guard:
     away: bool = False
     paid: bool = False
 
+    def __post_init__(self) -> None:
+        self.doubt = self.config.doubt_ticks
+
     def begin(self) -> None:
         """A new episode: what was before does not count."""
         self.doubt = self.config.doubt_ticks

@@ -93,6 +93,12 @@ def test_doubt_takes_twice_as_long_each_time() -> None:
     assert [bench.one().source for _ in range(2)] == ["fallback", "policy"]
 
 
+def test_a_policy_is_tried_in_a_world_that_is_unknown_from_the_start() -> None:
+    bench = Bench(fallback=FallbackConfig("hold"), doubt_ticks=2, grace_ticks=1)
+    bench.engine.scores = dict.fromkeys(range(100), 2.0)
+    assert [bench.one().source for _ in range(3)] == ["fallback", "fallback", "policy"]
+
+
 @pytest.mark.parametrize("how", [{"watch": False}, {"doubt_ticks": 0}])
 def test_who_trusts_nobody_keeps_the_fallback(how: dict[str, Any]) -> None:
     bench = Bench(fallback=FallbackConfig("hold"), **how)
