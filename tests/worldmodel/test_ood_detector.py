@@ -256,3 +256,12 @@ def test_one_episode_that_never_ended_is_enough_to_learn_from() -> None:
     detector = Detector(SPEC, tiny_config())
     detector.fit(tracks(1, 0), tracks(2, 1))
     assert detector.fitted
+
+
+def test_a_world_that_stands_still_has_finite_scores() -> None:
+    """All pictures alike: every part is constant, and a unit of 1e-9 is lost beside its value."""
+    still = [Track({"image": np.full_like(t.obs["image"], 9)}, t.action) for t in tracks(6, 0)]
+    detector = Detector(SPEC, tiny_config(updates=5))
+    detector.fit(still[:1], still[1:3])
+    detector.calibrate(still[3:], 0.5)
+    assert np.isfinite(detector.maxima(still)).all()

@@ -20,6 +20,7 @@ from worldmodel.ood.scorer import SLOW, Looker, Scorer
 from worldmodel.types import EnvSpec
 
 HELD_OUT = 4  # of the known episodes, every fourth tunes where no others are given
+BITS = 1e-6  # of a float32, which knows seven digits; rounding takes one
 SELDOM = 0.99  # the share of ordinary ticks below the level of 1, before the symlog
 LEAST, LEAST_SLOW = 0.1, 0.02  # of a unit, in levels: 0.69 is that of one seldom tick
 NEAR = 2.0  # excesses: no threshold lies nearer to what an ordinary episode reaches
@@ -125,8 +126,11 @@ class Detector:
         scorer = self.scorer
         raws = np.concatenate(trace(scorer, tuning, scorer.raw))
         usual, seldom = np.nanmedian(raws, 0), np.nanquantile(raws, SELDOM, axis=0)
-        # A part that hardly ever moves (a camera that never froze) still needs a unit.
-        grain = [part.grain for part in scorer.parts]
+        # A part that hardly ever moves (a camera that never froze, a world that stands still)
+        # still needs a unit, one that is not lost beside what is usual.
+        grain = [
+            max(part.grain, BITS * abs(u)) for part, u in zip(scorer.parts, usual, strict=True)
+        ]
         spread = np.maximum(seldom - usual, np.asarray(grain))
         scorer.usual.copy_(torch.as_tensor(usual))
         scorer.seldom.copy_(torch.as_tensor(usual + spread))
