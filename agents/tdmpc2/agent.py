@@ -114,11 +114,8 @@ class TDMPC2(Agent):
         self, obs: Mapping[str, Any], state: TDMPC2State | None
     ) -> tuple[TDMPC2State, Tensor | None, Tensor]:
         """The state with the observation taken in, the actions allowed, and `is_first`."""
-        tensors = {
-            key: torch.as_tensor(obs[key], device=self.device)
-            for key in (*self.spec.seen, "is_first")
-            if key in obs
-        }
+        keys = (key for key in (*self.spec.seen, "is_first") if key in obs)
+        tensors = {key: torch.as_tensor(obs[key], device=self.device) for key in keys}
         begins = torch.full((tree.batch_size(tensors),), state is None, device=self.device)
         state = self.initial(len(begins)) if state is None else state
         first = tensors.pop("is_first", begins).bool() | begins
