@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -219,5 +220,5 @@ def _export(arguments: Sequence[str], say: Callable[[str], None]) -> int:
     folder = Path(asked.to or Path(asked.run) / "export")
     made = export_agent(policy, folder, asked, detector, replay, about, say)
     say(f"{folder}: graphs {', '.join(made.manifest['graphs'])}; sha256 {made.digest}")
-    say(f"without our code: python {folder}/run_export.py")
+    say(f"without our code: python {shlex.quote(str(folder / 'run_export.py'))}")
     return 0

@@ -161,6 +161,8 @@ def test_another_number_of_robots_is_refused_in_one_sentence(
     for robots in (1, 5):
         with pytest.raises(ValueError, match=r"obs.image is .*; \[2, 32.*robots=\.\.\."):
             agent({"image": frames(1, robots)[0]})
+    with pytest.raises(ValueError, match=r"has \['camera'\]; 'image' is needed"):
+        agent({"camera": frames(1, 2)[0]})
 
 
 def frames(count: int, robots: int = 1) -> np.ndarray:

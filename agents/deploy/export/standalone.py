@@ -75,6 +75,8 @@ class ExportedAgent:
         feed = {**self.state, "sent": last, "is_first": first}
         for name, tensor in self.inputs.items():
             if name.startswith("obs."):
+                if name[4:] not in obs:
+                    raise ValueError(f"the observation has {sorted(obs)}; '{name[4:]}' is needed")
                 array = np.asarray(obs[name[4:]])
                 if str(array.dtype) != tensor["type"]:
                     raise ValueError(f"{name} is {array.dtype}; {tensor['type']} is needed")
