@@ -191,6 +191,13 @@ class WorldModels(Agent):
         if self.done >= limit:
             self._begin(phase)
 
+    def _go_on(self) -> None:
+        """Collect again, where an iteration is left: in a finished run, too, that is given more."""
+        if self.phase == "done" and self.iteration + 1 < self.config.iterations:
+            self.iteration += 1
+            self._begin("collect")
+            self.done = self.collected
+
     def _update_vae(self, replay: Replay) -> dict[str, Any]:
         batch = replay.sample(self.config.vae_batch, 1, online=False)
         image = channels_first(batch.obs[self.model.key][:, 0].to(self.device))
@@ -199,7 +206,7 @@ class WorldModels(Agent):
         self._advance(self.config.vae_updates, "encode")
         if self.phase == "encode":
             self.rows = row_count(replay)
-        return {f"vae/{name}": value for name, value in metrics.items()} | _norm(metrics)
+        return {f"vae/{k}": v for k, v in metrics.items()} | {"grad_norm": metrics["grad_norm"]}
 
     def _encode(self, replay: Replay) -> dict[str, Any]:
         start = self.done * self.config.encode_rows
@@ -219,7 +226,7 @@ class WorldModels(Agent):
         self._advance(self.config.rnn_updates, "evolve")
         if self.phase == "evolve":
             self._new_search()
-        return {f"rnn/{name}": value for name, value in metrics.items()} | _norm(metrics)
+        return {f"rnn/{k}": v for k, v in metrics.items()} | {"grad_norm": metrics["grad_norm"]}
 
     def _step(self, optim: Adam, loss: Tensor, batch: Any) -> dict[str, Tensor]:
         try:
@@ -250,10 +257,7 @@ class WorldModels(Agent):
         self.controller.copy_(mean.to(self.controller))
         self.trials.new_generation()
         self._advance(c.generations, "done")
-        if self.phase == "done" and self.iteration + 1 < self.config.iterations:
-            self.iteration += 1
-            self._begin("collect")
-            self.done = self.collected
+        self._go_on()
         each = returns.mean(1)
         return {
             f"{c.evolve_in}/return": float(each.mean()), f"{c.evolve_in}/best": float(each.max()),
@@ -343,7 +347,4 @@ class WorldModels(Agent):
             start = self.controller.double().cpu().numpy().ravel()
             self.search = Search(start, self.config.search, 0)
             self.search.load_state_dict(state["search"])
-
-
-def _norm(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    return {"grad_norm": metrics["grad_norm"]}
+        self._go_on()

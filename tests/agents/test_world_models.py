@@ -355,6 +355,17 @@ def test_a_corrupt_phase_is_one_clear_error() -> None:
         make(config=replace(CONFIG, rnn=MDNRNNConfig(units=9))).load_state_dict(state)
 
 
+def test_a_finished_run_that_is_given_more_iterations_collects_again() -> None:
+    agent = make()
+    agent.phase, agent.collected = "done", 60
+    assert agent.agenda.finished
+    longer = make(config=replace(CONFIG, iterations=2))
+    longer.load_state_dict(tree.to_plain(agent.state_dict()))
+    assert not longer.agenda.finished
+    assert longer.agenda.collecting
+    assert longer.iteration == 1
+
+
 def test_it_goes_on_where_it_was_saved() -> None:
     agent, obs = make(), observed(SPEC, 2)
     first = np.ones(2, bool)
