@@ -22,7 +22,7 @@ import torch
 import agents
 from agents.base import Policy
 from agents.run.evaluate import evaluate
-from agents.world_models import SearchConfig, WorldModels, WorldModelsConfig
+from agents.world_models import WorldModels, WorldModelsConfig
 from agents.world_models.agent import CODES, STARTS
 from agents.world_models.controller import Search, dream
 from agents.world_models.memory import first_codes
@@ -50,8 +50,9 @@ FRAMES, VAE_UPDATES, RNN_UPDATES, GENERATIONS = 10_000_000, 1_000_000, 4_000, 1_
 @dataclass
 class Settings:
     """run: whose V and M; for temperature and parts. taus, seeds, generations, population, trials:
-    of the searches. episodes: of each evaluation, dreamt and real. episode_steps: of a real episode
-    of CarRacing, for the estimate. threads: inside operations. to: a folder for pictures."""
+    of the searches, which are else as the run's. episodes: of each evaluation, dreamt and real.
+    episode_steps: of a real episode of CarRacing, for the estimate. threads: inside operations.
+    to: a folder for pictures."""
 
     tasks: list[str] = field(default_factory=lambda: ["speed"])
     run: str = ""
@@ -244,10 +245,11 @@ def _one(
     world, (actions, features) = agent.model, agent.controller.shape
     seen = np.zeros((actions, features), bool)
     seen[:, [*range(world.latent), *(range(world.latent, features) if sees_h else (-1,))]] = True
-    config = SearchConfig(settings.population, settings.trials, settings.generations)
+    sizes = {name: getattr(settings, name) for name in ("population", "trials", "generations")}
+    config = replace(agent.config.search, **sizes)
     search, rng = Search(np.zeros(int(seen.sum())), config, seed), torch.Generator()
     rng.manual_seed(seed)
-    world.temperature, steps = tau, agent.config.search.dream_steps
+    world.temperature, steps = tau, config.dream_steps
 
     def controller_of(weights: np.ndarray) -> torch.Tensor:
         full = np.zeros((len(weights), actions, features), np.float32)
@@ -258,8 +260,9 @@ def _one(
         mean, std = codes[torch.randint(len(codes), (count,), generator=rng)].chunk(2, -1)
         z = mean + std * torch.randn(mean.shape, generator=rng)
         start: VMState = world.initial(count)._replace(z=z)
-        args = controller_of(weights), start, steps, rng, policy.spec.action, agent.config.one_sided
-        return dream(world, *args).returns.mean(1).numpy()
+        about = policy.spec.action, agent.config.one_sided, config.ends
+        found = dream(world, controller_of(weights), start, steps, rng, *about)
+        return found.returns.mean(1).numpy()
 
     curve = []
     for _ in range(settings.generations):

@@ -23,15 +23,17 @@ def make(kind: str, *sizes: int, **settings: float) -> Actor:
 
 def test_continuous_mean_and_deviation_by_hand() -> None:
     policy = make("continuous", 2)
-    nn.init.zeros_(policy.out.weight)
+    for layer in (policy.out, policy.spread):
+        nn.init.zeros_(layer.weight)
     with torch.no_grad():
-        policy.out.bias.copy_(torch.tensor([0.5, -30.0, -2.0, 30.0]))  # means, then raws
+        policy.out.bias.copy_(torch.tensor([0.5, -30.0]))
+        policy.spread.bias.copy_(torch.tensor([-2.0, 30.0]))
     dist = policy(FEAT)
     assert isinstance(dist, Normal)
     np.testing.assert_allclose(dist.mean[0].detach(), [math.tanh(0.5), -1.0], rtol=1e-6)
     np.testing.assert_allclose(dist.std[0].detach(), [0.9 * 0.5 + 0.1, 1.0], rtol=1e-6)
     with torch.no_grad():
-        policy.out.bias.fill_(-30.0)
+        policy.spread.bias.fill_(-30.0)
     assert policy(FEAT).std.min().item() == pytest.approx(0.1, rel=1e-5)
 
 

@@ -62,10 +62,18 @@ class Ring:
         self._sparse = self._check_memory()
         self.count = np.zeros(streams, np.int64)
         self.floor = np.zeros(streams, np.int64)  # above 0 only after recovery from damage
-        self.dirty = np.zeros((streams, 0 if self.frozen else rows), np.uint8)
         self._maps: list[mmap.mmap] = []
         self._words: dict[str, Tensor] = {}  # fields that lie in one block, as `_words_of` has it
-        self.arrays = {name: self._allocate(name, field) for name, field in self.fields.items()}
+        try:
+            self.dirty = np.zeros((streams, 0 if self.frozen else rows), np.uint8)
+            self.arrays = {name: self._allocate(name, field) for name, field in fields.items()}
+        except (MemoryError, OverflowError, OSError) as error:
+            if isinstance(error, OSError) and error.errno != errno.ENOMEM:
+                raise
+            raise ValueError(
+                f"The system has no addresses for a replay of {full:,} steps ({error}). Choose a "
+                f"smaller capacity; {self.expected:,} steps are expected."
+            ) from error
 
     @property
     def row_bytes(self) -> int:
