@@ -180,7 +180,7 @@ class Optimizer(ABC):
         if type(updates) is not int or updates < 0 or not 0 < slower <= 1:
             raise ValueError(f"The optimizer cannot have done {updates!r} updates, x{slower!r}.")
         sizes = [p.numel() for p in self.params]
-        if state["names"] != self.names or state["mean"].numel() != sum(sizes):
+        if state["names"] != self.names or state["mean"].shape != (sum(sizes),):
             raise ValueError(
                 f"The optimizer state holds {len(state['names'])} tensors, "
                 f"{state['mean'].numel():,} numbers; this model has {len(self.names)} tensors, "

@@ -47,6 +47,20 @@ STATES = {
     "walker_walk": (900, 962),
 }
 
+
+def trained(
+    name: str, sentence: str, words: str, numbers: tuple[float, float, int], about: str
+) -> Claim:
+    """That a training from the state reaches a return. numbers: the least return, minutes of a
+    seed, and how many seeds, from 0 on."""
+    least, minutes, seeds = numbers
+    measures = (Measure("return", RETURN, at_least=least), *ALSO)
+    command = (f"{TRAIN} {words}",)
+    return Claim(
+        name, STATE, sentence, command, measures, minutes, tuple(range(seeds)), about=about
+    )
+
+
 LEARNING: tuple[Claim, ...] = (
     Claim(
         "pendulum",
@@ -135,45 +149,33 @@ LEARNING: tuple[Claim, ...] = (
         seeds=(0, 1, 2),
         about="AGENTS.md",
     ),
-    Claim(
+    trained(
         "pets",
-        STATE,
         "PETS, small, swings its own cart-pole up in 1,600 steps (published: 163 to 176).",
-        (f"{TRAIN} experiment=pets_small steps=1600",),
-        (Measure("return", RETURN, at_least=160), *ALSO),
-        minutes=5,
-        seeds=(0, 1, 2, 3, 4),
-        about="ENSEMBLES.md",
+        "experiment=pets_small steps=1600",
+        (160, 5, 5),
+        "ENSEMBLES.md",
     ),
-    Claim(
+    trained(
         "mbpo",
-        STATE,
         "MBPO swings Pendulum-v1 up in a fifth of SAC's 20,000 steps.",
-        (f"{TRAIN} agent=mbpo",),
-        (Measure("return", RETURN, at_least=-170), *ALSO),
-        minutes=8,
-        seeds=(0, 1, 2, 3, 4),
-        about="ENSEMBLES.md",
+        "agent=mbpo",
+        (-170, 8, 5),
+        "ENSEMBLES.md",
     ),
-    Claim(
+    trained(
         "tdmpc2_pendulum",
-        STATE,
         "TD-MPC2 swings Pendulum-v1 up within 10,000 steps.",
-        (f"{TRAIN} agent=tdmpc2",),
-        (Measure("return", RETURN, at_least=-170), *ALSO),
-        minutes=10,
-        seeds=(0, 1, 2),
-        about="TDMPC2.md",
+        "agent=tdmpc2",
+        (-170, 10, 3),
+        "TDMPC2.md",
     ),
-    Claim(
+    trained(
         "tdmpc2_cartpole",
-        STATE,
         "TD-MPC2 balances CartPole-v1, whose actions are discrete, within 15,000 steps.",
-        (f"{TRAIN} agent=tdmpc2 env=cartpole_state agent.model.discount=0.99 steps=15000",),
-        (Measure("return", RETURN, at_least=475), *ALSO),
-        minutes=15,
-        seeds=(0, 1, 2),
-        about="TDMPC2.md",
+        "agent=tdmpc2 env=cartpole_state agent.model.discount=0.99 steps=15000",
+        (475, 15, 3),
+        "TDMPC2.md",
     ),
     *(
         Claim(
@@ -239,4 +241,5 @@ LEARNING: tuple[Claim, ...] = (
         about="DYNA.md",
     ),
 )
+
 CLAIMS = (*LEARNING, *APPS, *SPEED)
