@@ -232,7 +232,7 @@ def test_pictures_come_in_many_shapes(tmp_path: Path) -> None:
         ({"image": np.zeros((7, 32, 32, 3), np.int64)}, "pictures 'image' are int64"),
         ({"image": np.full((7, 32, 32, 3), 300.0)}, "which of its values are black"),
         ({"reward": np.zeros((6, 2))[None]}, "reward"),
-        ({"done": np.full(6, 3)}, "'done' must hold True and False"),
+        ({"done": np.full(6, 3)}, "the flags for 'done' hold 3; allowed are True and False"),
         ({"is_terminal": np.arange(6) == 2}, "holds several episodes, so all its arrays"),
     ],
 )

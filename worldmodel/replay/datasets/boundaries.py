@@ -30,6 +30,7 @@ MOST_BREAKS = 0.5  # of all rows: more are no episodes, the rows are shuffled
 
 USUAL = 200  # rows that tell the size of the usual step
 JUMP = 2.0  # times farther than the step beside it: an observation of another episode
+LEAP = 5.0  # the same without next observations, which tell less
 AUTORESET = "rows in which a vector environment began a new episode (autoreset) are left out"
 SAME_STEP = (
     "last steps are left out: a vector environment began the next episode at once (autoreset), and "
@@ -38,6 +39,10 @@ SAME_STEP = (
 EMPTY = "rows at the end hold zeros alone, and are left out as never written"
 MASKED = "rows are left out, as the mask says that they hold no step"
 BROKEN = "rows with a next observation that is not the one of the row after them: parted there"
+LATE = (
+    "ends stand in rows that look like the first ones of the next episode, as CleanRL marks them; "
+    "if they are, say it: offline_names={is_first: NAME}"
+)
 Notes = dict[str, dict[str, int]]  # what was found, how often in which place
 
 
@@ -89,6 +94,8 @@ def split(
         raw.whole, begins = True, np.zeros(0, int)
     else:
         begins = np.flatnonzero(ends) + 1
+        if late := _late(raw, ends):
+            note(notes, LATE, raw.where, late)
     if not (raw.whole or longer):
         if asked == "next_step" and not raw.next_obs:
             yield from _next_step(raw, ends, notes)
@@ -196,6 +203,22 @@ def _step_size(raw: Raw, rows: np.ndarray) -> float:
             )
             total += float(far.mean() / (np.median(usual) or 1.0))
     return total
+
+
+def _late(raw: Raw, ends: np.ndarray) -> int:
+    """How many ends there are, if the observation jumps on the way to them and not after them;
+    else 0. Next observations say it better."""
+    rows = np.flatnonzero(ends[1:-1]) + 1
+    if raw.next_obs or raw.is_first is not None or len(rows) < 2:
+        return 0
+    before, after = 0.0, 0.0
+    for value in raw.obs.values():
+        if len(value) == len(ends):
+            numbers = flat(value[np.concatenate([rows - 1, rows, rows + 1])]).astype(np.float64)
+            past, here, coming = np.split(numbers, 3)
+            before += float(np.abs(here - past).mean())
+            after += float(np.abs(coming - here).mean())
+    return len(rows) if before > LEAP * after > 0 else 0
 
 
 def _next_step(raw: Raw, ends: np.ndarray, notes: Notes) -> Iterator[Raw]:

@@ -19,11 +19,13 @@ import numpy as np
 from worldmodel.envs.spaces import flat_name
 from worldmodel.images import layout_of
 from worldmodel.replay.datasets.arrays import OBJECTS
+from worldmodel.replay.datasets.followers import partner, take_followers
+from worldmodel.replay.datasets.questions import check_columns, check_looks
 from worldmodel.replay.datasets.recording import DatasetError
 from worldmodel.replay.datasets.vocabulary import (
     CONTAINERS,
+    FLAG,
     GOALS,
-    LOOKS,
     MAPPABLE,
     NUMBERED,
     PREFIXES,
@@ -114,6 +116,7 @@ class Names:
         spare: dict[str, tuple[str, np.ndarray]] = {}  # key -> what might be observed if asked for
         plain: dict[str, tuple[str, np.ndarray]] = {}
         follows: dict[str, tuple[str, np.ndarray]] = {}  # the same of next observations
+        loose: dict[str, np.ndarray] = {}  # mapped as such, with a name of its own
         for name, value in arrays.items():
             role, why = self._part(name), unusable(value)
             if role == "goes_on" and value.ndim > 2:
@@ -127,16 +130,26 @@ class Names:
                     spare[_key(name, value)] = (name, value)
             elif why:
                 named.out[name] = why
-            elif role == "next_observation" or after is not None:
-                follows[_key(after or name, value)] = (name, value)
-            elif role != "observation" and (why_not := reason(name)):
+            elif role == "next_observation" and after is None:
+                loose[name] = value
+            elif after is not None:
+                follows[_key(after, value)] = (name, value)
+            elif role != "observation" and (why_not := self._reason(name, value)):
                 spare[_key(name, value)] = (name, value)
                 named.out[name] = why_not
             else:
                 _add(plain, name, value)
         for role, some in found.items():
             self._settle(named, role, some)
-        self._check_looks(named, arrays)
+        check_looks(where, arrays, named.out, named.roles, self.given)
+        if "done" not in self.given:
+            check_columns(where, [v for k, v in plain.items() if k not in self._chosen()
+                                  and not self._contained(v[0])], named.roles)  # fmt: skip
+        for name, value in loose.items():
+            key = _key(name, value)
+            follows[key if key in plain else partner(where, name, value, plain)] = (name, value)
+        if "next_observation" not in self._none:
+            follows = take_followers(where, plain, self._chosen()) | follows
         self._observe(named, plain, spare, set(follows))
         alone = sorted(set(named.obs) - set(follows))
         for key, (name, value) in follows.items():
@@ -154,6 +167,16 @@ class Names:
                 "observation: [NAME]}."
             )
         return named
+
+    def _chosen(self) -> frozenset[str]:
+        """Names and keys that somebody wants observed."""
+        mapped = (name for name, role in self._role_of.items() if role == "observation")
+        return frozenset([*mapped, *(self.keys or ())])
+
+    def _reason(self, name: str, value: np.ndarray) -> str:
+        """Why an array is not observed unasked, by its name or as a flag; "" where it may be."""
+        flag = value.dtype.kind == "b" and value.size == len(value) and not self._contained(name)
+        return reason(name) or (flag and (looks_like("an end") if value[-1:].any() else FLAG)) or ""
 
     def _part(self, name: str) -> str | None:
         lower = name.lower()
@@ -266,26 +289,6 @@ class Names:
                     f"{where}: offline_names names '{name}', which was not recorded. "
                     f"{_nearest(name, sorted(arrays))}"
                 )
-
-    def _check_looks(self, named: Named, arrays: Mapping[str, np.ndarray]) -> None:
-        """Ask where the only reward, end or number of the episode has a name of its own."""
-        ends = {"terminated", "truncated", "done", "is_last", "goes_on", "is_first", "episode"}
-        needs = {"reward": {"reward"}, "done": ends, "episode": ends}
-        for name in list(named.out):
-            look = next((x for x in LOOKS if named.out[name] == looks_like(x[0])), None)
-            if look is None or look[1] not in needs or look[1] in self.given:
-                continue
-            value = arrays[name]
-            one = value.ndim == 1 or (value.ndim == 2 and value.shape[1] == 1)
-            same = len(value) < 2 or len(np.unique(value)) < 2
-            if same and value.size in (1, len(named.roles.get("action", ()))):
-                continue  # it tells nothing apart
-            if needs[look[1]] & set(named.roles) or not one:
-                continue
-            raise DatasetError(
-                f"{named.where}: '{name}' looks like {look[0]}, and nothing else does. Say it: "
-                f"offline_names={{{look[1]}: {name}}}, or {{{look[1]}: null}} where it is none."
-            )
 
 
 def _key(name: str, value: np.ndarray) -> str:

@@ -129,6 +129,13 @@ class Parter:
         if not wide:
             return []
         first, second = next(iter(wide.values())).shape
+        narrow = [k for k, v in flags.items() if v.ndim == 1 and len(v) == first > 1]
+        if list(wide) == ["reward"] and narrow:
+            raise DatasetError(
+                f"{where}: the rewards are {[first, second]}, but '{narrow[0]}' is [{first}]. "
+                "One number for each step is needed: save the reward that counts as an array of its own, and "
+                "say it: offline_names={reward: NAME}."
+            )
         order = self.axes if self.axes != "auto" else self._order(arrays, wide, first, second)
         if not order:
             raise DatasetError(
@@ -224,7 +231,8 @@ def _raw(named: Named, form: Format | None) -> tuple[Raw, Any, Any, Any]:
     discount = _column(roles.get("discount", np.ones(0)))
     if "goes_on" in flags:  # then "terminals" say only where episodes end
         last = terminal if last is None else last
-        terminal, says = ~flags["goes_on"], "masks; terminals mark where episodes end"
+        says = "masks; terminals mark where episodes end" if terminal is not None else "masks"
+        terminal = ~flags["goes_on"]
     elif terminal is None and discount.ndim == 1 and ("step_type" in roles or not discount.all()):
         terminal, says = discount == 0, "discounts of zero"
     raw = Raw(
@@ -293,5 +301,9 @@ def _column(value: Any) -> Any:
 
 def _flag(where: str, name: str, value: np.ndarray) -> np.ndarray:
     if value.dtype.kind not in "biuf" or not np.isin(value, (0, 1)).all():
-        raise DatasetError(f"{where}: '{name}' must hold True and False alone.")
+        held = ", ".join(map(str, np.unique(value)[:4].tolist()))
+        raise DatasetError(
+            f"{where}: the flags for '{name}' hold {held}; allowed are True and False, or 1 and 0. "
+            f"Save them so, or say what they are: offline_names={{skip: [NAME]}}."
+        )
     return np.asarray(_column(value.astype(bool)))
