@@ -38,7 +38,8 @@ from scripts.studies.bench import check_known, check_shifts
 from scripts.studies.tracks import cached
 from worldmodel import progress, seeding
 from worldmodel.accel import devices
-from worldmodel.config import check_ranges
+from worldmodel.config import ConfigError, check_ranges
+from worldmodel.envs import EnvError, make_env
 from worldmodel.envs.shifts import LEVELS, SHIFTS, Shifted, shift_named
 from worldmodel.ood import store
 from worldmodel.ood.api import Track
@@ -82,7 +83,9 @@ def measure(settings: Settings) -> Iterator[Mapping[str, Any]]:
     """One figure for each shift, strength and column; then what they come to."""
     devices.set_threads(settings.threads)
     study = Study(settings)
-    rows = [row for name in progress.each(settings.shifts, "shifts") for row in study.judged(name)]
+    yield from ({"shift": name, "left_out": why} for name, why in study.left_out.items())
+    study.check_onset()
+    rows = [row for name in progress.each(study.shifts, "shifts") for row in study.judged(name)]
     plots.write_rows(study.folder / "ood.csv", rows)
     yield from rows
     yield from study.alarms()
@@ -97,6 +100,37 @@ class Study:
         self.settings, self.say = settings, say
         self.folder = Path(settings.folder or Path(settings.run) / "ood")
         self.policy = agents.load(settings.run, "cpu")
+
+    @cached_property
+    def left_out(self) -> dict[str, str]:
+        """The shifts that the run's environment cannot show, and why. Raises EnvError where that
+        is all of them."""
+        why = {}
+        env = make_env(self.policy.env, 0, spec=self.policy.spec)
+        for name in self.settings.shifts:
+            try:
+                Shifted(env, name)
+            except EnvError as error:
+                why[name] = str(error)
+        env.close()
+        if self.settings.shifts and len(why) == len(set(self.settings.shifts)):
+            raise EnvError(" ".join(why.values()))
+        return why
+
+    @property
+    def shifts(self) -> list[str]:
+        """Those that it can show."""
+        return [name for name in self.settings.shifts if name not in self.left_out]
+
+    def check_onset(self) -> None:
+        """Raises ConfigError where no ordinary episode lasts until a shift begins."""
+        longest = max(len(track.action) for track in self.normal())
+        if longest <= self.settings.onset:
+            raise ConfigError(
+                f"onset is {self.settings.onset}, but the longest of {self.settings.normal} "
+                f"ordinary episodes has {longest} rows, so that no shift would ever begin. Give "
+                f"a smaller one, as in onset={longest // 2}."
+            )
 
     def episodes(self, name: str, count: int, **how: Any) -> list[Track]:
         """Episodes by the name of their file."""
@@ -194,7 +228,9 @@ class Study:
         """Scores of the shifted episodes, by shift and level."""
         s = self.settings
         return {
-            (n, level): self.scores(self.shifted(n, level)) for n in s.shifts for level in s.levels
+            (n, level): self.scores(self.shifted(n, level))
+            for n in self.shifts
+            for level in s.levels
         }
 
     def judged(self, name: str) -> Iterator[dict[str, Any]]:
@@ -240,9 +276,11 @@ def judge(
     ordinary: list[np.ndarray], shifted: list[np.ndarray], onset: int, within: int
 ) -> dict[str, float]:
     """The figures of one column: its scores [T] in ordinary and in shifted episodes, in units of
-    its threshold."""
+    its threshold; NaN where no episode lasts beyond the onset."""
     before = [one[onset:] for one in ordinary if len(one) > onset]
     after = [one[onset:] for one in shifted if len(one) > onset]
+    if not before or not after:
+        return dict.fromkeys(FIGURES, float("nan"))
     first = np.array([alarm(one) for one in after])
     found = first[np.isfinite(first)]
     worst = [np.array([one.max() for one in group]) for group in (before, after)]

@@ -47,18 +47,22 @@ def draw_roc(study: Study, rows: Sequence[Mapping[str, Any]], level: str) -> Pat
         curves = []
         for column in SHOWN:
             index = study.columns.index(column)
-            worst = np.sort([one[onset:, index].max() for one in study.ordinary])
-            found = [
-                roc(worst, np.array([one[onset:, index].max() for one in study.found[name, level]]))
-                for name in names
-            ]
-            curves.append(Curve(column, RATES, np.mean(found, 0)))
+            usual = _worst(study.ordinary, onset, index)
+            shifted = (_worst(study.found[name, level], onset, index) for name in names)
+            found = [roc(usual, worst) for worst in shifted if len(worst)]
+            mean = np.mean(found, 0) if found else np.full(len(RATES), np.nan)
+            curves.append(Curve(column, RATES, mean))
         panels[kind] = curves
         title = f"{kind}: {len(names)} shifts, {level}"
         plots.draw(axis, curves, title, "ordinary episodes alarmed", "shifted episodes found")
         axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.04))
     plots.write_curves(study.folder / "roc.csv", panels)
     return plots.save(made, study.folder / "roc.png")
+
+
+def _worst(scores: Sequence[np.ndarray], onset: int, index: int) -> np.ndarray:
+    """The largest score of a column from the onset on, of each episode that lasts so long."""
+    return np.array([one[onset:, index].max() for one in scores if len(one) > onset])
 
 
 def roc(negative: np.ndarray, positive: np.ndarray) -> np.ndarray:
@@ -94,7 +98,7 @@ def draw_places(study: Study, level: str) -> Path:
     at = study.settings.onset + 5
     frames = [("ordinary", _row(study.normal()[0].obs, at))]
     for name in HEAT:
-        if name in study.settings.shifts:
+        if name in study.shifts:
             frames.append((name, _row(study.shifted(name, level)[0].obs, at)))
     return draw_heat_maps(study.folder / "heat.png", study.detector, frames)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,13 @@ def test_alarms_count_from_the_onset() -> None:
         "detected": pytest.approx(2 / 3, abs=1e-4),
         "delay": 1.5,
     }  # fmt: skip
+
+
+def test_episodes_that_end_before_the_onset_tell_nothing() -> None:
+    short, long = np.full(2, 9.0), np.full(4, 0.5)
+    assert judge([short, long], [short], 3, 2).keys() == judge([long], [long], 3, 2).keys()
+    assert np.isnan(list(judge([long], [short], 3, 2).values())).all()
+    assert judge([short, long], [short, 4 * long], 3, 2)["auroc_episode"] == 1.0
 
 
 def test_a_roc_of_perfect_scores_is_one() -> None:
@@ -88,8 +96,8 @@ def test_unknown_names_are_errors() -> None:
 def test_a_study_of_a_tiny_run(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     asked = Settings(
-        str(run), shifts=["darkness", "delay"], levels=["middle", "strong"], episodes=3, normal=4,
-        unusual=2, onset=2, within=3, jolts=2, false_alarm_rate=0.25,
+        str(run), shifts=["darkness", "delay", "gravity"], levels=["middle", "strong"],
+        episodes=3, normal=4, unusual=2, onset=2, within=3, jolts=2, false_alarm_rate=0.25,
         detector=tiny_config(updates=20),
     )  # fmt: skip
     figures = list(measure(asked))
@@ -100,11 +108,17 @@ def test_a_study_of_a_tiny_run(tmp_path: Path) -> None:
     columns = {row["column"] for row in rows}
     assert {"combined", "reconstruction", "flow", "density", "neighbours", "drift"} <= columns
     assert len(rows) == 2 * 2 * len(columns)
+    left = [figure for figure in figures if "left_out" in figure]
+    assert [one["shift"] for one in left] == ["gravity"]
+    assert "Nobody knows where the gravity" in str(left[0]["left_out"])
     counted = {(f["false_alarms"], f["column"]) for f in figures if "false_alarms" in f}
     assert ("ordinary", "combined") in counted
     assert ("jolted", "combined") in counted
     assert any(f.get("mean_over") == "visible" and f["level"] == "all" for f in figures)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.npz")}
+    late = bench_ood.Study(replace(asked, onset=50))
+    with pytest.raises(ConfigError, match="onset is 50, but the longest of 4 ordinary episodes"):
+        late.check_onset()
     again = bench_ood.Study(asked)
     assert len(again.shifted("delay", "strong")) == 3
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.npz")}

@@ -138,6 +138,10 @@ class Physics(Change):
 
     what: str
 
+    def __init__(self, strength: float, env: gymnasium.Env[Any, Any], rng: np.random.Generator):
+        super().__init__(strength, env, rng)
+        scale(env, self.what, 1.0)()  # fails here, and not at the onset of an episode
+
     def begin(self) -> Undo | None:
         return scale(self.env, self.what, self.strength)
 
@@ -232,7 +236,7 @@ class Shifted(gymnasium.Wrapper[Any, Any, Any, Any]):
     seed: of places, colours and noise.
 
     Raises EnvError for an unknown shift, and for one that this environment cannot show: a visible
-    one without pictures, weaker actions where they are discrete.
+    one without pictures, weaker actions where they are discrete, physics that nobody knows.
     """
 
     def __init__(

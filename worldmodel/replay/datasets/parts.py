@@ -133,8 +133,8 @@ class Parter:
         if list(wide) == ["reward"] and narrow:
             raise DatasetError(
                 f"{where}: the rewards are {[first, second]}, but '{narrow[0]}' is [{first}]. "
-                "One number for each step is needed: save the reward that counts as an array of its own, and "
-                "say it: offline_names={reward: NAME}."
+                "One number for each step is needed: save the reward that counts as an array of "
+                "its own, and say it: offline_names={reward: NAME}."
             )
         order = self.axes if self.axes != "auto" else self._order(arrays, wide, first, second)
         if not order:
