@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium
+import numpy as np
 import pytest
 
 from agents.run.config import TrainConfig
@@ -23,7 +25,7 @@ from tests.fuzz.runs import TINY
 from worldmodel import progress
 from worldmodel.config import ConfigError, from_cli
 from worldmodel.entry import INTERRUPTED, UNREAD, enter
-from worldmodel.envs import EnvConfig
+from worldmodel.envs import EnvConfig, make_vector
 from worldmodel.envs.journal import Episodes
 from worldmodel.optim import LaProp
 from worldmodel.replay import ReplayConfig
@@ -221,17 +223,83 @@ def test_a_shell_with_another_encoding_and_head(here: Path) -> None:
     assert b"Error" not in done.stderr
 
 
-def test_ctrl_c_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+def code_of(command: Callable[..., int], monkeypatch: pytest.MonkeyPatch, *words: str) -> Any:
+    """The exit code of a command that is a function."""
+    monkeypatch.setattr(sys, "argv", ["a", *words])
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(SystemExit) as ended:
+        enter(command, __file__, None)
+    for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+        signal.signal(number, handler)
+    return ended.value.code
+
+
+def test_ctrl_c_is_one_line(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(say: Any, words: Any) -> int:
         raise KeyboardInterrupt
 
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(SystemExit) as ended:
-        enter(interrupted, __file__, None)
-    for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
-        signal.signal(number, handler)
-    assert ended.value.code == INTERRUPTED
+    assert code_of(interrupted, monkeypatch) == INTERRUPTED
     assert capfd.readouterr().out == "stopped by Ctrl-C.\n"
+
+
+class Stopped(gymnasium.Env[Any, Any]):
+    """A step in whose midst somebody ends the program."""
+
+    observation_space = gymnasium.spaces.Box(0, 1, (1,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_sigterm_in_a_step_is_no_failure_of_the_environment(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def play(say: Any, words: Any) -> int:
+        env = make_vector(EnvConfig("tests.test_entry:Stopped", pixels=False, vector="sync"), 1, 0)
+        env.reset()
+        env.step(np.zeros(1, int))
+        return 0
+
+    assert code_of(play, monkeypatch) == 128 + signal.SIGTERM
+    assert capfd.readouterr().out == "stopped by SIGTERM.\n"
+
+
+def test_what_the_system_refuses_is_one_line(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def look(say: Any, words: Any) -> int:
+        return int(Path("x" * 300).is_file())
+
+    assert code_of(look, monkeypatch) == 2
+    out = capfd.readouterr().out
+    assert out.startswith("error: [Errno 36] File name too long: 'xxx")
+    assert out.endswith("x.... HYDRA_FULL_ERROR=1 shows where.\n")
+    assert code_of(lambda say, words: 0, monkeypatch, "run=caf\udce9") == 2
+    assert "holds bytes that are no text in UTF-8" in capfd.readouterr().out
+    monkeypatch.setattr(sys, "stderr", None)  # closed, as by a program that starts others
+    assert code_of(lambda say, words: 0, monkeypatch) == 0
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert code_of(lambda say, words: 0, monkeypatch) == 2
+    assert "The folder that the command was given in is gone" in capfd.readouterr().out
+
+
+def test_an_output_that_takes_nothing_is_said_elsewhere(here: Path) -> None:
+    done = subprocess.run(
+        ["sh", "-c", '"$0" "$1" --help >/dev/full', sys.executable,
+         str(ROOT / "scripts" / "evaluate.py")],
+        cwd=here, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert b"No space left on device" in done.stderr
+    assert b"Traceback" not in done.stderr
 
 
 def test_every_script_has_the_same_way_in() -> None:

@@ -199,7 +199,7 @@ def test_a_sweep_runs_one_after_the_other(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 def test_a_sweep_writes_where_its_runs_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ["-m", "agent=random", "steps=5", "final_episodes=1", "run=else"]
+    words = ["agent=random", "-m", "steps=5", "final_episodes=1", "run=else"]  # wherever flags are
     assert command(monkeypatch, *words)[0] == 0
     assert [path.name for path in tmp_path.iterdir()] == ["else"]
     assert Path("else/summary.json").is_file()

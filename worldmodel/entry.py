@@ -3,7 +3,8 @@
 A command is a function of `say`, which takes the lines that it prints, and of its words; it returns
 an exit code. Here is what holds for all of them: names like `module:Class` are found in the folder
 that the command was given in; text that a terminal cannot show is spelled out; Ctrl-C and SIGTERM
-close what is open and say one line; and a pipe that nobody reads ends a command without noise.
+close what is open and say one line; what the system refuses (a name too long, a full disk) is one
+line; and a pipe that nobody reads ends a command without noise.
 
 Nothing heavy is imported before `enter` runs, so that all of it holds for the imports too.
 """
@@ -31,11 +32,17 @@ HELP = ("-h", "--help")
 PLAIN = "worldmodel.plain"  # an error handler of encodings
 SPELLED = {"±": "+-", "…": "..."}
 INTERRUPTED, UNREAD = 128 + signal.SIGINT, 128 + 13  # 13: SIGPIPE, which not every system has
+REFUSED = 2
+LONGEST = 200  # characters of what the system says
 
 
 class OutputGone(BaseException):
     """Nobody reads what the command prints, as in `command | head -1`; like KeyboardInterrupt no
     Exception, so that nothing on the way takes it for a failure of its own."""
+
+
+class Ended(BaseException):
+    """SIGTERM; no SystemExit, which environments raise and their failures are caught with."""
 
 
 def enter(command: str | Command, script: str, about: str | None) -> NoReturn:
@@ -54,12 +61,15 @@ def enter(command: str | Command, script: str, about: str | None) -> NoReturn:
     except KeyboardInterrupt:
         code = INTERRUPTED
         _last_word("stopped by Ctrl-C.")
+    except Ended:
+        code = 128 + signal.SIGTERM
+        _last_word("stopped by SIGTERM.")
     except OutputGone:
         code = UNREAD
-    except BrokenPipeError:
-        if not _unread():
-            raise
-        code = UNREAD
+    except OSError as error:
+        code = UNREAD if isinstance(error, BrokenPipeError) and _unread() else REFUSED
+        if code == REFUSED:
+            _refused(error)
     finally:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left to do but to end
     _drop_output()
@@ -87,6 +97,10 @@ def see_working_folder() -> None:
 def _run(command: str | Command, folder: Path, about: str | None) -> int:
     """The exit code of a command whose script lies in `folder`."""
     words = sys.argv[1:]
+    wrong = _unusable(words)
+    if wrong:
+        say(f"error: {wrong}")
+        return REFUSED
     if any(word in HELP for word in words) and about:
         say(about.strip() + "\n")
     # The other scripts are no modules; the folder above, which has them as a package, is in front
@@ -109,8 +123,36 @@ def _imported(name: str) -> Command:
     return found
 
 
+def _unusable(words: Sequence[str]) -> str:
+    """Why a command cannot begin here, with these words; "" where it can."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return "The folder that the command was given in is gone. Change to one that is there."
+    for word in words:
+        if word.encode("utf-8", "ignore").decode() != word:
+            return f"'{word}' holds bytes that are no text in UTF-8. Rename what it names."
+    return ""
+
+
 def _ask_to_end(number: int, frame: object) -> None:
-    raise SystemExit(128 + number)
+    raise Ended
+
+
+def _refused(error: OSError) -> None:
+    """One line for what the system refused; on standard error where that is the output itself."""
+    from worldmodel.config import FULL_ERROR, WANTS_TRACEBACK
+
+    if WANTS_TRACEBACK:
+        raise error
+    text = str(error)
+    text = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    line = f"error: {text}. {FULL_ERROR}=1 shows where."
+    try:
+        print(line, flush=True)
+    except OSError:
+        _replace_output(sys.stdout.fileno())
+        print(line, file=sys.stderr, flush=True)
 
 
 def _last_word(text: str) -> None:
@@ -134,9 +176,13 @@ def _unread() -> list[int]:
 
 def _drop_output() -> None:
     """Send what is still in the buffers nowhere, so that Python does not complain at its end."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
     for number in _unread():
-        os.dup2(nowhere, number)
+        _replace_output(number)
+
+
+def _replace_output(number: int) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, number)
     os.close(nowhere)
 
 

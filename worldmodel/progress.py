@@ -230,7 +230,10 @@ def watched(write: Callable[[str], None], terminal: bool) -> Iterator[Watcher]:
 
 @contextmanager
 def shown() -> Iterator[None]:
-    """Show steps on standard error, from a thread of its own."""
+    """Show steps on standard error, from a thread of its own; nowhere, where that is closed."""
+    if sys.stderr is None:
+        yield
+        return
 
     def write(text: str) -> None:
         print(text, file=sys.stderr, flush=True)

@@ -84,7 +84,7 @@ def train_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
         if _sweeps(words):
             swept.update(swept_keys(given))
             given += _sweep_folder(run, one_folder(), words)
-        return launch(job, CONFIGS, "train", given, wrong)
+        return launch(job, CONFIGS, "train", _settings_first(given), wrong)
 
     def one_folder() -> bool:
         return run != "" and "run" not in swept and "${" not in run
@@ -109,6 +109,11 @@ def _sweep_folder(run: str, one: bool, words: Sequence[str]) -> list[str]:
     plain = run.strip("'\"")
     folder = plain if one else str(Path(re.split(r",|\$\{", plain)[0]).parent)
     return for_hydra([f"{SWEEP}={at_home(folder)}"], {SWEEP: False}, False)
+
+
+def _settings_first(words: Sequence[str]) -> list[str]:
+    """Settings before flags, since Hydra takes none after `-m`."""
+    return sorted(words, key=lambda word: word.startswith("-") or "=" not in word)
 
 
 def _sweeps(words: Sequence[str]) -> bool:

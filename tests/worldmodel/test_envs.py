@@ -308,8 +308,9 @@ def test_wrong_box_actions_are_errors(action: Any) -> None:
 
 @pytest.mark.parametrize(
     "space",
-    [box(2), spaces.Box(1, 1, (2,)), spaces.Dict({"a": spaces.Discrete(2)}), spaces.Text(3)],
-)
+    [box(2), spaces.Box(1, 1, (2,)), spaces.Dict({"a": spaces.Discrete(2)}), spaces.Text(3),
+     spaces.Box(-1e38, 1e38, (2,))],
+)  # fmt: skip
 def test_unsupported_action_spaces_are_errors(space: Any) -> None:
     with pytest.raises(EnvError, match="action space"):
         odd(box(1), np.zeros(1, np.float32), pixels=False, action_space=space)
@@ -431,6 +432,17 @@ def test_what_cannot_be_read_is_named_beside_what_can() -> None:
         odd(spaces.Dict(parts), None, pixels=False)
     env, _ = odd(spaces.Dict(parts), None, pixels=False, keys=["v", "way"])
     assert notes(env)["mission"] == "left out, since a Text space has no fixed size"
+
+
+def test_arrays_that_hold_nothing_are_not_observed() -> None:
+    parts = spaces.Dict({"v": box(2), "none": box(0)})
+    env, _ = odd(parts, None, pixels=False)
+    assert list(env_spec(env).obs) == ["v"]
+    assert notes(env)["none"] == "left out, since it holds nothing"
+    with pytest.raises(EnvError, match=r"keys names 'none', which holds nothing: its shape is \[0"):
+        odd(parts, None, pixels=False, keys=["none"])
+    with pytest.raises(EnvError, match="Nothing to observe"):
+        odd(box(0), None, pixels=False)
 
 
 def test_pixels_of_an_environment_that_cannot_draw_are_an_error() -> None:

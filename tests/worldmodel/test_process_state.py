@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from worldmodel.envs import EnvConfig, EnvError, make_env, make_vector
 
 
 class Meddler(gymnasium.Env[Any, Any]):
-    """Seeds PyTorch anew in each episode, and draws from it; changes folder, dtype and errors."""
+    """Seeds PyTorch anew in each episode, and draws from it; changes folder, dtype and errors, and
+    ignores Ctrl-C."""
 
     observation_space = spaces.Box(0, 1, (1,), np.float32)
     action_space = spaces.Discrete(2)
@@ -26,6 +28,7 @@ class Meddler(gymnasium.Env[Any, Any]):
         os.chdir(folder)
         torch.set_default_dtype(torch.float64)
         np.seterr(all="raise")
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         super().reset(seed=seed)
@@ -55,7 +58,9 @@ def test_an_environment_leaves_the_process_as_it_was(
     expected = torch.rand(3).tolist()
     torch.manual_seed(5)
     found = []
+    handler = signal.getsignal(signal.SIGINT)
     env = make_env(MEDDLER, 0)
+    assert signal.getsignal(signal.SIGINT) is handler
     for _ in range(3):
         env.reset()
         found.append(torch.rand(1).item())

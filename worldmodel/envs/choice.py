@@ -30,6 +30,11 @@ def choose(
     chosen = [leaf for leaf in own if config.keys is None or leaf.key in named]
     frame_key = ""
     for leaf in chosen:
+        if _is_empty(leaf) and leaf.key in named:
+            shape = list(leaf.space.shape or ())
+            raise EnvError(f"keys names '{leaf.key}', which holds nothing: its shape is {shape}.")
+    chosen = [leaf for leaf in chosen if not _is_empty(leaf)]
+    for leaf in chosen:
         if leaf.kind == images.UNCLEAR:
             raise EnvError(_question(leaf, [other.key for other in chosen if other != leaf]))
     if not config.pixels:
@@ -55,6 +60,10 @@ def choose(
     return chosen, frame_key
 
 
+def _is_empty(leaf: Leaf) -> bool:
+    return 0 in (leaf.space.shape or ())
+
+
 def _shows_world(leaf: Leaf) -> bool:
     """Whether it is a picture or a board, so that nothing is rendered instead of it."""
     board = leaf.kind == "discrete" and bool(images.layout_of(leaf.space.shape or ()))
@@ -69,6 +78,8 @@ def notes_of(
     for leaf in found:
         if leaf in chosen:
             notes[leaf.key] = _how(leaf)
+        elif _is_empty(leaf):
+            notes[leaf.key] = "left out, since it holds nothing"
         elif leaf.kind == "unusable":
             kind = type(leaf.space).__name__
             notes[leaf.key] = f"left out, since a {kind} space has no fixed size"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from worldmodel.images import UNBOUNDED
 from worldmodel.replay.datasets.recording import DatasetError, flat, is_hot
 from worldmodel.types import ActionSpec
 
@@ -137,7 +138,7 @@ class ActionReader:
                 "offline_action_range=[-1,1]"
             )
         slack = SLACK * (high - low)
-        if not np.isfinite(low).all() or not np.isfinite(high).all():
+        if (np.abs([low, high]) > UNBOUNDED).any():
             raise DatasetError(
                 f"The actions have no finite range: {self.space}. Give it: "
                 "offline_action_range=[low,high]."
