@@ -39,7 +39,9 @@ NAMES = st.sampled_from([
     "episode_index", "traj_ids", "frame_index", "timestamp", "masks", "success", "reset",
     "episode_starts", "my_reward", "actions_0", "observations_0", "terminated_0", "indices", "acts",
     "terminal", "steps/action", "step_type", "discount", "collector/mask", "valid_mask", "mask",
-    "meta/episode_ends", "episode_lengths", "ep_offset", "data/action", "data/state",
+    "meta/episode_ends", "episode_lengths", "ep_offset", "data/action", "data/state", "new_obs",
+    "not_done", "absorbing", "last", "first", "episode_end", "dones_float", "terminateds", "eps_id",
+    "time_outs", "end", "is_over", "touch", "obs2",
 ])  # fmt: skip
 T = st.sampled_from([LENGTH, LENGTH, LENGTH + 1, LENGTH + 1, 1, 0, 2])
 
@@ -74,7 +76,15 @@ NEAR = st.dictionaries(
     columns(),
     max_size=2,
 )
+# The following rows of the state, under names that say so, half say so and do not.
+FOLLOWED = {**WHOLE, "state": WHOLE["state"][:-1]}
+FOLLOWERS = st.dictionaries(
+    st.sampled_from(["state2", "new_state", "state_next", "prev_state", "then", "STATE", "obs"]),
+    st.sampled_from([WHOLE["state"][1:], WHOLE["state"][:-1], WHOLE["state"], -WHOLE["state"][1:]]),
+    max_size=3,
+)
 EPISODES = st.one_of(
+    FOLLOWERS.map(lambda more: {**FOLLOWED, **more}),
     NEAR.map(lambda changed: {**WHOLE, **changed}),
     st.fixed_dictionaries({"action": columns(), "state": columns()},
                           optional={"reward": columns(), "is_first": columns(), "done": columns(),

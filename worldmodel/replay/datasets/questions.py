@@ -51,7 +51,7 @@ def check_columns(
     if ENDS & set(roles):
         return
     for name, value in columns:
-        one = value.size == len(value) == len(roles.get("action", ()))
+        one = 0 < value.size == len(value) == len(roles.get("action", ()))
         if one and _is_flag(value) and np.ravel(value)[-1] and 2 * np.sum(value) < len(value):
             raise DatasetError(
                 f"{where}: '{name}' holds zeros, and ones where episodes may end, and nothing else "
