@@ -163,6 +163,12 @@ def test_another_number_of_robots_is_refused_in_one_sentence(
             agent({"image": frames(1, robots)[0]})
     with pytest.raises(ValueError, match=r"has \['camera'\]; 'image' is needed"):
         agent({"camera": frames(1, 2)[0]})
+    agent({"image": frames(1, 2)[0]}, is_first=[0, 1])  # flags of any kind
+    for robots in (0, -1, 2.0, True):  # none at all ends ONNX Runtime, and Python with it
+        with pytest.raises(ValueError, match="a whole number from 1 on is needed"):
+            ExportedAgent(exported[1], robots=robots)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"there is no graph 'int9' in '.*'; known: .*float32"):
+        ExportedAgent(exported[1], graph="int9")
 
 
 def frames(count: int, robots: int = 1) -> np.ndarray:

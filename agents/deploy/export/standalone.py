@@ -28,6 +28,8 @@ class ExportedAgent:
     """
 
     def __init__(self, folder: str | Path, graph: str | None = None, robots: int = 1) -> None:
+        if isinstance(robots, bool) or not isinstance(robots, int) or robots < 1:
+            raise ValueError(f"robots is {robots!r}; a whole number from 1 on is needed")
         folder = Path(folder)
         sums = {}
         for line in (folder / "SHA256SUMS").read_text().splitlines():
@@ -43,7 +45,11 @@ class ExportedAgent:
             return data
 
         self.manifest = json.loads(checked("manifest.json"))
-        chosen = self.manifest["graphs"][graph or self.manifest["default"]]
+        graph = graph or self.manifest["default"]
+        if graph not in self.manifest["graphs"]:
+            known = ", ".join(self.manifest["graphs"])
+            raise ValueError(f"there is no graph '{graph}' in '{folder}'; known: {known}")
+        chosen = self.manifest["graphs"][graph]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -72,7 +78,7 @@ class ExportedAgent:
         whether it is unknown, and its parts by name, [B] each."""
         first = np.full(self.robots, not self.begun) if is_first is None else is_first
         last = self.last if sent is None else np.asarray(sent, np.float32)
-        feed = {**self.state, "sent": last, "is_first": first}
+        feed = {**self.state, "sent": last, "is_first": np.asarray(first, bool)}
         for name, tensor in self.inputs.items():
             if name.startswith("obs."):
                 if name[4:] not in obs:
@@ -80,6 +86,8 @@ class ExportedAgent:
                 array = np.asarray(obs[name[4:]])
                 if str(array.dtype) != tensor["type"]:
                     raise ValueError(f"{name} is {array.dtype}; {tensor['type']} is needed")
+                if array.dtype.kind == "f" and not np.isfinite(array).all():
+                    raise ValueError(f"{name} is not finite, which would stay in the memory")
                 feed[name] = array
         for name, array in feed.items():
             shape = [self.robots, *self.inputs[name]["shape"][1:]] if name in self.inputs else []
