@@ -173,9 +173,11 @@ def test_impossible_label_files_are_refused(tmp_path: Path, text: str, message: 
         labels_of(parse(f"labels:{path}"), Episodes(replay_of([3, 5])))
 
 
-@pytest.mark.parametrize("separator", [";", "\t"])
-def test_tables_of_spreadsheets_are_read(tmp_path: Path, separator: str) -> None:
-    path = tmp_path / "labels.csv"
+@pytest.mark.parametrize(
+    ("separator", "suffix"), [(";", "csv"), ("\t", "csv"), ("\t", "tsv"), ("|", "csv")]
+)
+def test_tables_of_spreadsheets_are_read(tmp_path: Path, separator: str, suffix: str) -> None:
+    path = tmp_path / f"labels.{suffix}"
     path.write_text("episode,step,value,note\n0,1,0.5,a\n1,2,1.5,b\n".replace(",", separator))
     labels = labels_of(parse(f"labels:{path}"), Episodes(replay_of([3, 5])))
     assert labels.values[0][1] == 0.5
@@ -190,9 +192,11 @@ def test_files_that_are_no_tables_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "uneven.npz", episode=[0], step=[1, 2], value=[1.0])
     np.savez(tmp_path / "objects.npz", episode=[0], step=[1], value=np.array([{}], object))
     (tmp_path / "broken.npz").write_bytes(b"nothing")
+    (tmp_path / "wide.csv").write_text("episode,step,value\n0,1,1\n", encoding="utf-16")
     for name, message in (
         ("absent.csv", "There is no file"),
-        ("labels.txt", "must be a .csv or .npz file with the columns episode, step, value"),
+        ("labels.txt", "must be a .csv, .tsv or .npz file with the columns episode, step, value"),
+        ("wide.csv", "is no text in UTF-8. Save it so"),
         ("uneven.npz", "equally long"),
         ("objects.npz", "The array 'value' of .* holds Python objects, not numbers"),
         ("broken.npz", "cannot be read"),

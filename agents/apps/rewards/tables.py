@@ -1,5 +1,5 @@
-"""Small tables that people make: CSV with a header and commas, semicolons or tabs between columns;
-or NPZ with one array for each column."""
+"""Small tables that people make: text in UTF-8 with a header and commas, semicolons, tabs or bars
+between columns; or NPZ with one array for each column."""
 
 from __future__ import annotations
 
@@ -16,26 +16,33 @@ from worldmodel.config import ConfigError
 from worldmodel.replay.datasets.arrays import OBJECTS, Unreadable, npz_names, read_npz
 
 PAIRS = ("episode_a", "start_a", "episode_b", "start_b", "length", "preferred")
-SEPARATORS = ",;\t"
+SEPARATORS = ",;\t|"
+TEXT = (".csv", ".tsv")
 EVEN = 0.5  # an answer that prefers neither
 
 
 def read_table(path: str | Path, columns: Sequence[str]) -> dict[str, np.ndarray]:
-    """The named columns, float64 [N] each, of a .csv or .npz file; others are passed over.
+    """The named columns, float64 [N] each, of a .csv, .tsv or .npz file; others are passed over.
 
     Raises ConfigError where the file or a column is missing, the columns differ in length, or an
     entry is not a finite number; with its line or index.
     """
     path = Path(path)
-    if path.suffix not in (".csv", ".npz"):
+    if path.suffix not in (*TEXT, ".npz"):
         raise ConfigError(
-            f"'{path}' must be a .csv or .npz file with the columns {', '.join(columns)}."
+            f"'{path}' must be a .csv, .tsv or .npz file with the columns {', '.join(columns)}. "
+            "Save it as one."
         )
     if not path.is_file():
         raise ConfigError(f"There is no file '{path}' (looked in '{Path.cwd()}').")
     try:
-        table = (_csv if path.suffix == ".csv" else _npz)(path, columns)
-    except (OSError, UnicodeDecodeError, csv.Error, Unreadable) as error:
+        table = (_csv if path.suffix in TEXT else _npz)(path, columns)
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"'{path}' is no text in UTF-8. Save it so: \"CSV UTF-8\" in a spreadsheet, "
+            "to_csv(encoding='utf-8') in pandas."
+        ) from error
+    except (OSError, csv.Error, Unreadable) as error:
         raise ConfigError(f"'{path}' cannot be read: {error}.") from error
     if not len(table[columns[0]]):
         raise ConfigError(f"'{path}' holds no rows.")
@@ -59,7 +66,7 @@ def whole_columns(
 def place(path: str | Path, index: int) -> str:
     """Where people find the entry of that index, to begin an error with: the line of a CSV, or the
     index itself."""
-    where = f"line {index + 2}" if str(path).endswith(".csv") else f"index {index}"
+    where = f"line {index + 2}" if str(path).endswith(TEXT) else f"index {index}"
     return f"'{path}', {where}: "
 
 
