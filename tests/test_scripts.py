@@ -120,6 +120,14 @@ def test_somebody_elses_agent_needs_no_line_here() -> None:
     assert (built.agent.name, built.agent.width) == (name, 4)
 
 
+def test_an_agent_with_the_config_of_another_is_refused() -> None:
+    """A run finds the class by Config.name, and would train the other one."""
+    heir = "tests.agents.counting_agent:InheritsItsConfig"
+    with pytest.raises(config.ConfigError, match=r"its Config.name is '.*CountingAgent'. Give Inh"):
+        composed("experiment=none", f"agent={heir}", "env.id=X")
+    assert composed("experiment=none", "agent=agents.dqn:DQN", "env.id=X").agent.name == "dqn"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -35,7 +35,7 @@ def register(words: Sequence[str] = ()) -> None:
     for name in agents.AGENTS:
         store(name, agents.agent_class(name).Config, "schema", GROUP)
     for name in own_classes(words, GROUP):
-        store(name, agents.agent_class(name).Config, GROUP)
+        store(name, own_config(name), GROUP)
     for name in WORLDS:
         store(name, world_settings(name), "world_schema", GROUP)
     for name in own_classes(words, WORLD):
@@ -46,6 +46,20 @@ def own_classes(words: Sequence[str], group: str) -> list[str]:
     """What the words name as module:Class for a group."""
     given = [word.partition("=")[2] for word in words if word.startswith(f"{group}=")]
     return [name for names in given for name in names.split(",") if ":" in name]
+
+
+def own_config(name: str) -> type:
+    """The Config of the agent module:Class. Raises ConfigError where its `name`, by which a run
+    finds the class, is that of another agent: an inherited Config, say."""
+    found = agents.agent_class(name).Config
+    meant = getattr(found, "name", None)
+    if meant != name and agents.AGENTS.get(str(meant)) != name:
+        cls = name.partition(":")[2]
+        raise config.ConfigError(
+            f"agent={name}, but its Config.name is {meant!r}. Give {cls} a Config of its own with "
+            f"name: str = '{name}'."
+        )
+    return found
 
 
 def world_settings(name: str) -> dict[str, Any]:

@@ -94,3 +94,7 @@ class CountingAgent(Agent):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.weight, self.updates, self.rate = state["weight"], state["updates"], state["rate"]
+
+
+class InheritsItsConfig(CountingAgent):
+    """Another agent, whose Config still has the name of CountingAgent."""
