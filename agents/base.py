@@ -57,13 +57,14 @@ class Agenda(NamedTuple):
 
     length: steps and updates of the whole run, about. collecting: whether it needs a step in the
     environment next, or an update. finished: whether it has learned all it was to learn. phase: its
-    name.
+    name. prefill: agent steps that it collects before its first update.
     """
 
     length: int
     collecting: bool
     finished: bool
     phase: str
+    prefill: int
 
 
 class Agent(ABC):

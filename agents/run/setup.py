@@ -118,15 +118,22 @@ def fill(replay: Replay, dataset: Dataset, agent: Agent) -> None:
     agent.prepare(replay)
 
 
-def check_can_learn(settings: TrainConfig, agent: Agent, replay: Replay) -> None:
-    """ConfigError where the first update would never come."""
-    need, length = agent.min_rows, agent.batch_length
+def check_can_learn(
+    settings: TrainConfig,
+    agent: Agent,
+    replay: Replay,
+    ranks: int = 1,
+    say: Callable[[str], None] | None = None,
+) -> None:
+    """ConfigError where the first update would never come; says where it comes later than
+    `prefill` asks. ranks: how many have such a replay."""
     if settings.offline:
         if not agent.learns:
             raise ConfigError(f"The agent '{settings.agent.name}' cannot learn from a recording.")
         return
     if not agent.learns:
         return
+    need, length, steps = agent.min_rows, agent.batch_length, settings.steps
     capacity, streams = replay.capacity, replay.num_envs
     if capacity < need or capacity // streams < length:
         raise ConfigError(
@@ -134,8 +141,31 @@ def check_can_learn(settings: TrainConfig, agent: Agent, replay: Replay) -> None
             f"first update needs {need:,}, and {length} of one environment. Raise "
             "replay.capacity, or lower agent.batch_size or agent.batch_length."
         )
-    if settings.steps <= settings.prefill:
+    prefill = settings.prefill
+    if steps <= prefill:
         raise ConfigError(
-            f"steps={settings.steps} must be more than prefill={settings.prefill}, or nothing is "
-            "learned."
+            f"steps={steps} must be more than prefill={prefill}, or nothing is learned."
         )
+    if agent.agenda is not None:
+        if steps <= agent.agenda.prefill:
+            raise ConfigError(
+                f"steps={steps} must be more than the {agent.agenda.prefill:,} that agent="
+                f"{settings.agent.name} collects before its first update, or nothing is learned."
+            )
+        return
+    rows = ranks * max(need, length * streams)
+    reason = f"replay must hold {rows:,} rows first (agent.batch_size, agent.batch_length)"
+    if steps < rows:
+        raise ConfigError(
+            f"steps={steps} is less than the first update needs, so that nothing is learned: "
+            f"{reason}. Raise steps, or lower those."
+        )
+    ratio = settings.train_ratio / (ranks * agent.batch_size * length)  # updates a step
+    learning = steps + ranks * streams - max(prefill, rows)  # steps; the last ones go beyond
+    if settings.first_updates + learning * ratio < 1:
+        raise ConfigError(
+            f"steps={steps} earn less than one update with train_ratio={settings.train_ratio:g}, "
+            f"of which each takes {1 / ratio:,.0f} steps, so that nothing is learned. Raise one."
+        )
+    if say is not None and (rows - prefill) * ratio >= 1:
+        say(f"updates begin at about step {rows:,}, not at prefill={prefill}: {reason}")

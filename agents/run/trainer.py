@@ -109,7 +109,7 @@ class Trainer:
             shares.clear_others(place, ranks.size)
         self.say(replay.footprint())
         check_disk(share, agent, replay, 0 if begun else rows, self.say, ranks.size)
-        setup.check_can_learn(share, agent, replay)
+        setup.check_can_learn(share, agent, replay, ranks.size, None if begun else self.say)
         return RunState(spec, agent, replay, place)
 
     def _begin(self, share: TrainConfig, dataset: Dataset | None, begun: bool) -> None:

@@ -161,8 +161,9 @@ class WorldModels(Agent):
         rows = -(-max(self.rows, c.collect) // c.encode_rows)
         updates = c.vae_updates + rows + c.rnn_updates + search.generations
         return Agenda(
-            c.iterations * (collect + updates), self._collecting, self.phase == "done", self.phase
-        )
+            c.iterations * (collect + updates), self._collecting, self.phase == "done", self.phase,
+            c.collect,
+        )  # fmt: skip
 
     @property
     def _collecting(self) -> bool:

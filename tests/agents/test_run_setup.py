@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from agents.base import Agenda
 from agents.run import setup
 from agents.run.config import TrainConfig
 from tests.agents.counting_agent import CountingConfig
@@ -35,6 +36,42 @@ def test_a_new_run_takes_no_replay_of_others_away(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"replay.directory=.*holds a replay already.*empty"):
         setup.make_replay(settings(tmp_path / "run", place), SPEC, AGENT, fresh=True)
     assert {path.name: path.read_bytes() for path in place.iterdir()} == before
+
+
+def learner(**changes: Any) -> Any:
+    """Of batches 32 x 16, as the small Dreamer."""
+    about = {"learns": True, "min_rows": 512, "batch_size": 32, "batch_length": 16, "agenda": None}
+    return SimpleNamespace(**about | changes)
+
+
+def check(steps: int, agent: Any, say: Any = None, **changes: Any) -> None:
+    wanted = {"steps": steps, "prefill": 200, "train_ratio": 160.0} | changes
+    config = replace(runs.settings(Path("none"), CountingConfig()), **wanted)
+    replay: Any = SimpleNamespace(capacity=10_000, num_envs=1)
+    setup.check_can_learn(config, agent, replay, say=say)
+
+
+def test_a_run_in_which_no_update_can_come_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"steps=450 is less than .* hold 512 rows .*batch_size"):
+        check(450, learner())
+    with pytest.raises(ConfigError, match=r"less than one update .* each takes 5,120 steps"):
+        check(600, learner(), train_ratio=0.1)
+    phases = learner(agenda=Agenda(10, True, False, "collect", 1000))
+    with pytest.raises(ConfigError, match=r"steps=1000 must be more than the 1,000 that agent="):
+        check(1000, phases)
+    check(1001, phases)
+    check(201, learner(min_rows=1, batch_size=1, batch_length=1))
+    check(450, learner(learns=False))
+
+
+def test_updates_that_begin_later_than_asked_are_announced() -> None:
+    said: list[str] = []
+    check(600, learner(), said.append)
+    assert [line[:54] for line in said] == [
+        "updates begin at about step 512, not at prefill=200: r"
+    ]
+    check(600, learner(), said.append, prefill=512)
+    assert len(said) == 1
 
 
 def test_what_is_not_ours_stays_where_a_new_run_begins(tmp_path: Path) -> None:
