@@ -63,7 +63,7 @@ def _evaluate(words: Sequence[str], say: Callable[[str], None]) -> int:
     try:
         policy = agents.load(settings.run, settings.device)
         changes = [word.removeprefix("env.") for word in rest if word.startswith("env.")]
-        policy = replace(policy, env=config.from_cli(EnvConfig, changes, like=policy.env))
+        policy = replace(policy, env=config.from_cli(EnvConfig, changes, like=policy.env.judged))
         if planner is not None:
             world = with_heads(settings.run, settings.control, policy) if settings.control else None
             policy = planned(policy, planner, settings.seed, world, trusts=not settings.control)

@@ -40,8 +40,8 @@ class Earnings:
 
     policy: on average. floor: the running mean that ordinary episodes seldom lie below at their
     first tick and every tenth from there on; the last one holds from then on. fallbacks: by
-    `name_of`, from where each took over in mid-episode to the time at which the episode would have
-    ended; after an early end there is nothing more. rate: of the running means.
+    `name_of`, in whole episodes of each, as long as ordinary ones last; after an early end there
+    is nothing more. rate: of the running means.
     """
 
     policy: float
@@ -112,7 +112,7 @@ class Account:
 def measure(
     policy: Policy, ordinary: Sequence[Track], own: FallbackConfig, episodes: int, seed: int
 ) -> Earnings:
-    """What the policy earned in ordinary episodes, and what fallbacks earn that take over from it.
+    """What the policy earned in ordinary episodes, and what fallbacks earn in its place.
 
     own: a fallback beside `fallback.KNOWN`. Discrete actions have no rest unless it gives one;
     without one `hold` alone is measured. Draws no global random numbers.
@@ -123,7 +123,7 @@ def measure(
     length = round(float(np.median([len(one) for one in rewards])))
     found = {}
     for config in progress.each(_measured(own, policy.spec.action), "seeing what fallbacks earn"):
-        found[name_of(config)] = _handed_over(policy, config, length, episodes, seed)
+        found[name_of(config)] = _earned(policy, config, length, episodes, seed)
     return Earnings(mean, floor, found)
 
 
@@ -155,46 +155,46 @@ def _measured(own: FallbackConfig, action: ActionSpec) -> list[FallbackConfig]:
     return list({name_of(one): one for one in all_}.values())
 
 
-def _handed_over(
-    policy: Policy, config: FallbackConfig, length: int, episodes: int, seed: int
-) -> float:
-    """Mean reward a tick of a fallback that takes over at a tick drawn for each episode."""
-    starts = np.random.default_rng(seed).integers(1, max(2, length - 1), episodes)
+def _earned(policy: Policy, config: FallbackConfig, length: int, episodes: int, seed: int) -> float:
+    """Mean reward a tick of a fallback that acts from the second tick of whole episodes on.
+
+    Not from where it would take over from a policy at work: what that has just earned would be
+    counted for the fallback (a pendulum that has been swung up falls slowly).
+    """
     envs = [
-        make_env(policy.env, seeding.spawn(seed, f"handover {i}"), whole=True, spec=policy.spec)
+        make_env(policy.env, seeding.spawn(seed, f"fallback {i}"), whole=True, spec=policy.spec)
         for i in range(episodes)
     ]
-    with seeding.Stream(seeding.spawn(seed, "handover"), policy.device):
-        rewards = play_out(envs, _Handover(policy, config, starts))
-    earned = [one[start:] for one, start in zip(rewards, starts, strict=True)]
-    ticks = sum(max(len(one), length - start) for one, start in zip(earned, starts, strict=True))
-    return float(sum(map(sum, earned)) / max(1, ticks))
+    with seeding.Stream(seeding.spawn(seed, "fallback"), policy.device):
+        rewards = play_out(envs, _Relay(policy, config, episodes))
+    ticks = sum(max(len(one), length) for one in rewards)
+    return float(sum(map(sum, rewards)) / max(1, ticks))
 
 
-class _Handover:
-    """The policy until the tick at which each episode is handed over, [B]; then a fallback."""
+class _Relay:
+    """The policy's first actions [B], then a fallback."""
 
-    def __init__(self, policy: Policy, config: FallbackConfig, starts: np.ndarray) -> None:
-        self._policy, self._starts = policy, starts
-        self._state: Any = None
-        self._safe = [fallback.make(config, policy.spec.action) for _ in starts]
-        self._sent = np.zeros((len(starts), policy.spec.action.size), np.float32)
+    def __init__(self, policy: Policy, config: FallbackConfig, episodes: int) -> None:
+        self._policy = policy
+        self._safe = [fallback.make(config, policy.spec.action) for _ in range(episodes)]
+        self._sent = np.zeros((episodes, policy.spec.action.size), np.float32)
 
     def __call__(
         self, tick: int, obs: list[Any], rewards: np.ndarray, going: np.ndarray
     ) -> np.ndarray:
-        agent, spec = self._policy.agent, self._policy.spec
+        spec = self._policy.spec
         seen = {key: np.stack([one[key] for one in obs]) for key in spec.seen}
-        inputs = {**seen, "is_first": np.full(len(going), tick == 0)}
-        action, self._state, _ = agent.act(inputs, self._state, "mode")
-        action = np.array(spec.action.clip(action))
-        for i in np.flatnonzero(going & (tick >= self._starts)):
-            if tick == self._starts[i]:
-                self._safe[i].start(self._sent[i].copy())
+        if tick == 0:
+            inputs = {**seen, "is_first": np.ones(len(going), bool)}
+            first, _, _ = self._policy.agent.act(inputs, None, "mode")
+            self._sent = np.array(spec.action.clip(first))
+            for safe, sent in zip(self._safe, self._sent, strict=True):
+                safe.start(sent.copy())
+            return np.asarray(spec.action.decode(self._sent))
+        for i in np.flatnonzero(going):
             info = {"robot": int(i), "tick": tick, "reason": "unknown", "detail": ""}
-            action[i] = self._safe[i]({key: value[i] for key, value in seen.items()}, info)
-        self._state, self._sent = agent.replace_action(self._state, action), action
-        return np.asarray(spec.action.decode(action))
+            self._sent[i] = self._safe[i]({key: value[i] for key, value in seen.items()}, info)
+        return np.asarray(spec.action.decode(self._sent))
 
 
 def of_calibration(calibration: Mapping[str, Any] | None) -> Earnings | None:

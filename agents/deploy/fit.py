@@ -43,8 +43,8 @@ class FitConfig:
     """run: a trained run's folder. false_alarm_rate: of the episodes in which nothing is strange,
     the share that may raise an alarm. episodes: played now with the run's policy, 0: as many as
     the rate needs, and half of that to tune. recorded: episodes of the replay to
-    learn from, the newest; 0: all. mode: how the policy acts, "mode" or "sample". handovers:
-    episodes that each fallback takes over from the policy, to see what it earns. fallback: one of
+    learn from, the newest; 0: all. mode: how the policy acts, "mode" or "sample".
+    fallback_episodes: played by each fallback, to see what it earns. fallback: one of
     your own, to be measured beside those of the house. detector: what it is made of."""
 
     run: str = MISSING
@@ -52,7 +52,7 @@ class FitConfig:
     episodes: int = 0
     recorded: int = 0
     mode: str = "mode"
-    handovers: int = 20
+    fallback_episodes: int = 20
     fallback: FallbackConfig = field(default_factory=FallbackConfig)
     seed: int = 0
     device: str = "cpu"
@@ -62,7 +62,7 @@ class FitConfig:
     def __post_init__(self) -> None:
         config.check_ranges(self, {
             "episodes": (0, 10_000_000), "recorded": (0, 10_000_000),
-            "handovers": (1, 10_000_000), "seed": (0, 2**32 - 1),
+            "fallback_episodes": (1, 10_000_000), "seed": (0, 2**32 - 1),
         })  # fmt: skip
         check_mode(self.mode)
         self.needed  # noqa: B018 - ConfigError for an impossible rate
@@ -102,7 +102,9 @@ def fit_run(settings: FitConfig, say: Said) -> Detector:
     detector.calibrate(fresh[tuning:], settings.false_alarm_rate)
     if earnings.comparable(policy.model):
         start = time.monotonic()
-        measured = earnings.measure(policy, fresh, settings.fallback, settings.handovers, seed)
+        measured = earnings.measure(
+            policy, fresh, settings.fallback, settings.fallback_episodes, seed
+        )
         detector.calibration[earnings.KEY] = asdict(measured)
         say(f"{measured}; measured in {time.monotonic() - start:.0f} s")
     return detector

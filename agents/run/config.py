@@ -93,6 +93,11 @@ class TrainConfig:
                 "eval_envs=0 plays evaluations on the training environment, of which there must be "
                 "one: give env.num_envs=1, or eval_envs=1 for an environment beside it."
             )
+        if self.eval_envs == 0 and self.env.eval_kwargs:
+            raise ConfigError(
+                f"env.eval_kwargs ({self.env.eval_kwargs}) asks for other environments in "
+                "evaluations, and eval_envs=0 for the training's own. Leave one of them out."
+            )
         if not self.offline and not self.has_env:
             raise ConfigError(
                 "env=none is for learning from a recording: name one with offline=..., or name an "

@@ -74,8 +74,8 @@ def evaluate(
     watch: Callable[[Collector], None] = lambda collector: None,
     inside: Vector | None = None,
 ) -> EvalResult:
-    """Play exactly `episodes` episodes, to their ends, in environments of their own; those that
-    nothing ends are cut off after `env.longest_episode` steps.
+    """Play exactly `episodes` episodes, to their ends, in environments of their own, made as
+    `env.judged` says; those that nothing ends are cut off after `env.longest_episode` steps.
 
     The episodes are shared out before the first one starts, so that short ones do not crowd out
     long ones. The same seed gives the same episodes, and the global random generators are left
@@ -95,10 +95,9 @@ def evaluate(
     quota[: episodes % num_envs] += 1
     before = seeding.rng_state()
     seeding.seed_everything(seeding.spawn(seed, "evaluation"))
-    env = replace(env, atari=replace(env.atari, life_loss=False))  # a score is of the whole game
     seed_envs = seeding.spawn(seed, "evaluation environments")
     try:
-        envs = inside or make_vector(env, num_envs, seed_envs, whole=True)
+        envs = inside or make_vector(env.judged, num_envs, seed_envs, whole=True)
         try:
             first = None if inside is None else seed_envs
             collector = Collector(envs, spec, agent, seed, mode, first_seed=first)
@@ -119,7 +118,7 @@ def frames_of(
     images = spec.keys("image")
     if images:
         return [np.concatenate([as_rgb(row[key]) for key in images], 1) for row in result.rows]
-    shown = replace(env, pixels=True, state=True, keys=None, image_size=[256, 256])
+    shown = replace(env.judged, pixels=True, state=True, keys=None, image_size=[256, 256])
     frames: list[np.ndarray] = []
     with (
         suppress(EnvError, RunError),

@@ -13,7 +13,7 @@ from agents.base import Agent
 from agents.run.config import TrainConfig
 from worldmodel import checkpoint, seeding
 from worldmodel.config import ConfigError
-from worldmodel.envs import env_spec, make_env
+from worldmodel.envs import EnvConfig, env_spec, make_env
 from worldmodel.envs.actions import native_space
 from worldmodel.envs.observe import native_observations
 from worldmodel.log import write_picture
@@ -51,6 +51,13 @@ def recording(settings: TrainConfig, say: Callable[[str], None]) -> Dataset:
         write_picture(path, picture)
         say(f"  first frame: {path} ({', '.join(dataset.summary.frames)})")
     return dataset
+
+
+def check_judged(config: EnvConfig, spec: EnvSpec) -> None:
+    """That the environment can also be made as evaluations want it, where they want another one,
+    and looks the same. Raises EnvError."""
+    if config.eval_kwargs:
+        make_env(config.judged, whole=True, spec=spec).close()
 
 
 def recorded(settings: TrainConfig) -> tuple[EnvSpec, int]:

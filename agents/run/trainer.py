@@ -88,6 +88,7 @@ class Trainer:
         if not share.offline:
             envs = make_vector(share.env, seed=seeding.spawn(share.seed, "environments"))
             self._open.callback(envs.close)
+            setup.check_judged(share.env, env_spec(envs))
             return envs, None, env_spec(envs), share.steps // self.ranks.size
         if begun:
             return None, None, *setup.recorded(share)

@@ -149,9 +149,7 @@ def test_what_a_tiny_run_earns(tmp_path: Path) -> None:
     assert found.policy == (LENGTH + 1) / 2
     assert found.floor == [(LENGTH + 1) / 2]
     assert found.fallbacks.keys() == {"hold", "zero", "stop"}
-    late = np.array(list(found.fallbacks.values()))
-    assert (late == late[0]).all()
-    assert late[0] > found.policy  # taken over in the middle, when more is paid
+    assert set(found.fallbacks.values()) == {found.policy}  # in whole episodes of theirs
     assert of_calibration({KEY: found.__dict__}) == found
     assert of_calibration({}) is None
     with pytest.raises(ConfigError, match="no usable earnings"):

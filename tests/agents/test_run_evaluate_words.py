@@ -12,6 +12,7 @@ import pytest
 from agents.apps.evaluate import evaluate_command
 from agents.run.train import train
 from tests.agents.test_run_train import SILENT, settings
+from worldmodel.config import ConfigError
 from worldmodel.envs import EnvConfig
 
 
@@ -52,3 +53,35 @@ def test_what_does_not_fit_is_one_line(run: Path, word: str, message: str) -> No
     assert evaluate_command(said.append, [f"run={run}", "episodes=2", word]) == 2
     assert len(said) == 1
     assert re.search(message, said[0])
+
+
+def test_evaluations_in_another_world_than_training(tmp_path: Path) -> None:
+    """The constructor's arguments of evaluations: in the run's own, in later ones, and what later
+    words say instead."""
+    base = settings(tmp_path, final_episodes=2)
+    kwargs = {"length": 6, "end": "truncated"}
+    env = EnvConfig(
+        "tests.envs_for_tests:CountingEnv", kwargs=kwargs, eval_kwargs={"length": 8}, state=True,
+        image_size=[32, 32],
+    )  # fmt: skip
+    assert train(replace(base, env=env), SILENT) == 0
+    assert json.loads((tmp_path / "summary.json").read_text())["eval_lengths"] == [8, 8]
+    lengths = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert {line["episode/length"] for line in lengths if "episode/length" in line} == {6}
+    for words, length in ([], 8), (["env.kwargs.length=9"], 9), (["env.eval_kwargs.length=7"], 7):
+        assert evaluate_command(SILENT, [f"run={tmp_path}", "episodes=1", *words]) == 0
+        found = json.loads((tmp_path / "evaluation" / "returns.json").read_text())
+        assert found["eval_lengths"] == [length]
+
+
+def test_evaluations_that_cannot_be_are_refused_at_the_start(tmp_path: Path) -> None:
+    base = settings(tmp_path, final_episodes=2)
+    env = EnvConfig("tests.envs_for_tests:CountingEnv", state=True, image_size=[32, 32])
+    for eval_kwargs, message in (
+        ({"lenth": 4}, "Did you mean 'length'"), ({"actions": "box"}, "actions are continuous 2"),
+    ):  # fmt: skip
+        asked = replace(base, env=replace(env, eval_kwargs=eval_kwargs))
+        with pytest.raises(ConfigError, match=message):
+            train(asked, SILENT)
+    with pytest.raises(ConfigError, match="Leave one of them out"):
+        replace(asked, eval_envs=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from worldmodel.config import ConfigError
@@ -85,6 +85,9 @@ class EnvConfig:
     crop: list[int] | None = None
     fast_render: bool = False  # dmc: no shadows, no multisampling; faster, other pixels
     kwargs: dict[str, Any] = field(default_factory=dict)  # for the environment's constructor
+    # The same where episodes are played for their return, entry by entry in place of `kwargs`:
+    # {opponent: minimax} judges by perfect play what learned against itself.
+    eval_kwargs: dict[str, Any] = field(default_factory=dict, metadata={"free": True})
     num_envs: int = 1  # environments that step together
     vector: str = "sync"  # sync: one after another | async: one process each
     # An environment that raises, dies, hangs or returns garbage is made anew, with a new episode.
@@ -95,6 +98,13 @@ class EnvConfig:
     # Failures within 10,000 steps of the vector that end the run.
     max_failures: int = field(default=10, metadata={"free": True})
     atari: AtariConfig = field(default_factory=AtariConfig)
+
+    @property
+    def judged(self) -> EnvConfig:
+        """As it is made for evaluations."""
+        kwargs = {**self.kwargs, **self.eval_kwargs}
+        atari = replace(self.atari, life_loss=False)  # a score is of the whole game
+        return replace(self, kwargs=kwargs, eval_kwargs={}, atari=atari)
 
     def __post_init__(self) -> None:
         size = list(self.image_size)
