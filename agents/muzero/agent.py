@@ -56,18 +56,18 @@ class MuZero(Agent):
         self.optim = Adam([("networks", self.networks)], config.optim)
         # Seeded from torch's generator, which the caller seeds.
         seed = int(torch.randint(2**31, ()).item())
-        self.planner = MCTS(spec.action, config.search, seed, device)
+        self.explorer = MCTS(spec.action, config.search, seed, device)
         calm = replace(
             config.search, dirichlet=0.0, gumbel=0.0, temperature=0.0,
             simulations=config.simulations_evaluated or config.search.simulations,
         )  # fmt: skip
-        self.judge = MCTS(spec.action, calm, 0, device)
+        self.planner = MCTS(spec.action, calm, 0, device)
         count = config.search.root_samples or config.search.samples
         self.drawn = bool(count)
         self.compiled = None
         if not self.drawn and Compiled.fits(self.networks):
             self.compiled = Compiled(self.networks)
-        size = count or len(self.planner.choices.encoded)
+        size = count or len(self.explorer.choices.encoded)
         self.columns = {"policy": Column((size,), "float32"), "value": Column((), "float32")}
         if self.drawn:
             self.columns["options"] = Column((size, spec.action.size), "float32")
@@ -85,10 +85,10 @@ class MuZero(Agent):
         check_mode(mode)
         seen, root = self._seen(obs)
         if mode == "mode":
-            self.judge.stream.seed(0)  # an evaluation draws nothing that another does not
-            found = self._search(self.judge, root, seen)
-        else:
+            self.planner.stream.seed(0)  # an evaluation draws nothing that another does not
             found = self._search(self.planner, root, seen)
+        else:
+            found = self._search(self.explorer, root, seen)
         return found.action.cpu().numpy(), root, self._columns(found)
 
     @torch.no_grad()
@@ -105,7 +105,7 @@ class MuZero(Agent):
         return seen, self.model.represent(seen)
 
     def _search(self, planner: MCTS, root: MuZeroState, seen: Mapping[str, Tensor]) -> Found:
-        heat = None if planner is self.judge else self.temperature
+        heat = None if planner is self.planner else self.temperature
         about = (self.model, root, self.evaluate, seen.get(MASK_KEY), heat)
         return planner.search(*about, compiled=self.compiled)
 
@@ -217,10 +217,10 @@ class MuZero(Agent):
         past = torch.arange(k, device=self.device) >= window(batch).last[:, None]
         shape = (*past.shape, self.spec.action.size)
         noise = torch.rand(shape, generator=self.rng).to(self.device)
-        other = self.planner.space.resolve(2 * noise - 1, None)
+        other = self.explorer.space.resolve(2 * noise - 1, None)
         return torch.where(past.unsqueeze(-1), other, action)
 
-    @torch.no_grad()  # Cut 2
+    @torch.no_grad()
     def _targets(self, batch: Batch, age: Tensor) -> Targets:
         c = self.config
         found = window(batch)
@@ -253,7 +253,7 @@ class MuZero(Agent):
         if len(self.spec.action.sizes) == 1:
             return -(wanted * policy.log_probs).sum(-1), policy.entropy()
         said = torch.cat([part.log_probs for part in policy.parts], -1)
-        return -(wanted * (said @ self.planner.choices.encoded.T)).sum(-1), policy.entropy()
+        return -(wanted * (said @ self.explorer.choices.encoded.T)).sum(-1), policy.entropy()
 
     def _consistency(self, batch: Batch, latents: list[Tensor]) -> Tensor:
         """-cos [B, K] of the states that were predicted and those that were then seen."""
@@ -268,7 +268,7 @@ class MuZero(Agent):
         """Replace what is stored with rows [B, 1] by what a search finds with weights of now."""
         rows = batch.to(self.device)
         seen = tree.index(rows.obs, (slice(None), 0))
-        found = self._search(self.planner, self.model.represent(seen), seen)
+        found = self._search(self.explorer, self.model.represent(seen), seen)
         columns = {name: value[:, None] for name, value in self._columns(found).items()}
         replay.rewrite(batch.index, columns)
 
@@ -300,7 +300,7 @@ class MuZero(Agent):
             "networks": self.networks.state_dict(),
             "target": self.target.state_dict(),
             "optim": self.optim.state_dict(),
-            "planner": self.planner.state_dict(),
+            "explorer": self.explorer.state_dict(),
             "rng": self.rng.get_state(),
         }
 
@@ -309,5 +309,5 @@ class MuZero(Agent):
         self.networks.load_state_dict(state["networks"])
         self.target.load_state_dict(state["target"])
         self.optim.load_state_dict(state["optim"])
-        self.planner.load_state_dict(state["planner"])
+        self.explorer.load_state_dict(state["explorer"])
         self.rng.set_state(state["rng"])

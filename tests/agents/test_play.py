@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,19 @@ import numpy as np
 import pytest
 import torch
 
-from agents.apps.play.session import Node, Session, label_of
+from agents.apps.play.driver import Driver
+from agents.apps.play.session import Session
 from agents.apps.play.show import film_of, save_film, shown, write_numbered
+from agents.apps.play.walk import Node, label_of
 from agents.apps.play.world import World, allowed, allows, bars, picture_of
 from agents.base import Policy
+from agents.muzero.agent import MuZero
+from agents.muzero.config import MuZeroConfig
+from agents.planning.tree_config import MCTSConfig
 from agents.random import Random, RandomConfig
 from tests.agents.play_runs import CPU, counting, left_right, policy, session
 from worldmodel.config import ConfigError, RunError
+from worldmodel.envs import EnvConfig, env_spec, make_env
 from worldmodel.types import EnvSpec
 
 
@@ -328,7 +336,62 @@ def test_worlds_without_a_dream_are_refused() -> None:
     agent = Random(spec, RandomConfig(), CPU)
     with pytest.raises(ConfigError, match="'random' of this run learned no world model"):
         World(Policy(agent, spec, left_right(), CPU))
-    blind = policy(left_right())
-    blind.agent.model = torch.nn.Identity()
-    with pytest.raises(ConfigError, match="has no decoder"):
-        World(blind)
+
+
+def test_a_world_without_a_decoder_is_played_in_reality() -> None:
+    """Tic-tac-toe against MuZero: pictures of the real board, and the agent answers."""
+    config = EnvConfig("tic_tac_toe", "boards", pixels=False)
+    with closing(make_env(config)) as env:
+        spec = env_spec(env)
+    agent = MuZero(spec, MuZeroConfig(search=MCTSConfig(rule="puct", simulations=4)), CPU)
+    world = World(Policy(agent, spec, config, CPU))
+    assert (world.shows, world.duels, world.context) == (False, True, 1)
+    walk = Session(world)
+    with pytest.raises(ValueError, match="has no decoder: from a recorded frame on"):
+        walk.start_recorded(0, 0)
+    walk.start_real(0, world.context)
+    try:
+        state = shown(walk, "both")
+        assert state["view"] == "real"
+        assert [picture["kind"] for picture in state["pictures"]] == ["real"]
+        board = real_picture(walk)
+        assert board.shape == (256, 256, 3)
+        taken = []
+        while walk.going:
+            taken.append(int(walk.policy_action("dream").argmax()))  # it sees reality all the same
+            walk.act(np.eye(9, dtype=np.float32)[taken[-1]])
+            assert not np.array_equal(real_picture(walk), board)  # another stone
+            board = real_picture(walk)
+        assert len(set(taken)) == len(taken) >= 5
+        assert shown(walk, "real")["note"] == "The episode ends here."
+        with pytest.raises(ValueError, match="The episode is over"):
+            walk.act(np.eye(9, dtype=np.float32)[0])
+        walk.undo()
+        assert walk.going
+        walk.start_real(1, world.context)
+        asyncio.run(against_the_agent(walk))
+        assert film_of(walk).startswith(b"GIF")
+    finally:
+        walk.close()
+
+
+async def against_the_agent(walk: Session) -> None:
+    """One's own move, and the answer to it, in one step; or one's own alone."""
+
+    async def at_once(call: Any) -> Any:
+        return call()
+
+    driver = Driver(walk, at_once, lambda state, n: None, lambda text, kind: None, lambda on: None)
+    driver.set_choice("who", "duel")
+    await driver.press("#4")
+    mine, answer = walk.actions()
+    assert mine.argmax() == 4
+    assert answer.argmax() != 4
+    driver.set_choice("who", "you")
+    await driver.press(f"#{next(m for m in range(9) if m not in (4, answer.argmax()))}")
+    assert len(walk.actions()) == 3
+
+
+def real_picture(walk: Session) -> np.ndarray:
+    assert walk.node.real is not None
+    return walk.node.real.picture

@@ -230,6 +230,11 @@ def draw(board: np.ndarray, line: list[tuple[int, int]] | None = None) -> np.nda
     return image
 
 
+def board_width(config: EnvConfig) -> int:
+    """How many cells a row of the board has; 0 for what is no board."""
+    return GAMES[config.id].width if config.suite == "boards" else 0
+
+
 def build(config: EnvConfig) -> gymnasium.Env[Any, Any]:
     """A game by its id, with `kwargs` for `BoardGame`. Raises EnvError for names nobody knows."""
     if config.id not in GAMES:

@@ -94,7 +94,7 @@ def open_run(
     """The world of a run folder and, where it has one, its recorded experience. planner: settings
     of one that acts for the agent.
 
-    Raises ConfigError or RunError where there is no dream, or no place to start one.
+    Raises ConfigError or RunError where there is no model, or no place to start one.
     """
     try:
         policy = agents.load(run, device)
@@ -104,10 +104,15 @@ def open_run(
         world = World(policy, searcher)
     except ValueError as error:
         raise config.ConfigError(str(error)) from error
-    if not world.spec.keys("image"):
-        say("This run sees no image: the page shows its numbers as bars.")
     recorded: Episodes | None
     try:
+        if not world.shows:
+            raise config.ConfigError(
+                f"The world of '{policy.agent.name}' has no decoder: the page shows reality, and "
+                "of the dream what is foretold of reward, end and value."
+            )
+        if not world.spec.keys("image"):
+            say("This run sees no image: the page shows its numbers as bars.")
         replay = agents.load_replay(run)
         recorded = Episodes(replay, replay.episodes(complete=True) or None)  # whole ones, if any
         if not len(recorded):

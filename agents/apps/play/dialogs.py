@@ -8,7 +8,7 @@ import numpy as np
 from nicegui import ui
 
 from agents.apps.play.driver import Driver, Stage, integer
-from agents.apps.play.session import CONTEXT, MOST_CONTEXT
+from agents.apps.play.session import MOST_CONTEXT
 from agents.apps.play.show import png
 from worldmodel.types import ActionSpec
 
@@ -50,7 +50,7 @@ class StartDialog:
                 self._build_real()
             self.context = ui.number(
                 "Frames that the model sees before it dreams",
-                value=CONTEXT, min=1, max=MOST_CONTEXT, precision=0,
+                value=stage.world.context, min=1, max=MOST_CONTEXT, precision=0,
             ).props("dense outlined")  # fmt: skip
             with ui.element("div").classes("row-of"):
                 ui.button("Cancel", on_click=self.dialog.close).props(

@@ -24,7 +24,7 @@ from worldmodel.config import RunError
 FASTEST = 60.0  # steps a second that one can ask for
 PATIENCE = 5.0  # seconds without a picture drawn, after which playing stops
 LEAP = 10  # steps of a long undo
-WHO = ("you", "agent", "random")
+WHO = ("you", "duel", "agent", "random")  # duel: you, and the agent answers
 MODES = ("mode", "sample")
 PUSH = {"ArrowLeft": -1.0, "ArrowRight": 1.0, "ArrowDown": 0.0}  # of the first number
 AS_SET = "ArrowUp"  # act with what the sliders or selects say
@@ -51,7 +51,7 @@ class Stage:
     def first_start(self, session: Session) -> None:
         """Where a page begins by itself: the middle recorded episode, or a fresh reset."""
         if self.recorded is None:
-            session.start_real(self.seed)
+            session.start_real(self.seed, self.world.context)
         else:
             episode = (len(self.recorded) - 1) // 2
             session.start_recorded(episode, (int(self.recorded.lengths[episode]) - 1) // 3)
@@ -111,7 +111,7 @@ class Driver:
 
         def start() -> None:
             call()
-            self.view = "both" if self.session.has_real else "dream"
+            self.view = self.session.view("both")
 
         return await self.run(start)
 
@@ -124,7 +124,7 @@ class Driver:
 
     def action(self) -> np.ndarray:
         """What acts now, encoded [A]: the key that is held, or who was chosen to act."""
-        if self.held or self.who == "you":
+        if self.held or self.who in ("you", "duel"):
             return self.own_action(self.held)
         if self.who == "random":
             return self.session.random_action()
@@ -149,7 +149,12 @@ class Driver:
 
     async def step(self) -> bool:
         """One step of whoever acts."""
-        return await self.run(lambda: self.session.act(self.action()))
+        return await self.run(lambda: self._act(self.action()))
+
+    def _act(self, action: np.ndarray) -> None:
+        self.session.act(action)
+        if self.who == "duel" and self.session.going:
+            self.session.act(self.session.policy_action(self.eyes, self.mode))
 
     async def press(self, key: str) -> None:
         """One step of one's own, whoever acts otherwise; while playing, the key counts until it is
@@ -159,7 +164,7 @@ class Driver:
         if self.playing:
             self.held = key
         else:
-            await self.run(lambda: self.session.act(self.own_action(key)))
+            await self.run(lambda: self._act(self.own_action(key)))
 
     async def agent_step(self) -> None:
         """One step of the agent."""

@@ -12,6 +12,7 @@ from agents.apps.play import show
 from agents.apps.play.dialogs import StartDialog, help_dialog
 from agents.apps.play.driver import FASTEST, Driver, Stage, number
 from agents.apps.play.session import VIEWS, Session
+from worldmodel.envs.boards import board_width
 
 WEB = Path(__file__).with_name("web")
 # Until the first picture is there: the page's own parts take seconds, and so may the first start.
@@ -21,7 +22,7 @@ WAITING = (
     "Making the first picture ...</p>"
 )
 VIEW_NAMES = {"dream": "Dream", "both": "Side by side", "real": "Reality"}
-WHO_NAMES = {"you": "You", "agent": "Agent", "random": "Random"}
+WHO_NAMES = {"you": "You", "duel": "You, then the agent", "agent": "Agent", "random": "Random"}
 
 
 class Screen(Element, component="web/screen.js"):
@@ -79,9 +80,12 @@ class Page:
 
     def _build_act(self) -> None:
         driver = self.driver
-        names = {k: v for k, v in WHO_NAMES.items() if k != "agent" or self.stage.world.acts}
+        world = self.stage.world
+        possible = {"agent": world.acts, "duel": world.acts and world.duels}
+        names = {who: name for who, name in WHO_NAMES.items() if possible.get(who, True)}
+        first = "duel" if "duel" in names else "you"
         with _card("Who acts"):
-            _toggle(names, "you", self._set_who)
+            _toggle(names, first, self._set_who)
             with ui.element("div").classes("gap") as self.yours:
                 if self.spec.kind == "continuous":
                     self._build_sliders()
@@ -100,7 +104,7 @@ class Page:
                 speed = ui.slider(min=1, max=FASTEST, value=driver.speed)
                 speed.props('aria-label="Steps per second"').on_value_change(self._set_speed)
                 self.speed_label = ui.label(f"{driver.speed:.0f}/s").classes("value")
-        self._set_who("you")
+        self._set_who(first)
 
     def _build_sliders(self) -> None:
         self.value_labels: list[ui.label] = []
@@ -119,7 +123,11 @@ class Page:
         _keys(f"The arrows push {first} and step; <kbd>↑</kbd> steps with the slider.")
 
     def _build_buttons(self) -> None:
-        with ui.element("div").classes("acts"), ui.element("div").classes("row-of wrap"):
+        width = board_width(self.stage.world.policy.env)
+        row = ui.element("div").classes("row-of wrap")
+        if width:  # the buttons lie as the cells do
+            row.style(f"display: grid; grid-template-columns: repeat({width}, 1fr)")
+        with ui.element("div").classes("acts"), row:
             self.choices = [self._holdable(str(i), f"#{i}") for i in range(self.spec.size)]
         last = min(self.spec.size, 10)
         arrows = "; so do the arrows" if self.spec.size <= 3 else ""
@@ -227,7 +235,7 @@ class Page:
 
     def _set_who(self, who: Any) -> None:
         self.driver.set_choice("who", who)
-        self.yours.set_visibility(self.driver.who == "you")
+        self.yours.set_visibility(self.driver.who in ("you", "duel"))
         self.theirs.set_visibility(self.driver.who == "agent")
 
     def _set_speed(self, event: Any) -> None:
@@ -248,7 +256,7 @@ class Page:
         _enable(self.redo, rows["depth"] < rows["rows"][rows["on"]]["tip"])
         if state["mask"] is not None:
             self._obey([value > 0.5 for value in state["mask"]])
-        real = self.session.has_real
+        real = self.session.has_real and self.stage.world.shows
         if self.view_toggle.value != self.driver.view:
             self.view_toggle.set_value(self.driver.view)
         if self.view_toggle.enabled != real or not self.view_hint.text:
@@ -258,6 +266,8 @@ class Page:
                 "Reality takes every action that the dream takes."
                 if real
                 else "Recorded frames cannot be acted in: for reality, use New start."
+                if self.stage.world.shows
+                else "This world has no decoder: its dream has numbers and no picture."
             )
 
     def _obey(self, allowed: list[bool]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,18 +12,22 @@ import gymnasium
 import numpy as np
 
 from worldmodel.config import RunError
-from worldmodel.envs import EnvConfig, EnvError, make_env
+from worldmodel.envs import EnvConfig, EnvError, env_spec, make_env
 from worldmodel.types import EnvSpec
+
+SIDE = 256  # pixels of a picture that was rendered for people
 
 
 @dataclass(frozen=True)
 class Moment:
-    """What the real environment answered; reward and flags of the step that led here."""
+    """What the real environment answered; reward and flags of the step that led here. picture:
+    uint8 [H, W, 3] beside what is observed, or None."""
 
     obs: dict[str, np.ndarray]
     reward: float | None = None
     terminated: bool = False
     truncated: bool = False
+    picture: np.ndarray | None = None
 
     @property
     def ended(self) -> bool:
@@ -36,17 +41,17 @@ class Reality:
     No environment can be put into a state of long ago. Going back is therefore a reset with the
     same seed and the same actions once more, and it leads to the same place where the
     environment is deterministic. Whether it did is checked: `exact` becomes False where it did not.
+    rendered: with a picture beside observations that have none, where it can be rendered.
 
     Raises RunError where the environment cannot be made or fails.
     """
 
-    def __init__(self, config: EnvConfig, spec: EnvSpec, seed: int) -> None:
+    def __init__(self, config: EnvConfig, spec: EnvSpec, seed: int, rendered: bool = False) -> None:
         self.spec, self.seed, self.exact, self.resets = spec, seed, True, 0
         # As in evaluation: a score is of the whole game.
         config = replace(config, atari=replace(config.atari, life_loss=False))
-        self._env: gymnasium.Env[Any, Any] = _guarded(
-            lambda: make_env(config, seed, whole=True, spec=spec)
-        )
+        self._drawn = ""  # the key of the picture
+        self._env: gymnasium.Env[Any, Any] = _guarded(lambda: self._made(config, rendered))
         # The actions since the reset, or None where only a reset helps.
         self._taken: list[np.ndarray] | None = None
         try:
@@ -54,6 +59,22 @@ class Reality:
         except RunError:
             self.close()
             raise
+
+    def _made(self, config: EnvConfig, rendered: bool) -> gymnasium.Env[Any, Any]:
+        plain: gymnasium.Env[Any, Any] = make_env(config, self.seed, whole=True, spec=self.spec)
+        if not rendered or self.spec.keys("image"):
+            return plain
+        shown = replace(config, pixels=True, state=True, keys=None, image_size=[SIDE, SIDE])
+        with suppress(EnvError):
+            env = make_env(shown, self.seed, whole=True)
+            keys = env_spec(env).obs
+            more = [key for key in keys if key not in self.spec.obs]
+            if all(key in keys for key in self.spec.obs) and len(more) == 1:
+                plain.close()
+                self._drawn = more[0]
+                return env
+            env.close()
+        return plain
 
     def advance(
         self, past: Sequence[np.ndarray], seen: Moment | None, action: np.ndarray
@@ -77,7 +98,7 @@ class Reality:
         obs, _ = _guarded(lambda: self._env.reset(seed=self.seed))
         self._taken = []
         self.resets += 1
-        return Moment(self._kept(obs))
+        return Moment(self._kept(obs), picture=self._picture(obs))
 
     def _again(self, past: Sequence[np.ndarray], seen: Moment | None) -> Moment:
         """A reset, and the same actions once more; the moment that they lead to."""
@@ -94,11 +115,15 @@ class Reality:
         native = self.spec.action.decode(action)
         taken, self._taken = self._taken or [], None  # unknown, should the step fail
         obs, reward, terminated, truncated, _ = _guarded(lambda: self._env.step(native))
-        moment = Moment(self._kept(obs), float(reward), bool(terminated), bool(truncated))
+        flags = bool(terminated), bool(truncated)
+        moment = Moment(self._kept(obs), float(reward), *flags, self._picture(obs))
         if not moment.ended:  # after an end, only a reset helps
             taken.append(action)
             self._taken = taken
         return moment
+
+    def _picture(self, obs: Any) -> np.ndarray | None:
+        return np.array(obs[self._drawn]) if self._drawn else None
 
     def _kept(self, obs: Any) -> dict[str, np.ndarray]:
         return {key: np.array(obs[key]) for key in self.spec.obs}

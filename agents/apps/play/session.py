@@ -20,50 +20,14 @@ import numpy as np
 from agents.apps.episodes import Episodes
 from agents.apps.plans import plan_strip
 from agents.apps.play.reality import Moment, Reality
-from agents.apps.play.world import Sight, World, allowed, allows, seed_of
+from agents.apps.play.walk import Branch, Node, Real, label_of
+from agents.apps.play.world import CONTEXT, Sight, World, allowed, allows, seed_of
 from worldmodel.types import MASK_KEY
 
-CONTEXT = 5  # frames that the model sees before it dreams
 MOST_CONTEXT = 64
 MOST_NODES = 20_000  # of one walk; a node of 64 x 64 pixels takes about 30 KB
 VIEWS = ("dream", "both", "real")
 EYES = ("dream", "real")  # what the policy decides from
-
-
-@dataclass(frozen=True)
-class Real:
-    """What really happened beside a node. latent: the posterior that has seen every real frame.
-    surprise: KL in nats between what the dream foretold and what the real frame says.
-    news: the same from the posterior before it, so that only the last step was foretold."""
-
-    moment: Moment
-    picture: np.ndarray
-    latent: Any
-    surprise: float | None = None
-    news: float | None = None
-
-
-@dataclass(frozen=True)
-class Node:
-    """One moment of a walk. action: encoded [A], which led here from `parent`."""
-
-    number: int
-    parent: int | None
-    branch: int
-    depth: int
-    action: np.ndarray | None
-    sight: Sight
-    real: Real | None = None
-
-
-@dataclass
-class Branch:
-    """One future: it leaves `parent` (another branch, or None) at node `fork` and ends at `tip`."""
-
-    label: str
-    parent: int | None
-    fork: int
-    tip: int
 
 
 @dataclass
@@ -92,6 +56,11 @@ class Session:
 
     def start_recorded(self, episode: int, row: int, context: int = CONTEXT) -> Node:
         """Begin at a recorded row, after at most `context` rows that the model sees."""
+        if not self.world.shows:
+            raise ValueError(
+                "This world has no decoder: from a recorded frame on there would be nothing to "
+                "see. Start in the real environment."
+            )
         if self.recorded is None:
             raise ValueError("This run has no replay to start from. Start with a fresh reset.")
         self.recorded.check(episode, row)
@@ -113,14 +82,14 @@ class Session:
                 f"The seed is {seed!r}; it must be a whole number from 0 to 2**31 - 1."
             )
         context, world = _context(context), self.world
-        reality = Reality(world.policy.env, world.spec, seed)
+        reality = Reality(world.policy.env, world.spec, seed, rendered=not world.shows)
         try:
             moment = reality.first
             actions: list[np.ndarray] = []
             latent = world.see(
                 world.model.initial(1), moment.obs, None, seed_of(self.seed, "context", 0)
             )
-            frames = [world.picture(moment.obs)]
+            frames = [self._picture(moment)]
             while len(frames) < context and not moment.ended:
                 number = len(frames)
                 draw = seed_of(self.seed, "lead", number)
@@ -130,7 +99,7 @@ class Session:
                 latent = world.see(
                     latent, moment.obs, action, seed_of(self.seed, "context", number)
                 )
-                frames.append(world.picture(moment.obs))
+                frames.append(self._picture(moment))
         except BaseException:
             reality.close()
             raise
@@ -177,6 +146,10 @@ class Session:
         """One step with an encoded action [A], in the dream and in the real environment."""
         given = self.checked(action)
         here, number = self.node, len(self.nodes)
+        if not self.world.shows and not self.going:
+            raise ValueError(
+                "The episode is over, and the dream beyond cannot be seen. Undo, or start anew."
+            )
         if number >= MOST_NODES:
             raise ValueError(
                 f"This walk has {MOST_NODES:,} steps, and no more are kept. Start anew."
@@ -211,19 +184,27 @@ class Session:
             raise ValueError("The action mask does not allow this action here.")
         return given
 
+    @property
+    def going(self) -> bool:
+        """Whether the real episode goes on here."""
+        return self.node.real is not None and not self.node.real.moment.ended
+
     def policy_action(self, eyes: str = "dream", mode: str = "mode") -> np.ndarray:
-        """What the agent would do here, encoded [A], judging by the dream or by what is real."""
+        """What the agent would do here, encoded [A], judging by the dream or by what is real (which
+        it always does where the dream cannot be shown)."""
         if eyes not in EYES:
             raise ValueError(f"Unknown eyes '{eyes}'. Known: {', '.join(EYES)}.")
         node = self.node
-        latent = node.real.latent if eyes == "real" and node.real else node.sight.latent
+        really = eyes == "real" or not self.world.shows
+        latent = node.real.latent if really and node.real else node.sight.latent
         draw = seed_of(self.seed, "policy", len(self.nodes))
         if self.world.planner is None:
             return self.world.decide(latent, self.mask, mode, draw)
         plan = self.world.plan(latent, self.mask, draw)
-        self.plans[len(self.nodes)] = plan_strip(
-            self.world.model, self.world.spec, latent, plan, draw
-        )
+        if self.world.shows:
+            self.plans[len(self.nodes)] = plan_strip(
+                self.world.model, self.world.spec, latent, plan, draw
+            )
         return plan.action[0].cpu().numpy()
 
     def random_action(self) -> np.ndarray:
@@ -240,11 +221,14 @@ class Session:
         draw = seed_of(self.seed, "posterior", number)
         return Real(
             moment,
-            world.picture(moment.obs),
+            self._picture(moment),
             world.see(before.latent, moment.obs, action, draw),
             world.surprise(here.sight.latent, moment.obs, action, draw),
             world.surprise(before.latent, moment.obs, action, draw),
         )
+
+    def _picture(self, moment: Moment) -> np.ndarray:
+        return self.world.picture(moment.obs) if moment.picture is None else moment.picture
 
     def _branch_of_next(self, here: Node) -> int:
         """The branch that a step from here belongs to: a new one, except at a tip."""
@@ -328,20 +312,13 @@ class Session:
         return bool(self.nodes) and self.nodes[0].real is not None
 
     def view(self, wanted: str) -> str:
-        """The view that is possible: without a real environment, the dream alone."""
+        """The view that is possible: without a real environment the dream alone, without a decoder
+        reality alone."""
         if wanted not in VIEWS:
             raise ValueError(f"Unknown view '{wanted}'. Known: {', '.join(VIEWS)}.")
+        if not self.world.shows:
+            return "real"
         return wanted if self.has_real else "dream"
-
-
-def label_of(index: int) -> str:
-    """A, B, ... Z, AA, AB, ..."""
-    text = ""
-    index += 1
-    while index:
-        index, letter = divmod(index - 1, 26)
-        text = chr(ord("A") + letter) + text
-    return text
 
 
 def _context(length: Any) -> int:

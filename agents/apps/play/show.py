@@ -10,7 +10,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from agents.apps.play.session import Node, Real, Session
+from agents.apps.play.session import Session
+from agents.apps.play.walk import Node, Real
 from worldmodel.dream import films
 from worldmodel.log import enlarged, gif
 
@@ -43,19 +44,21 @@ def shown(session: Session, view: str) -> dict[str, Any]:
 def pictures(session: Session, view: str) -> list[dict[str, str]]:
     """Titles, kinds (dream, real, error, plan) and PNG addresses, in the order of the page."""
     node = session.node
-    dream, real = node.sight.picture, node.real
+    real = node.real
     title = "Dream" if node.depth else "Start, as the model sees it"
     parts = []
     if view != "dream":
         last = _last_real(session)
         ended = real is None or real.moment.ended
         parts.append(("Reality (ended)" if ended else "Reality", "real", last.picture))
+    dream = node.sight.picture
     if view != "real":
+        assert dream is not None  # else the view is of reality alone
         parts.append((title, "dream", dream))
-    if view == "both" and real is not None and real.picture.shape == dream.shape:
-        parts.append(("Difference", "error", films.difference(dream, real.picture)))
-    elif view == "both":
-        parts.append(("Difference: none to take", "error", np.full_like(dream, 40)))
+        if view == "both" and real is not None and real.picture.shape == dream.shape:
+            parts.append(("Difference", "error", films.difference(dream, real.picture)))
+        elif view == "both":
+            parts.append(("Difference: none to take", "error", np.full_like(dream, 40)))
     plan = session.plans.get(node.number)
     if plan is not None:
         parts.append(("The plan that led here, as it was imagined", "plan", plan))
@@ -108,12 +111,14 @@ def note(session: Session, view: str) -> str:
             "This environment did not repeat itself: after going back, reality took another "
             "course than the one seen before."
         )
+    if real is not None and real.moment.ended and not session.world.shows:
+        return "The episode ends here."
     if session.has_real and real is None:
         return "The real episode is over here; the dream goes on alone."
     if real is not None and real.moment.ended:
         how = "terminated" if real.moment.terminated else "cut off"
         return f"The real episode ends here ({how}); from here the dream goes on alone."
-    if node.sight.goes_on is not None and node.sight.goes_on < 0.5:
+    if session.world.shows and node.sight.goes_on is not None and node.sight.goes_on < 0.5:
         return "The model believes that the episode ends here; you may dream on."
     return ""
 
@@ -186,7 +191,7 @@ def _frame(node: Node, last: Real | None, view: str) -> np.ndarray:
     shots = {}
     if view != "dream" and last is not None:
         shots["real" if node.real else "real (ended)"] = last.picture
-    if view != "real":
+    if view != "real" and node.sight.picture is not None:
         shots["dream"] = node.sight.picture
     return _drawn(shots, "   ".join(words))
 

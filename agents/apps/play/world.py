@@ -16,20 +16,21 @@ from worldmodel import dream, seeding, tree
 from worldmodel.capabilities import Decodes, Masks, Surprises
 from worldmodel.config import ConfigError
 from worldmodel.dream import films
-from worldmodel.types import MASK_KEY, Batch, EnvSpec
+from worldmodel.types import MASK_KEY, PLAYER_KEY, Batch, EnvSpec
 
+CONTEXT = 5  # frames that the model sees before it dreams
 INK, PAPER, GRID = (232, 234, 237), (24, 27, 33), (70, 75, 84)  # of numbers drawn as bars
 
 
 @dataclass(frozen=True)
 class Sight:
-    """One imagined moment. latent: [1, ...]. picture: uint8 [H, W, 3]. reward and goes_on (the
-    probability that the episode goes on, without the discount) belong to the step that led here,
-    and are None at a start. value: the critic's, None without one. mask: the actions allowed
-    next, [A] zeros and ones, or None where all are."""
+    """One imagined moment. latent: [1, ...]. picture: uint8 [H, W, 3], None where the world has no
+    decoder. reward and goes_on (the probability that the episode goes on, without the discount)
+    belong to the step that led here, and are None at a start. value: the critic's, None without
+    one. mask: the actions allowed next, [A] zeros and ones, or None where all are."""
 
     latent: Any
-    picture: np.ndarray
+    picture: np.ndarray | None
     reward: float | None = None
     goes_on: float | None = None
     value: float | None = None
@@ -40,10 +41,12 @@ class World:
     """The model and the mind of a trained agent. Every call that draws random numbers takes a
     seed, and leaves the global generators as it found them.
 
-    acts: whether the agent can decide from an imagined state: by its policy, or by a planner, which
-    stands in for the policy where it is given or where the agent has nothing else.
+    acts: whether the agent can decide from an imagined state: by its policy, or by a planner, where
+    one is given or the agent's own decisions are planned. shows: whether dreams can be drawn; if
+    not, walks begin in the real environment, whose pictures stand alone. duels: whether two players
+    move in turn. context: frames that the model sees before a walk begins, where nobody says.
 
-    Raises ConfigError where the agent has no model, or a model that cannot show what it dreams.
+    Raises ConfigError where the agent has no model.
     """
 
     def __init__(self, policy: Policy, planner: Planner | None = None) -> None:
@@ -53,14 +56,11 @@ class World:
                 f"The agent '{name}' of this run learned no world model, so there is no dream to "
                 "step into. Give the run of an agent that learns one, such as dreamer."
             )
-        if not isinstance(policy.model, Decodes):
-            raise ConfigError(
-                f"The world model of the agent '{name}' has no decoder: it predicts, but cannot "
-                "show what. Give a run whose model has decode(state)."
-            )
         self.policy, self.spec, self.device = policy, policy.spec, policy.device
+        self.shows, self.duels = isinstance(policy.model, Decodes), PLAYER_KEY in policy.spec.obs
+        self.context = CONTEXT if self.shows else 1
         has_policy = policy.agent.evaluate(self.model.initial(1)).prior is not None
-        self.planner: Planner | None = planner or (None if has_policy else policy.agent.planner)
+        self.planner: Planner | None = planner or policy.agent.planner
         self.acts = has_policy or self.planner is not None
 
     @torch.no_grad()
@@ -140,12 +140,15 @@ class World:
         return picture_of(obs, self.spec)
 
     def _sight(self, state: Any, reward: float | None, goes_on: float | None) -> Sight:
-        shown = {k: v[0].float().cpu().numpy() for k, v in self.model.decode(state).items()}
+        picture = None
+        if self.shows:
+            decoded = self.model.decode(state)
+            picture = self.picture({k: v[0].float().cpu().numpy() for k, v in decoded.items()})
         value = self.policy.agent.evaluate(state).value
         mask = self.model.action_mask(state) if isinstance(self.model, Masks) else None
         return Sight(
             state,
-            self.picture(shown),
+            picture,
             reward,
             goes_on,
             None if value is None else float(value),
