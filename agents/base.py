@@ -271,7 +271,8 @@ class Policy:
         """An action for one observation (or [B] actions for [B] of them), and the next state.
 
         Pass the returned state back with the next observation, and None at the start of an
-        episode. Raises ValueError where a key is missing or has another shape.
+        episode. Raises ValueError where a key is missing, has another shape, or holds what is no
+        observation: an image that is not uint8, a number that is not finite.
         """
         check_mode(mode)
         arrays, single = self._batched(obs)
@@ -299,6 +300,11 @@ class Policy:
                 )
             arrays[key] = np.asarray(obs[key])
             ranks[key] = _batch_rank(key, spec, arrays[key])
+            if fault := spec.fault(arrays[key]):
+                raise ValueError(
+                    f"Observation '{key}': {fault}. Pass what worldmodel.envs.make_env(policy.env) "
+                    "gives: images as uint8 from 0 to 255, everything else as finite numbers."
+                )
         if len(set(ranks.values())) > 1:
             raise ValueError(f"Some observations have a batch axis and some have not: {ranks}.")
         single = not any(ranks.values())

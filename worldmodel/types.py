@@ -84,6 +84,17 @@ class ObsSpec:
     shape: tuple[int, ...]
     sizes: tuple[int, ...] = ()
 
+    def fault(self, given: np.ndarray) -> str:
+        """What is wrong with the type or the numbers of observations, or "": what a model would
+        take for something else without a word."""
+        if self.kind == "image":
+            return "" if given.dtype == np.uint8 else f"type {given.dtype}; uint8 needed"
+        if given.dtype.kind not in "fiub":
+            return f"type {given.dtype}; numbers needed"
+        # float64 beyond float32 would become infinite behind the check.
+        with np.errstate(over="ignore"):
+            return "" if np.isfinite(given.astype(np.float32)).all() else "not finite"
+
 
 @dataclass(frozen=True)
 class ActionSpec:

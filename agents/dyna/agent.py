@@ -51,7 +51,8 @@ class Dyna(Agent):
         from worldmodel.models.tabular import TabularConfig, TabularModel
 
         self.spec, self.config = spec, config
-        table = TabularConfig(config.table, "stay" if config.untried else "error", config.gamma)
+        # Whoever dreams in it meets pairs that were never tried: they lead back, with reward 0.
+        table = TabularConfig(config.table, "stay", config.gamma)
         # Seeded from torch's generator, which the caller seeds.
         seed = int(torch.randint(2**31, ()).item())
         try:

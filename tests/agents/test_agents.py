@@ -93,6 +93,9 @@ def test_a_wrong_observation_is_explained(trained: Path) -> None:
         policy.act({"picture": np.zeros((32, 32, 3), np.uint8)})
     with pytest.raises(ValueError, match=r"shape \(16, 32, 3\); allowed: \(32, 32, 3\)"):
         policy.act(np.zeros((16, 32, 3), np.uint8))
+    for odd in (np.zeros((32, 32, 3)), np.zeros((32, 32, 3), np.int64)):
+        with pytest.raises(ValueError, match=r"'image': type (float|int)64; uint8 needed"):
+            policy.act(odd)
     with pytest.raises(ValueError, match="Unknown action mode 'greedy'"):
         policy.act(np.zeros((32, 32, 3), np.uint8), mode="greedy")
 

@@ -22,7 +22,7 @@ WAITING = (
     "Making the first picture ...</p>"
 )
 VIEW_NAMES = {"dream": "Dream", "both": "Side by side", "real": "Reality"}
-WHO_NAMES = {"you": "You", "duel": "You, then the agent", "agent": "Agent", "random": "Random"}
+WHO_NAMES = {"you": "You", "duel": "Duel", "agent": "Agent", "random": "Random"}
 
 
 class Screen(Element, component="web/screen.js"):
@@ -134,6 +134,8 @@ class Page:
         _keys(
             f"Keys <kbd>1</kbd> to <kbd>{last % 10}</kbd> take actions 0 to {last - 1}{arrows}. "
             "Step takes the one chosen last."
+            + " In a duel the agent answers; <kbd>A</kbd> lets it begin."
+            * self.stage.world.duels
         )
 
     def _build_selects(self) -> None:
