@@ -2,8 +2,8 @@
 
 Runs of one task share a panel: a thin line for each seed (returns of training episodes, actions
 sampled), dots for evaluations (the policy's mode), a thick line for the mean over seeds of each
-seed's mean return in the last 20,000 frames, or the last fifth of a shorter run, which is how
-published curves of the DeepMind suite are meant.
+seed's mean return: beside published curves in the last 20,000 frames, or the last fifth of a
+shorter run, which is how those are meant; else in each twentieth of the run.
 """
 
 from __future__ import annotations
@@ -123,11 +123,13 @@ def _draw_task(panel: Any, runs: Sequence[Run], published: Published) -> None:
         panel.plot(frames[seen], training[seen], color=plots.COLOURS[0], alpha=0.35, linewidth=0.8)
         panel.plot(frames[dots], evaluation[dots], "o", color=plots.COLOURS[1], markersize=3)
     x = np.linspace(0, min(run.points[-1].frames for run in runs), POINTS + 1)[1:]
-    means = np.array([_recent(run, x, min(WINDOW, last / 5)) for run in runs])
+    window = min(WINDOW, last / 5) if published else x[0]
+    means = np.array([_recent(run, x, window) for run in runs])
+    x = x if published else x - window / 2  # the middles
     known = np.isfinite(means).all(0)
     name = f"ours, {len(runs)} seed{'s' * (len(runs) > 1)}"
     curves.append(plots.Curve(name, x[known], means[:, known].mean(0), colour=plots.COLOURS[0]))
-    plots.draw(panel, curves, runs[0].task, "environment frames", "return of an episode")
+    plots.draw(panel, curves, runs[0].task.rpartition(":")[2], "environment frames", "return of an episode")
     panel.legend()
 
 
