@@ -129,7 +129,9 @@ def _draw_task(panel: Any, runs: Sequence[Run], published: Published) -> None:
     known = np.isfinite(means).all(0)
     name = f"ours, {len(runs)} seed{'s' * (len(runs) > 1)}"
     curves.append(plots.Curve(name, x[known], means[:, known].mean(0), colour=plots.COLOURS[0]))
-    plots.draw(panel, curves, runs[0].task.rpartition(":")[2], "environment frames", "return of an episode")
+    plots.draw(
+        panel, curves, runs[0].task.rpartition(":")[2], "environment frames", "return of an episode"
+    )
     panel.legend()
 
 
