@@ -125,7 +125,7 @@ def test_an_agent_with_the_config_of_another_is_refused() -> None:
     heir = "tests.agents.counting_agent:InheritsItsConfig"
     with pytest.raises(config.ConfigError, match=r"its Config.name is '.*CountingAgent'. Give Inh"):
         composed("experiment=none", f"agent={heir}", "env.id=X")
-    assert composed("experiment=none", "agent=agents.dqn:DQN", "env.id=X").agent.name == "dqn"
+    assert cli.own_config("agents.dqn:DQN")().name == "dqn"
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_train_then_evaluate_from_a_shell(tmp_path: Path) -> None:
     assert len(rows) == 4
     said: list[str] = []
     assert evaluate_command(said.append, ["run=nowhere"]) == 2
-    assert said[0].startswith("error: There is no config.yaml in 'nowhere'")
+    assert said[0].startswith("error: The folder 'nowhere' does not exist")
 
 
 def test_a_sweep_runs_one_after_the_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -270,10 +270,10 @@ def write(path: Path, config: Any) -> None:
 def read(path: Path) -> DictConfig:
     """Read a config written by `write`; ConfigError where there is none."""
     if not path.is_file():
-        raise ConfigError(
-            f"There is no {path.name} in '{path.parent}': this is not a run folder. Give the "
-            "folder that a training run printed as its own."
-        )
+        wrong = f"There is no {path.name} in '{path.parent}': this is not a run folder."
+        if not path.parent.is_dir():
+            wrong = f"The folder '{path.parent}' does not exist."
+        raise ConfigError(f"{wrong} Give the folder that a training run printed as its own.")
     try:
         with path.open("rb") as file:
             text = file.read(LONGEST + 1).decode()

@@ -22,6 +22,7 @@ from agents.deploy.runtime import Runtime
 from agents.deploy.timing import Clock, SystemClock
 from agents.deploy.worker import Answer, ProcessWorker, ThreadWorker, Worker
 from agents.planning.acting import planned
+from agents.run.config import CONFIG
 from worldmodel import config
 from worldmodel.checkpoint import CheckpointError
 from worldmodel.config import ConfigError, RunError
@@ -38,6 +39,12 @@ def is_export(path: str | Path) -> bool:
 
 def load_policy(run: str | Path) -> agents.Policy:
     """The trained agent of a run, on the CPU. Raises ConfigError and RunError."""
+    above = Path(run).parent
+    if not Path(run).exists() and (above / CONFIG).is_file():
+        raise config.ConfigError(
+            f"The folder '{run}' does not exist, and '{above}' is a run. To export that, run "
+            f"scripts/export.py run={above}, which makes '{above / 'export'}'."
+        )
     try:
         return agents.load(run, "cpu")
     except CheckpointError as error:

@@ -7,7 +7,9 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from agents.run import report
 from agents.run.config import CONFIG, TrainConfig
 from worldmodel import checkpoint, config, tree
 from worldmodel.config import ConfigError, RunError
+from worldmodel.envs import env_spec, make_env
 from worldmodel.log import METRICS, write_json
 from worldmodel.replay import Replay
 from worldmodel.replay.ring import available_memory
@@ -40,13 +43,14 @@ def check_folder(settings: TrainConfig, say: Callable[[str], None]) -> dict[str,
     """The summary of a run that is finished already, or None where there is something to do.
 
     Raises ConfigError where the folder holds a run with other settings and `accept_changes` does
-    not consent to them.
+    not consent to them, or cannot.
     """
     folder = settings.folder
     if not (folder / CONFIG).is_file():
         return None
     changed = config.differences(config.read(folder / CONFIG), settings)
     if changed:
+        _check_continues(settings, {key: old for key, (old, _) in changed.items()})
         lines = [f"  {key}: there {old}, asked for {new}" for key, (old, new) in changed.items()]
         text = f"'{folder}' holds a run with other settings:\n" + "\n".join(lines)
         if not settings.accept_changes:
@@ -63,6 +67,27 @@ def check_folder(settings: TrainConfig, say: Callable[[str], None]) -> dict[str,
     done = summary["updates" if settings.offline else "agent_steps"] >= settings.length
     enough = 0 < settings.updates <= summary["updates"]
     return summary if done or enough or over else None
+
+
+def _check_continues(settings: TrainConfig, changed: Mapping[str, Any]) -> None:
+    """ConfigError where the run in the folder is one of another agent, or its environment shows or
+    takes something else. changed: what was set there, by dotted keys."""
+    folder = settings.folder
+    agent = changed.get("agent.name", settings.agent.name)
+    text = f"'{folder}' is a run of agent={agent} on {changed.get('env.id', settings.env.id)}"
+    if "agent.name" in changed:
+        raise ConfigError(f"{text}. Choose another run=..., or continue it with agent={agent}.")
+    others = {key: old for key, old in changed.items() if key.startswith("env.")}
+    if not others or settings.offline or not checkpoint.exists(folder):
+        return
+    with closing(make_env(replace(settings.env, num_envs=1))) as env:
+        spec = env_spec(env)
+    if spec != checkpoint.spec_from_dict(checkpoint.load(folder).get("spec")):
+        words = " ".join(f"{key}={old}" for key, old in others.items())
+        raise ConfigError(
+            f"{text}, with other observations or actions. Choose another run=..., or continue it "
+            f"with {words}."
+        )
 
 
 def check_unused(folder: Path) -> None:

@@ -100,6 +100,10 @@ def test_commands_without_a_run(tmp_path: Path) -> None:
         assert (code, said.startswith("error: ")) == (2, True)
         assert "not a run folder" in said
         assert told(command)[0] == 2
+    (tmp_path / "config.yaml").write_text("seed: 0")
+    said = told(deploy_command, f"run={tmp_path / 'export'}")[1]
+    assert "export' does not exist" in said
+    assert f"scripts/export.py run={tmp_path}, which makes" in said
     code, said = told(export_command, "run=x", "smaller=[int9]")
     assert code == 2
     assert "int8" in said

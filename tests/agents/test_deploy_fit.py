@@ -128,7 +128,7 @@ def test_mistakes_cost_one_line(run: Path, tmp_path: Path) -> None:
         assert expected in said
     code, said = command(tmp_path / "nothing")
     assert code == 2
-    assert "not a run folder" in said
+    assert "does not exist" in said
 
 
 def test_an_empty_replay_is_said(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

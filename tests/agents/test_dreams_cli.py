@@ -246,7 +246,7 @@ def test_mistakes_cost_one_clear_line(
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
     assert command(f"run={tmp_path / 'nowhere'}") == (
         2,
-        f"error: There is no config.yaml in '{tmp_path / 'nowhere'}': this is not a run folder. "
+        f"error: The folder '{tmp_path / 'nowhere'}' does not exist. "
         "Give the folder that a training run printed as its own.",
     )
     code, said = command()

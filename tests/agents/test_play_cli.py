@@ -32,7 +32,7 @@ def said(*words: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["run=nowhere"], "There is no config.yaml in 'nowhere': this is not a run folder"),
+        (["run=nowhere"], "The folder 'nowhere' does not exist."),
         ([], "These settings have no value: run"),
         (["run=nowhere", "prot=3"], "Unknown key 'prot'. Did you mean 'port'?"),
         (["run=nowhere", "port=99999"], "port is 99999; allowed: 0 to 65,535"),

@@ -119,7 +119,7 @@ def test_without_a_place_it_lies_beside_the_old_run(old: Path) -> None:
         (["agent.horizn=3"], "Did you mean 'agent.horizon'"),
         (["horizon=3"], "Unknown key 'horizon'"),
         (["updates=many"], "updates"),
-        (["run=nowhere"], "not a run folder"),
+        (["run=nowhere"], "The folder 'nowhere' does not exist"),
         (["control={disagreement: 1.0}"], "disagreement"),
     ],
 )

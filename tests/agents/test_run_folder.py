@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from agents.run.folder import HOLDER, RunLock
 from agents.run.report import SUMMARY
 from agents.run.train import train
+from tests.agents.counting_agent import CountingConfig
 from tests.agents.test_run_train import settings
 from worldmodel.config import ConfigError, RunError
 
@@ -77,3 +79,19 @@ def test_a_summary_of_another_version_is_not_called_damaged_alone(tmp_path: Path
     path.write_text(json.dumps(summary | {"seed": "two"}))
     with pytest.raises(ConfigError, match=r"is damaged .ValueError: seed is 'two'.* Delete it"):
         train(settings(tmp_path), SILENT)
+
+
+def test_consent_is_not_offered_where_it_cannot_help(tmp_path: Path) -> None:
+    config = settings(tmp_path, steps=20)
+    train(config, SILENT)
+    other = CountingConfig(name="tests.agents.counting_agent:InheritsItsConfig")
+    asked = replace(config, steps=40, agent=other, accept_changes=True)
+    own = config.agent.name
+    with pytest.raises(ConfigError, match=rf"run of agent={own} on .*CountingEnv. Choose .*={own}"):
+        train(asked, SILENT)
+    env = replace(config.env, kwargs=config.env.kwargs | {"actions": "box"})
+    asked = replace(config, steps=40, env=env, accept_changes=True)
+    with pytest.raises(ConfigError, match=r"with other observations or actions. Choose another"):
+        train(asked, SILENT)
+    env = replace(config.env, kwargs=config.env.kwargs | {"length": 4})
+    assert train(replace(config, steps=40, env=env, accept_changes=True), SILENT) == 0

@@ -138,7 +138,7 @@ def test_another_size_lists_what_does_not_fit(tmp_path: Path, old: Path) -> None
     ("changes", "words"),
     [
         ({"load_parts": ["encoders"]}, "Did you mean 'encoder'"),
-        ({"from_run": "nowhere"}, "not a run folder"),
+        ({"from_run": "nowhere"}, "The folder 'nowhere' does not exist"),
         ({"agent": CountingConfig()}, "has no parts"),
     ],
 )

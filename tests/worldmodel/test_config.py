@@ -91,8 +91,10 @@ def test_written_configs_read_back(tmp_path: Path) -> None:
     config.write(tmp_path / "config.yaml", Outer(name="z", anything={"b": [1.5, None]}))
     back = config.build(config.read(tmp_path / "config.yaml"), Outer)
     assert back == Outer(name="z", anything={"b": [1.5, None]})
-    with pytest.raises(ConfigError, match="not a run folder"):
+    with pytest.raises(ConfigError, match="other' does not exist"):
         config.read(tmp_path / "other" / "config.yaml")
+    with pytest.raises(ConfigError, match="not a run folder"):
+        config.read(tmp_path / "other.yaml")
     for text in ("a: [1", "- 1"):
         (tmp_path / "config.yaml").write_text(text)
         with pytest.raises(ConfigError, match=r"cannot be read|holds no settings"):
