@@ -142,11 +142,12 @@ class Collector:
 
     def begin(self, explore: bool = False) -> None:
         """Act on the rows at hand; `finish` must follow. Raises RunError where the environments
-        are broken already."""
+        are broken already, or the agent returns what is no action of theirs."""
         assert self.acted is None, "a step is under way"
         inputs = {key: self.rows[key] for key in (*self.spec.obs, *ARRIVED)}
         # An exploring agent still sees every row, so that its state and latents are right.
-        action, state, extras = self.agent.act(inputs, self.state, self.mode)
+        chosen = self.agent.act(inputs, self.state, self.mode)
+        action, state, extras = checked(chosen, self.spec, self.num_envs, self.agent)
         if explore:
             action = random_actions(self.spec, inputs, self.num_envs, self.rng)
             state = self.agent.replace_action(state, action)
@@ -219,6 +220,22 @@ class Collector:
         self.lengths = np.where(real, self.lengths + 1, 0)
         ended = np.flatnonzero(rows["is_last"])
         return [Episode(float(self.returns[i]), int(self.lengths[i])) for i in ended]
+
+
+def checked(chosen: Any, spec: EnvSpec, num_envs: int, agent: Agent) -> tuple[Any, Any, Any]:
+    """What an agent's `act` returned: action, state and extras. RunError where it is not that."""
+    form = "one-hot" if spec.action.kind == "discrete" else "in [-1, 1]"
+    needed = (num_envs, spec.action.size)
+    text = (
+        f"{type(agent).__name__}.act must return (action, state, extras), the action as float32 "
+        f"{list(needed)}, {form} (spec.action.encode makes it of what the environment takes), but "
+    )
+    if not isinstance(chosen, tuple) or len(chosen) != 3:
+        raise RunError(f"{text}returned a {type(chosen).__name__}.")
+    action = np.asarray(chosen[0])
+    if action.shape != needed:
+        raise RunError(f"{text}its action is {action.dtype} {list(action.shape)}.")
+    return chosen
 
 
 def guarded(call: Any) -> Any:

@@ -10,6 +10,7 @@ import torch
 
 from agents.run.state import RunState
 from worldmodel import tree
+from worldmodel.config import RunError
 from worldmodel.log import write_tensors
 from worldmodel.types import Batch
 
@@ -57,6 +58,11 @@ class Learner:
             self._skip(error)
             counters.updates += later
             return
+        if not isinstance(metrics, Mapping):
+            raise RunError(
+                f"{type(self._state.agent).__name__} must return a dict of metrics from an update "
+                f"({{}} where it has none), but returned a {type(metrics).__name__}."
+            )
         self._state.means.add(metrics)
         if metrics:  # it was finite
             self.failed = 0

@@ -88,6 +88,7 @@ def _train(settings: TrainConfig, say: Callable[[str], None], ranks: Ranks) -> i
                 signal = trainer.run()
                 break
             except Diverged as error:
+                check_can_go_back(trainer, error)
                 trainer.close()
                 trainer = build(settings, say, ranks)
                 go_back(trainer, error)
@@ -112,18 +113,30 @@ def _train(settings: TrainConfig, say: Callable[[str], None], ranks: Ranks) -> i
     return 0
 
 
-def go_back(trainer: Trainer, error: Diverged) -> None:
-    """Lower the learning rate of a run that was restored from its last checkpoint, and keep that.
+def check_can_go_back(trainer: Trainer, error: Diverged) -> None:
+    """RunError where a lower learning rate was tried often enough, or the agent has none."""
+    done, agent = trainer.state.counters.rollbacks, trainer.state.agent
+    if done < trainer.config.max_rollbacks and agent.slow_down(1.0):
+        return
+    if done:
+        times = "once" if done == 1 else f"{done} times"
+        tried = f"went back to its last checkpoint {times} with a lower learning rate"
+        tried += ", and that did not help"
+    elif trainer.config.max_rollbacks == 0:
+        tried = "may not go back to its last checkpoint (max_rollbacks=0)"
+    else:
+        tried = f"cannot go on more slowly: {type(agent).__name__} has no slow_down"
+    raise RunError(
+        f"{error} The run {tried}, so it stopped. Look for the cause in the dumped batches, or "
+        "start a new run with a lower learning rate."
+    ) from error
 
-    Raises RunError where the agent cannot, or where that was tried often enough.
-    """
+
+def go_back(trainer: Trainer, error: Diverged) -> None:
+    """Lower the learning rate of a run that was restored from its last checkpoint, save it, and
+    say so."""
     counters, most = trainer.state.counters, trainer.config.max_rollbacks
-    if counters.rollbacks >= most or not trainer.state.agent.slow_down(SLOWER):
-        raise RunError(
-            f"{error} The run went back to its last checkpoint {counters.rollbacks} times "
-            "with a lower learning rate and that did not help, so it stopped. Look for the "
-            "cause in the dumped batches, or start a new run with a lower learning rate."
-        ) from error
+    trainer.state.agent.slow_down(SLOWER)
     counters.rollbacks += 1
     trainer.save()
     trainer.say(
