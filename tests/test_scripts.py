@@ -142,7 +142,18 @@ def test_an_agent_with_the_config_of_another_is_refused() -> None:
             "configs/experiment/pendulum.yaml sets 'agent.batch_size', which does not exist",
         ),
         (["agent=random", "experiment=dmc_vision"], "experiment/dmc_vision.yaml: 'size' is no"),
-        (["agent=random", "size=1m"], "'size' is no choice beside the others."),
+        (
+            ["agent=random", "size=1m"],
+            "'size' is no choice beside the others; size= goes with agent",
+        ),
+        (["world=gaussian"], "world= goes with agent=mbpo, agent=mpc. Leave it out, or"),
+        (
+            ["agent=muzero", "experiment=pets_small"],
+            "pets.yaml: 'world' is no choice beside the others; world= goes with agent=mbpo, "
+            "agent=mpc. Choose another experiment, or choose one of those.",
+        ),
+        (["agent=tdmpc2", "size=1m"], "beside them. Did you mean size=tdmpc2/1m?"),
+        (["size=huge"], "50m, tdmpc2/19m, tdmpc2/1m"),
         (["size=12"], "A choice of a group is a name"),
         (["env.id=Pendulm-v1"], "Did you mean 'Pendulum-v1'"),
         (["env.image_size=[30,30]"], "image_size is [30, 30]"),

@@ -51,7 +51,7 @@ def compose_config(directory: Path, name: str, overrides: Sequence[str] = ()) ->
         with _our_loader(), initialize_config_dir(str(directory.resolve()), version_base="1.3"):
             return compose(name, overrides=list(overrides))
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise _explain(error, _known_keys(directory, name, overrides)) from error
+        raise _explain(error, directory, _known_keys(directory, name, overrides)) from error
 
 
 def launch(
@@ -84,7 +84,7 @@ def launch(
             with _our_loader():
                 wrapped(job)()
         except (HydraException, OmegaConfBaseException) as error:
-            raise _explain(error, _known_keys(directory, name, words)) from error
+            raise _explain(error, directory, _known_keys(directory, name, words)) from error
         except ValueError as error:
             if isinstance(error, ConfigError) or not _raised_in_hydra(error):
                 raise
@@ -191,13 +191,16 @@ def _raised_in_hydra(error: Exception) -> bool:
     return trace is not None and "hydra" in Path(trace.tb_frame.f_code.co_filename).parts
 
 
-def _explain(error: Exception, known: Iterable[str]) -> ConfigError:
-    """One clear ConfigError for whatever Hydra, or OmegaConf within it, found wrong."""
+def _explain(error: Exception, directory: Path, known: Iterable[str]) -> ConfigError:
+    """One clear ConfigError for whatever Hydra, or OmegaConf within it, found wrong. directory: of
+    the configs. known: the keys that exist."""
     text = str(error)
     if isinstance(error, MissingConfigException):
         found = re.search(r"Could not (?:find|load) '(?:(.*)/)?([^/']*)'", text)
         options = re.findall(r"^\t([^\s=]+)$", text, re.M)
         if found and found.group(1):
+            below = (directory / found.group(1)).glob("*/*.yaml")
+            options += [f"{path.parent.name}/{path.stem}" for path in below]
             return ConfigError(unknown(found.group(1), found.group(2), options))
         return ConfigError(text.split("\nConfig search path")[0])
     if isinstance(error, OverrideParseException):
@@ -208,14 +211,29 @@ def _explain(error: Exception, known: Iterable[str]) -> ConfigError:
     absent = re.match(r"(?:In '([^']*)': )?Could not override '([^'@]*)'. No match in", text)
     if absent:
         where = f"configs/{absent[1]}.yaml: " if absent[1] else ""
-        return ConfigError(f"{where}'{absent[2]}' is no choice beside the others. Leave it out.")
+        owners = ", ".join(_choices_with(directory, absent[2]))
+        goes = f"; {absent[2]}= goes with {owners}" if owners else ""
+        leave = f"Choose another {absent[1].split('/')[0]}" if absent[1] else "Leave it out"
+        way = f"{leave}, or choose one of those" if owners else leave
+        return ConfigError(f"{where}'{absent[2]}' is no choice beside the others{goes}. {way}.")
     preset, key = re.match(r"In '([^']+)': \w+ raised while composing", text), bad_key(error)
     if preset and key is not None:
+        group, _, choice = preset.group(1).partition("/")
+        below = (directory / group).glob(f"*/{choice}.yaml")
+        others = [f"{group}={path.parent.name}/{choice}" for path in below]
+        hint = f" Did you mean {' or '.join(others)}?" if others else ""
         return ConfigError(
             f"configs/{preset.group(1)}.yaml sets '{key}', which does not exist with the other "
-            f"choices made. Choose another {preset.group(1).split('/')[0]} (or none) beside them."
+            f"choices made. Choose another {group} (or none) beside them.{hint}"
         )
     return explain(error, known)
+
+
+def _choices_with(directory: Path, group: str) -> list[str]:
+    """The choices, as group=name, that bring a choice of this group with them."""
+    brings = re.compile(rf"^\s*- /{re.escape(group)}:", re.M)
+    files = sorted(path for path in directory.glob("*/*.yaml") if brings.search(path.read_text()))
+    return [f"{path.parent.name}={path.stem}" for path in files]
 
 
 def _known_keys(directory: Path, name: str, overrides: Sequence[str]) -> list[str]:
