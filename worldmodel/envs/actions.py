@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 from gymnasium import Space, spaces
 
-from worldmodel.images import UNBOUNDED
+from worldmodel.types import LARGEST_ACTION
 
 from .config import EnvError
 from .spaces import class_counts
@@ -85,10 +85,14 @@ def _outer(space: Space[Any]) -> Space[Any]:
         return spaces.MultiDiscrete([2] * int(np.prod(space.shape)))
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
         low, high = space.low, space.high
-        if (np.abs([low, high]) > UNBOUNDED).any() or (low > high).any() or (low == high).all():
+        if (
+            (np.abs([low, high]) > LARGEST_ACTION).any()
+            or (low > high).any()
+            or (low == high).all()
+        ):
             raise EnvError(
                 f"The action space {space} has an entry without two finite bounds (one beyond "
-                f"{UNBOUNDED:g} is none), or none that can move, so it cannot be scaled "
+                f"{LARGEST_ACTION:g} is none), or none that can move, so it cannot be scaled "
                 "to [-1, 1]. Give it finite bounds, low < high."
             )
         return spaces.Box(-1.0, 1.0, (int(np.prod(space.shape)),), np.float32)

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from worldmodel.images import UNBOUNDED
 from worldmodel.replay.datasets.recording import DatasetError, flat, is_hot
-from worldmodel.types import ActionSpec
+from worldmodel.types import LARGEST_ACTION, ActionSpec
 
 SLACK = 1e-3  # of the range: how far float rounding may carry an action over its edge
 
@@ -138,7 +137,7 @@ class ActionReader:
                 "offline_action_range=[-1,1]"
             )
         slack = SLACK * (high - low)
-        if (np.abs([low, high]) > UNBOUNDED).any():
+        if (np.abs([low, high]) > LARGEST_ACTION).any():
             raise DatasetError(
                 f"The actions have no finite range: {self.space}. Give it: "
                 "offline_action_range=[low,high]."
