@@ -82,9 +82,10 @@ def check_ranges(settings: Any, ranges: Mapping[str, tuple[float, float]]) -> No
     (lowest, highest) or is NaN; None is passed over."""
     for name, (low, high) in ranges.items():
         given = getattr(settings, name)
+        allowed = " to ".join(f"{x:,}" if isinstance(x, int) else f"{x:g}" for x in (low, high))
         for value in given if isinstance(given, list) else [given]:
             if value is not None and not low <= value <= high:  # a NaN fails too
-                raise ConfigError(f"{name} is {given}; allowed: {low:,} to {high:,}.")
+                raise ConfigError(f"{name} is {given}; allowed: {allowed}.")
 
 
 def keys_of(config: Any, prefix: str = "") -> dict[str, Any]:

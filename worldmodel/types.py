@@ -108,6 +108,12 @@ class ActionSpec:
     kind: str
     sizes: tuple[int, ...]
 
+    def __str__(self) -> str:
+        """For people: "continuous, 2 in [-1, 1]", "discrete, 3 x 2"."""
+        if self.kind == "continuous":
+            return f"{self.kind}, {self.size} in [-1, 1]"
+        return f"{self.kind}, {' x '.join(map(str, self.sizes))}"
+
     @property
     def size(self) -> int:
         """A, the length of an encoded action."""

@@ -24,6 +24,7 @@ from agents.apps.rewards.score import score
 from agents.apps.rewards.store import with_heads
 from agents.run import report
 from agents.run.config import CONFIG, TrainConfig
+from agents.run.evaluate import score_line
 from agents.run.train import train
 from worldmodel import config, seeding
 
@@ -131,8 +132,8 @@ def write_score(settings: TrainConfig, asked: DreamConfig) -> list[str]:
     }
     report.write_summary(folder, summary)
     lines = [
-        f"by control, in the real environment: {found.mean:.1f} ± {found.std:.1f} over "
-        f"{len(found.returns)} episodes"
+        "by control, in the real environment: "
+        + score_line(found.mean, found.std, len(found.returns))
     ]
     for name, value in parts.items():
         how = "measured" if found.measured[name] else "as the head judges it"

@@ -49,7 +49,7 @@ class EvalResult:
         if self.cut_off:
             cut = f" ({self.cut_off} cut off after {max(self.lengths):,} steps, as nothing ended "
             cut += "them; env.longest_episode, or env.time_limit for all episodes)"
-        return f"{self.mean:.1f} ± {self.std:.1f} over {len(self.returns)} episodes{cut}"
+        return score_line(self.mean, self.std, len(self.returns)) + cut
 
     def batch(self, spec: EnvSpec) -> Batch:
         """The recorded episode as a batch [1, T, ...] on the CPU."""
@@ -59,6 +59,13 @@ class EvalResult:
         }
         obs = {key: stacked.pop(key) for key in spec.obs}
         return Batch(obs, **stacked)
+
+
+def score_line(mean: float, std: float, episodes: int) -> str:
+    """Mean and deviation of the returns of some episodes, for people; one has no deviation."""
+    if episodes == 1:
+        return f"{mean:.1f} over 1 episode"
+    return f"{mean:.1f} ± {std:.1f} over {episodes} episodes"
 
 
 def evaluate(

@@ -121,22 +121,26 @@ def check_disk(
     free = shutil.disk_usage(folder).free
     memory = available_memory()
     say(
-        f"run folder: {folder} (needs up to {need / 1e9:.2g} GB, holds {held / 1e9:.2g}, "
-        f"{free / 1e9:.3g} GB free)"
+        f"run folder: {folder} (needs up to {_gb(need)} GB, holds {_gb(held)}, {_gb(free)} GB free)"
     )
     full = replay.expected * replay.row_bytes if replay.config.storage == "memory" else 0
     each = f" of each of {ranks} ranks" if ranks > 1 else ""
     if memory is not None:
         say(
-            f"memory{each}: replay grows to {full / 1e9:.2g} GB, agent and optimizer hold "
-            f"{state / 1e9:.2g}, {memory / 1e9:.3g} GB free"
+            f"memory{each}: replay grows to {_gb(full)} GB, agent and optimizer hold "
+            f"{_gb(state)}, {_gb(memory)} GB free"
         )
     if need - held > free:
         raise ConfigError(
-            f"'{folder}' needs up to {need / 1e9:.2g} GB for checkpoints and replay, but only "
-            f"{free / 1e9:.2g} GB are free. Make room, choose another run=..., or lower "
+            f"'{folder}' needs up to {_gb(need)} GB for checkpoints and replay, but only "
+            f"{_gb(free)} GB are free. Make room, choose another run=..., or lower "
             "replay.capacity."
         )
+
+
+def _gb(size: float) -> str:
+    """Bytes as a number of GB with two digits, without an exponent."""
+    return f"{size / 1e9:.0f}" if size >= 1e11 or size < 1e5 else f"{size / 1e9:.2g}"
 
 
 def state_bytes(agent: Agent) -> int:

@@ -18,7 +18,7 @@ import torch
 import worldmodel
 from agents.base import parameters_count
 from agents.run.config import TrainConfig
-from agents.run.evaluate import EvalResult, frames_of
+from agents.run.evaluate import EvalResult, frames_of, score_line
 from agents.run.state import Counters, RunState
 from worldmodel import dream, seeding
 from worldmodel.accel.ranks import Ranks
@@ -159,10 +159,9 @@ def table(summary: Mapping[str, Any]) -> str:
     """The summary in a few lines."""
     lines = {"task": f"{summary['task']} ({summary['agent']}, seed {summary['seed']})"}
     if "eval_return_mean" in summary:
-        lines["return"] = (
-            f"{summary['eval_return_mean']:.1f} ± {summary['eval_return_std']:.1f} over "
-            f"{summary['eval_episodes']} episodes"
-            + (", its actions sampled" if summary.get("eval_mode") == "sample" else "")
+        found = (summary[f"eval_{name}"] for name in ("return_mean", "return_std", "episodes"))
+        lines["return"] = score_line(*found) + (
+            ", its actions sampled" if summary.get("eval_mode") == "sample" else ""
         )
     if summary.get("eval_cut_off"):
         lines["no end"] = (

@@ -107,7 +107,7 @@ def _train(settings: TrainConfig, say: Callable[[str], None], ranks: Ranks) -> i
             )
             return INTERRUPTED
         if summary is not None:
-            trainer.say(report.table(summary))
+            trainer.say(f"{report.table(summary)}\nrun folder: {settings.folder}")
     finally:
         trainer.close()
     return 0

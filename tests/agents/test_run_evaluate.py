@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from agents.random import Random, RandomConfig
-from agents.run.evaluate import evaluate, frames_of
+from agents.run.evaluate import EvalResult, evaluate, frames_of
 from tests.agents.counting_agent import ENV, CountingAgent, CountingConfig
 from worldmodel.envs import EnvConfig, env_spec, make_vector
 
@@ -85,3 +85,8 @@ def test_films_an_agent_that_sees_no_image() -> None:
     assert len(frames) > 5
     assert frames[0].shape == (256, 256, 3)
     assert any((frame != frames[0]).any() for frame in frames)
+
+
+def test_one_episode_has_no_deviation() -> None:
+    assert EvalResult([2.0], [5]).line() == "2.0 over 1 episode"
+    assert EvalResult([2.0, 4.0], [5, 5]).line() == "3.0 ± 1.0 over 2 episodes"

@@ -17,6 +17,7 @@ from agents.run.train import train
 from tests.agents.counting_agent import CountingConfig
 from tests.agents.test_run_train import settings
 from worldmodel.config import ConfigError, RunError
+from worldmodel.types import ActionSpec
 
 SILENT = lambda text: None  # noqa: E731
 
@@ -95,3 +96,16 @@ def test_consent_is_not_offered_where_it_cannot_help(tmp_path: Path) -> None:
         train(asked, SILENT)
     env = replace(config.env, kwargs=config.env.kwargs | {"length": 4})
     assert train(replace(config, steps=40, env=env, accept_changes=True), SILENT) == 0
+
+
+def test_a_run_says_its_folder_last_and_sizes_without_exponents(tmp_path: Path) -> None:
+    said: list[str] = []
+    train(settings(tmp_path), said.append)
+    assert said[-1].splitlines()[-1] == f"run folder: {tmp_path}"
+    (room,) = [line for line in said if "GB free" in line and "run folder" in line]
+    assert ", holds 0, " in room
+
+
+def test_actions_are_described_for_people() -> None:
+    assert str(ActionSpec("continuous", (2,))) == "continuous, 2 in [-1, 1]"
+    assert str(ActionSpec("discrete", (3, 2))) == "discrete, 3 x 2"

@@ -310,7 +310,7 @@ def test_refuses_a_run_that_cannot_fit_on_the_disk(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=100)
     monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(ConfigError, match="only 1e-07 GB are free"):
+    with pytest.raises(ConfigError, match="only 0 GB are free"):
         train(settings(tmp_path), SILENT)
 
 

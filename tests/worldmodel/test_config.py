@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -85,6 +86,11 @@ def test_words_alone_make_an_object() -> None:
     assert config.from_cli(Outer, ["name=y", "anything.b=${steps}", "steps=7"]).anything == {"b": 7}
     with pytest.raises(ConfigError, match="Interpolation key 'nowhere' not found"):
         config.from_cli(Outer, ["name=y", "anything.b=${nowhere}"])
+
+
+def test_ranges_are_readable() -> None:
+    with pytest.raises(ConfigError, match=r"steps is -1; allowed: 1e-09 to 1e\+12\."):
+        config.check_ranges(SimpleNamespace(steps=-1), {"steps": (1e-9, 1e12)})
 
 
 def test_written_configs_read_back(tmp_path: Path) -> None:

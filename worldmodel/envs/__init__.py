@@ -220,6 +220,4 @@ def describe(spec: EnvSpec, notes: Mapping[str, str] | None = None) -> str:
         note += f" ({words.pop(key)})" if key in words else ""
         rows.append(f"  {key}: {obs.kind} {shape}{note}")
     rows += [f"  {key}: {word}" for key, word in sorted(words.items())]
-    kind, sizes = spec.action.kind, spec.action.sizes
-    action = f"{sizes[0]} in [-1, 1]" if kind == "continuous" else " x ".join(map(str, sizes))
-    return "\n".join(["observation", *rows, f"action: {kind}, {action}"])
+    return "\n".join(["observation", *rows, f"action: {spec.action}"])
