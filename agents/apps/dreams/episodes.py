@@ -59,6 +59,12 @@ class DreamConfig:
         for name, known in (("source", SOURCES), ("mode", MODES)):
             if getattr(self, name) not in known:
                 raise ConfigError(config.unknown(name, getattr(self, name), known))
+        beyond = [number for number in self.pick if not 0 <= number < self.play]
+        if self.source == "fresh" and beyond:
+            raise ConfigError(
+                f"pick={list(self.pick)} names episode {beyond[0]}, but play={self.play} plays "
+                f"episodes 0 to {self.play - 1}. Pick among them, or play more."
+            )
 
     def random_too(self) -> DreamConfig | None:
         """The same with random actions, where the policy's fresh episodes are asked for."""
