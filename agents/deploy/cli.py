@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from omegaconf import MISSING
 import agents
 from agents.deploy import sources
 from agents.deploy.config import DeployConfig
+from agents.deploy.decision import LATE
 from agents.deploy.export.write import ExportOptions, export_agent
 from agents.deploy.trial import Trial, World, alone, fallback_alone, guarded
 from agents.planning.words import split_words
@@ -22,6 +23,8 @@ from worldmodel.config import ConfigError
 from worldmodel.envs.shifts import LEVELS, shift_named
 from worldmodel.log import write_json
 from worldmodel.ood import store
+
+MANY = 0.1  # of the ticks without an answer in time: no accident
 
 
 @dataclass
@@ -134,6 +137,8 @@ def _deploy(asked: DeployCommand, planner: Any, say: Callable[[str], None]) -> i
             say(f"{name}: could not be played ({type(error).__name__}: {config.first_line(error)})")
     for line in _report(asked, world, trial, others, summary, table):
         say(line)
+    if too_slow := slowness(asked, summary):
+        say(too_slow)
     trials = {"guarded": trial, **others}
     results = {name: asdict(one) | {"mean": one.mean} for name, one in trials.items()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -171,6 +176,18 @@ def _report(
     names = {name: f"return, {name}" if name in {"guarded", *others} else name for name, _ in rows}
     width = max(map(len, names.values()))
     return [*lines, *(f"  {names[name]:<{width}}  {text}" for name, text in rows)]
+
+
+def slowness(asked: DeployCommand, summary: Mapping[str, Any]) -> str:
+    """A warning where the agent is too slow for its cycle, or ""."""
+    late = max(summary["reasons"].get(LATE, 0), summary["missed"])
+    if late <= MANY * summary["ticks"]:
+        return ""
+    return (
+        f"warning: {late:,} of {summary['ticks']:,} ticks had no answer in time "
+        f"(deploy.hard_ms={asked.deploy.hard_ms:g}, deploy.period_ms={asked.deploy.period_ms:g}). "
+        f"An export answers sooner (scripts/export.py run={asked.run}); or give it longer."
+    )
 
 
 def _has_detector(run: str) -> bool:

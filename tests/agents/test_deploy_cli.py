@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from agents.deploy import DeployConfig, FallbackConfig, RetrainConfig
-from agents.deploy.cli import deploy_command, export_command
+from agents.deploy.cli import DeployCommand, deploy_command, export_command, slowness
 from agents.deploy.config import ISOLATION
 from agents.deploy.loop import Sensed, run_loop
 from agents.deploy.sources import open_runtime, reward_range, spec_of
@@ -57,6 +57,16 @@ def test_deploy_plays_tells_and_logs(run: Path, tmp_path: Path) -> None:
     assert summary["trials"]["guarded"]["delays"] == [None, None]
     lines = [json.loads(line) for line in (to / "deploy.jsonl").read_text().splitlines()]
     assert [line["event"] for line in lines] == ["start", "end"]
+
+
+def test_an_agent_that_is_too_slow_for_its_cycle_is_said() -> None:
+    asked = DeployCommand(run="runs/demo")
+    for late, missed, words in ((10, 3, ""), (11, 3, "11 of 100"), (0, 95, "95 of 100")):
+        said = slowness(asked, {"ticks": 100, "reasons": {"late": late}, "missed": missed})
+        assert bool(said) == bool(words)
+        assert words in said
+    assert "deploy.hard_ms=8" in said
+    assert "scripts/export.py run=runs/demo" in said
 
 
 @pytest.mark.parametrize(
