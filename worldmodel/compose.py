@@ -24,7 +24,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from worldmodel.config import (
-    FULL_ERROR,
     ConfigError,
     bad_key,
     check_entry,
@@ -35,6 +34,7 @@ from worldmodel.config import (
     keys_of,
     unknown,
 )
+from worldmodel.entry import FULL_ERROR
 from worldmodel.maps import Map, given_map, maps_of
 
 

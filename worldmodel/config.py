@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import io
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, fields, is_dataclass
@@ -20,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from worldmodel.atomic import is_full, replaced_file
-from worldmodel.entry import HELP
+from worldmodel.entry import HELP, WANTS_TRACEBACK
 from worldmodel.maps import Map, complete, given_map, maps_of
 from worldmodel.usage import usage
 from worldmodel.words import at_home, literal, texts
@@ -34,9 +33,6 @@ UNREADABLE = (
     AttributeError, AssertionError, RecursionError, OverflowError,
 )  # fmt: skip
 FULL = "The disk is full. Make room, and give the same command again."
-FULL_ERROR = "HYDRA_FULL_ERROR"
-# Read once, because `compose.launch` sets it for Hydra.
-WANTS_TRACEBACK = os.environ.get(FULL_ERROR) == "1"
 
 
 class ConfigError(ValueError):

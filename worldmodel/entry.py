@@ -29,6 +29,9 @@ Say = Callable[[str], None]
 Command = Callable[[Say, Sequence[str]], int]
 
 HELP = ("-h", "--help")
+FULL_ERROR = "HYDRA_FULL_ERROR"
+# Read once, because `compose.launch` sets it for Hydra.
+WANTS_TRACEBACK = os.environ.get(FULL_ERROR) == "1"
 PLAIN = "worldmodel.plain"  # an error handler of encodings
 SPELLED = {"±": "+-", "…": "..."}
 INTERRUPTED, UNREAD = 128 + signal.SIGINT, 128 + 13  # 13: SIGPIPE, which not every system has
@@ -141,8 +144,6 @@ def _ask_to_end(number: int, frame: object) -> None:
 
 def _refused(error: OSError) -> None:
     """One line for what the system refused; on standard error where that is the output itself."""
-    from worldmodel.config import FULL_ERROR, WANTS_TRACEBACK
-
     if WANTS_TRACEBACK:
         raise error
     text = str(error)

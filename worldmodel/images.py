@@ -29,6 +29,7 @@ USUAL = (1, 3, 4)  # channels of one frame
 FAR = 3  # times smaller: then an axis of channels is told from a side
 SYMBOLS_BELOW = 64  # different whole numbers: fewer are symbols, not brightness
 UNBOUNDED = 1e9  # a bound beyond is none
+LARGEST_ACTION = 1e18  # the same of an action: dm_control writes 1e10 for some motors
 FAINT = 4  # levels of 256: a picture has more
 SLACK = 1e-3  # of the range: how far float rounding may leave it
 

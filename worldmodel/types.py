@@ -32,7 +32,6 @@ from worldmodel import tree
 
 MASK_KEY = "action_mask"
 PLAYER_KEY = "to_play"
-LARGEST_ACTION = 1e18  # a bound of an action beyond is none; dm_control writes 1e10 for its motors
 
 S = TypeVar("S")  # the state of a world
 

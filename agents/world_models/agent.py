@@ -160,10 +160,8 @@ class WorldModels(Agent):
             collect += search.generations * search.population * search.trials * search.dream_steps
         rows = -(-max(self.rows, c.collect) // c.encode_rows)
         updates = c.vae_updates + rows + c.rnn_updates + search.generations
-        return Agenda(
-            c.iterations * (collect + updates), self._collecting, self.phase == "done", self.phase,
-            c.collect,
-        )  # fmt: skip
+        length, done = c.iterations * (collect + updates), self.phase == "done"
+        return Agenda(length, self._collecting, done, self.phase, c.collect)
 
     @property
     def _collecting(self) -> bool:

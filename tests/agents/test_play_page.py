@@ -191,7 +191,7 @@ def assert_nothing_is_left(server: Server) -> None:
     """No traceback, no process of its group, and its port is free again."""
     text = "".join(server.lines)
     assert "Traceback" not in text
-    assert text.endswith("The page is closed.\n")
+    assert text.removesuffix("stopped by SIGTERM.\n").endswith("The page is closed.\n")
     with pytest.raises(ProcessLookupError):
         os.killpg(server.process.pid, 0)
     listen("127.0.0.1", urlparse(server.url).port or 0).close()

@@ -112,7 +112,7 @@ def test_other_actions_are_refused_with_what_to_leave_out(tmp_path: Path, old: P
     with pytest.raises(ConfigError) as error:
         started(tmp_path / "a", old, **other)
     text = str(error.value)
-    assert "actions: there ActionSpec(kind='discrete'" in text
+    assert "actions: there discrete, 3, here continuous" in text
     assert "It concerns actor, core, ensemble." in text
     assert "load_parts=[encoder,decoder,heads,critic]" in text
     parts, _ = same(

@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 from gymnasium import Space, spaces
 
-from worldmodel.types import LARGEST_ACTION
+from worldmodel.images import LARGEST_ACTION
 
 from .config import EnvError
 from .spaces import class_counts

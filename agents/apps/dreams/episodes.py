@@ -62,8 +62,8 @@ class DreamConfig:
         beyond = [number for number in self.pick if not 0 <= number < self.play]
         if self.source == "fresh" and beyond:
             raise ConfigError(
-                f"pick={list(self.pick)} names episode {beyond[0]}, but play={self.play} plays "
-                f"episodes 0 to {self.play - 1}. Pick among them, or play more."
+                f"pick: there is no episode {beyond[0]}: they are numbered 0 to {self.play - 1}. "
+                f"Pick among these, or play more than play={self.play}."
             )
 
     def random_too(self) -> DreamConfig | None:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from worldmodel.images import LARGEST_ACTION
 from worldmodel.replay.datasets.recording import DatasetError, flat, is_hot
-from worldmodel.types import LARGEST_ACTION, ActionSpec
+from worldmodel.types import ActionSpec
 
 SLACK = 1e-3  # of the range: how far float rounding may carry an action over its edge
 
