@@ -267,6 +267,17 @@ class Batch:
                 parts[name] = value
         return cls(**parts)
 
+    def since(self, row: int) -> Batch:
+        """The rows from this one on, without index and context."""
+        if not row:
+            return self
+        parts = {
+            name: x if name == "weight" else x[:, row:]
+            for name, x in self.tensors().items()
+            if not name.startswith("context.")
+        }
+        return Batch.of(parts)
+
     def to(self, device: torch.device, non_blocking: bool = True) -> Batch:
         """The same rows on a device."""
 

@@ -47,11 +47,12 @@ class MuZero(Agent):
     def __init__(self, spec: EnvSpec, config: MuZeroConfig, device: torch.device) -> None:
         self.spec, self.config, self.device = spec, config, device
         self.batch_size = config.batch_size
-        self.length = 1 + config.unroll + config.n_step  # rows of one sequence
-        self.min_rows = max(config.batch_size, self.length)
         self.priority_exponent = config.priority_exponent
         self.networks = Networks(spec, config).to(device).eval()
         self.model = self.networks.model
+        self.context = self.model.frames.context  # rows before the first one that is learned from
+        self.length = self.context + 1 + config.unroll + config.n_step  # of one sequence
+        self.min_rows = max(config.batch_size, self.length)
         self.target = copy.deepcopy(self.networks).requires_grad_(False)
         self.optim = Adam([("networks", self.networks)], config.optim)
         # Seeded from torch's generator, which the caller seeds.
@@ -83,12 +84,12 @@ class MuZero(Agent):
         self, obs: Mapping[str, Any], state: Any = None, mode: str = "sample"
     ) -> tuple[np.ndarray, MuZeroState, dict[str, Any]]:
         check_mode(mode)
-        seen, root = self._seen(obs)
+        mask, root = self._seen(obs, state)
         if mode == "mode":
             self.planner.stream.seed(0)  # an evaluation draws nothing that another does not
-            found = self._search(self.planner, root, seen)
+            found = self._search(self.planner, root, mask)
         else:
-            found = self._search(self.explorer, root, seen)
+            found = self._search(self.explorer, root, mask)
         return found.action.cpu().numpy(), root, self._columns(found)
 
     @torch.no_grad()
@@ -97,16 +98,23 @@ class MuZero(Agent):
     ) -> tuple[None, MuZeroState, dict[str, Any]]:
         """See `Agent.follow`: nothing is searched."""
         check_mode(mode)
-        return None, self._seen(obs)[1], {}
+        return None, self._seen(obs, state)[1], {}
 
-    def _seen(self, obs: Mapping[str, Any]) -> tuple[dict[str, Tensor], MuZeroState]:
-        """Observations as tensors, and what they represent."""
+    def _seen(
+        self, obs: Mapping[str, Any], state: MuZeroState | None
+    ) -> tuple[Tensor | None, MuZeroState]:
+        """The actions allowed, and what observations represent."""
         seen = {key: torch.as_tensor(obs[key], device=self.device) for key in self.spec.seen}
-        return seen, self.model.represent(seen)
+        first = torch.full((tree.batch_size(seen),), state is None, device=self.device)
+        if "is_first" in obs:
+            first |= torch.as_tensor(obs["is_first"], device=self.device).bool()
+        state = self.initial(len(first)) if state is None else state
+        return seen.get(MASK_KEY), self.model.observe(state, seen, state.latent, first)
 
-    def _search(self, planner: MCTS, root: MuZeroState, seen: Mapping[str, Tensor]) -> Found:
+    def _search(self, planner: MCTS, root: MuZeroState, mask: Tensor | None) -> Found:
         heat = None if planner is self.planner else self.temperature
-        about = (self.model, root, self.evaluate, seen.get(MASK_KEY), heat)
+        root = root._replace(recent=None)  # no node of a tree sees another image
+        about = (self.model, root, self.evaluate, mask, heat)
         return planner.search(*about, compiled=self.compiled)
 
     def _columns(self, found: Found) -> dict[str, Any]:
@@ -137,12 +145,14 @@ class MuZero(Agent):
         if not replay.can_sample(self.length):
             return {}  # many environments, which have taken few steps yet
         if c.reanalyse:
-            self.search_again(replay, replay.sample(c.reanalyse, 1, online=False))
+            rows = replay.sample(c.reanalyse, self.context + 1, online=False)
+            self.search_again(replay, rows)
         beta = min(1.0, c.beta + (1 - c.beta) * self.optim.updates / c.beta_updates)
         batch = replay.sample(
             c.batch_size, self.length, online=False, columns=self.columns, beta=beta
         )
-        counts = torch.from_numpy(replay.counts[batch.index.stream] - batch.index.start)
+        first = RowIndex(batch.index.stream, batch.index.start + self.context, 1)
+        counts = torch.from_numpy(replay.counts[first.stream] - first.start)
         batch = batch.to(self.device)
         loss, error, metrics = self.loss(batch, replay.num_envs * counts.to(self.device))
         try:
@@ -151,7 +161,6 @@ class MuZero(Agent):
             failure.batch = batch  # type: ignore[attr-defined]  # for whoever looks for the cause
             raise
         if c.priority_exponent:
-            first = RowIndex(batch.index.stream, batch.index.start, 1)
             replay.reweigh(first, error + 1e-6)
         if self.optim.updates % c.target_every == 0:
             self.target.load_state_dict(self.networks.state_dict())
@@ -159,11 +168,12 @@ class MuZero(Agent):
 
     def loss(self, batch: Batch, age: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """The loss, the error of each first value [B], and metrics. age [B]: transitions since
-        each sequence began."""
+        each sequence began, its context left out."""
         c, nets = self.config, self.networks
-        targets = self._targets(batch, age)
+        seen, batch = self.model.rows(batch)[:, self.context :], batch.since(self.context)
+        targets = self._targets(batch, seen, age)
         nets.train()
-        steps, latents = self._unroll(batch)
+        steps, latents = self._unroll(batch, seen)
         numbers, logits = nets.prediction(torch.cat(latents))
         nets.eval()
         numbers = torch.stack(numbers.chunk(c.unroll + 1), 1)  # [B, K + 1, P]
@@ -187,7 +197,7 @@ class MuZero(Agent):
             "entropy": (entropy * targets.decides).mean(),
         }  # fmt: skip
         if c.model.projection:
-            alike = self._consistency(batch, latents[1:]) * targets.decides[:, 1:]
+            alike = self._consistency(seen, latents[1:]) * targets.decides[:, 1:]
             later = later + c.consistency_weight * alike
             metrics["loss/consistency"] = alike.mean()
         whole = each[:, 0] + later.mean(1)
@@ -196,9 +206,9 @@ class MuZero(Agent):
             error = (nets.support.mean(logits[:, 0]) - targets.value[:, 0]).abs()
         return (weight * whole).mean(), error, {k: v.detach() for k, v in metrics.items()}
 
-    def _unroll(self, batch: Batch) -> tuple[list[Any], list[Tensor]]:
+    def _unroll(self, batch: Batch, seen: Tensor) -> tuple[list[Any], list[Tensor]]:
         """The model's steps, and the latents that it passes, K + 1 of them."""
-        state = self.model.represent(tree.index(batch.obs, (slice(None), 0)))
+        state = self.model.represent(seen[:, 0])
         steps, latents = [], [state.latent]
         actions = self._actions(batch)
         for k in range(self.config.unroll):
@@ -221,7 +231,7 @@ class MuZero(Agent):
         return torch.where(past.unsqueeze(-1), other, action)
 
     @torch.no_grad()
-    def _targets(self, batch: Batch, age: Tensor) -> Targets:
+    def _targets(self, batch: Batch, seen: Tensor, age: Tensor) -> Targets:
         c = self.config
         found = window(batch)
         steps = torch.full_like(age, c.n_step)
@@ -232,8 +242,7 @@ class MuZero(Agent):
             values = batch.columns["value"].gather(1, rows)
         else:
             which = torch.arange(len(rows), device=rows.device)[:, None]
-            seen = tree.map(lambda x: x[which, rows].flatten(0, 1), batch.obs)
-            values = self.target.value(seen).view(rows.shape)
+            values = self.target.value(seen[which, rows].flatten(0, 1)).view(rows.shape)
         return make_targets(
             batch, found, rows, values, -c.discount if self.model.alternates else c.discount,
             c.model.prefix_steps,
@@ -255,30 +264,40 @@ class MuZero(Agent):
         said = torch.cat([part.log_probs for part in policy.parts], -1)
         return -(wanted * (said @ self.explorer.choices.encoded.T)).sum(-1), policy.entropy()
 
-    def _consistency(self, batch: Batch, latents: list[Tensor]) -> Tensor:
+    def _consistency(self, seen: Tensor, latents: list[Tensor]) -> Tensor:
         """-cos [B, K] of the states that were predicted and those that were then seen."""
         k = self.config.unroll
-        seen = tree.map(lambda x: x[:, 1 : k + 1].transpose(0, 1).flatten(0, 1), batch.obs)
         with torch.no_grad():
-            shown = self.model.represent(seen).latent
+            later = seen[:, 1 : k + 1].transpose(0, 1).flatten(0, 1)
+            shown = self.model.represent(later).latent
         return torch.stack(self.model.consistency(torch.cat(latents), shown).chunk(k), 1)
 
-    @torch.no_grad()
     def search_again(self, replay: Replay, batch: Batch) -> None:
-        """Replace what is stored with rows [B, 1] by what a search finds with weights of now."""
-        rows = batch.to(self.device)
-        seen = tree.index(rows.obs, (slice(None), 0))
-        found = self._search(self.explorer, self.model.represent(seen), seen)
-        columns = {name: value[:, None] for name, value in self._columns(found).items()}
-        replay.rewrite(batch.index, columns)
+        """Replace what is stored with the last of rows [B, frames] by what a search finds with
+        weights of now."""
+        index, last = batch.index, batch.shape[1] - 1
+        batch = batch.to(self.device)
+        mask = batch.obs.get(MASK_KEY)
+        found = self._searched(self.model.rows(batch)[:, -1], None if mask is None else mask[:, -1])
+        replay.rewrite(RowIndex(index.stream, index.start + last, 1), found)
+
+    @torch.no_grad()
+    def _searched(self, seen: Tensor, mask: Tensor | None) -> dict[str, Any]:
+        """The columns [N, 1, ...] of what was seen in N rows."""
+        found = self._search(self.explorer, self.model.represent(seen), mask)
+        return {name: value[:, None] for name, value in self._columns(found).items()}
 
     def prepare(self, replay: Replay) -> None:
         """A recording has no searches yet: make them."""
         for stream, start, stop in replay.episodes():
             for at in range(start, stop, CHUNK):
-                rows = np.arange(at, min(at + CHUNK, stop))
-                index = RowIndex(np.full_like(rows, stream), rows, 1)
-                self.search_again(replay, replay.gather(index))
+                rows, low = np.arange(at, min(at + CHUNK, stop)), max(start, at - self.context)
+                one = RowIndex(np.array([stream]), np.array([low]), int(rows[-1]) + 1 - low)
+                batch = replay.gather(one).to(self.device)
+                mask = batch.obs.get(MASK_KEY)
+                seen = self.model.rows(batch)[0, at - low :]
+                found = self._searched(seen, None if mask is None else mask[0, at - low :])
+                replay.rewrite(RowIndex(np.full_like(rows, stream), rows, 1), found)
 
     def slow_down(self, factor: float) -> bool:
         self.optim.slow_down(factor)

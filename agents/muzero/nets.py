@@ -58,7 +58,7 @@ class Networks(nn.Module):
             return OneHot(numbers)
         return FactoredOneHot(numbers, self.action.sizes)
 
-    def value(self, obs: dict[str, Tensor]) -> Tensor:
-        """Of observations [B, ...], [B]."""
-        _, logits = self.prediction(self.model.represent(obs).latent)
+    def value(self, seen: Tensor) -> Tensor:
+        """Of what was seen [B, ...], [B]."""
+        _, logits = self.prediction(self.model.represent(seen).latent)
         return self.support.mean(logits)

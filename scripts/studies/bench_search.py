@@ -60,7 +60,7 @@ def measure(settings: Settings) -> Iterator[Mapping[str, Any]]:
             for batch in settings.batches:
                 obs = {"v": torch.randn(batch, 8)}
                 with torch.no_grad():
-                    root = agent.model.represent(obs)
+                    root = agent.model.represent(obs["v"])
                 first, times = time.perf_counter(), []
                 agent.planner.search(agent.model, root, agent.evaluate, compiled=compiled)
                 first = time.perf_counter() - first

@@ -191,8 +191,8 @@ def test_only_the_way_into_the_next_step_is_halved() -> None:
     without the halving."""
     agent = make(model={"scaled": False})
     batch = replay_of(agent, VECTOR).sample(8, agent.length, columns=agent.columns)
-    _, latents = agent._unroll(batch)
-    plain = agent.model.represent({"v": batch.obs["v"][:, 0]})
+    _, latents = agent._unroll(batch, agent.model.rows(batch))
+    plain = agent.model.represent(batch.obs["v"][:, 0])
     actions = agent._actions(batch)
     state, shares = plain, []
     for k in range(1, 4):
@@ -214,7 +214,7 @@ def test_machine_code_searches_as_pytorch_does(rule: str, alternates: bool) -> N
     for layer in (agent.networks.prediction.out, agent.model.reward, agent.model.ends):
         torch.nn.init.normal_(layer.weight)  # opinions that differ; the code sees new weights
     obs = {k: torch.tensor(v) for k, v in observed(MASKED, 6).items()}
-    root = agent.model.represent(obs)
+    root = agent.model.represent(obs["v"])
     found = []
     for compiled in (agent.compiled, None):
         agent.planner.stream.seed(3)
@@ -334,3 +334,27 @@ def test_the_expected_line_of_a_game() -> None:
     assert len(pictures) == 2  # the first move wins
     assert not np.array_equal(*pictures)
     assert len(decision.positions(GAMES["tic_tac_toe"], board, [0])) == 1  # it is not legal
+
+
+def test_learning_and_acting_see_the_same_frames() -> None:
+    """Rows one after the other through `act` give the states that `loss` begins with; a recording
+    is searched with them, too."""
+    spec = EnvSpec({"image": ObsSpec("image", (32, 32, 3))}, ActionSpec("discrete", (3,)))
+    search = {"dirichlet": 0.0, "gumbel": 0.0}
+    agent = make(spec, model={"frames": 3, "channels": 8}, reanalyse=4, search=search)
+    torch.nn.init.normal_(agent.networks.prediction.out.weight)
+    replay = replay_of(agent, spec)
+    assert (agent.context, agent.length) == (2, 3 + agent.config.unroll + agent.config.n_step)
+    batch = replay.sample(4, 8, columns=agent.columns)
+    seen, state = agent.model.rows(batch), None
+    assert seen.shape == (4, 8, 32, 32, 9)
+    for t in range(8):
+        obs = {"image": batch.obs["image"][:, t], "is_first": batch.is_first[:, t]}
+        _, state, found = agent.act(obs, state)
+        if t >= 2:
+            close(state.latent, agent.model.represent(seen[:, t]).latent)
+            close(torch.from_numpy(found["value"]), batch.columns["value"][:, t])
+    metrics = agent.update(replay)
+    assert np.isfinite([float(x) for x in metrics.values()]).all()
+    with pytest.raises(ConfigError, match="no images to see together"):
+        make(VECTOR, model={"frames": 2})

@@ -193,7 +193,7 @@ def test_learning_and_acting_see_the_same_frames() -> None:
     spec = spec_of(image=ObsSpec("image", (32, 32, 3)))
     world, batch = make(spec, shift=0), random_batch(spec, length=6)
     assert world.context == 2
-    stack = world.stacked(batch.obs["image"], batch.is_first)
+    stack = world.frames.rows(batch.obs["image"], batch.is_first)[:, 2:]
     assert stack.shape == (3, 4, 32, 32, 9)
     assert torch.equal(stack[0, 1], torch.cat([batch.obs["image"][0, 3]] * 3, -1))  # it begins
     rows = batch.obs["image"][2]

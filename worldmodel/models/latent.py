@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from worldmodel import seeding
 from worldmodel.distributions import Support, symexp, symlog
+from worldmodel.models.frames import Frames
 from worldmodel.models.latent_decoder import LatentDecoder
 from worldmodel.models.latent_nets import MLP, LatentConfig, LatentEncoder, shifted, sim_norm
 from worldmodel.types import MASK_KEY, Batch, EnvSpec, Prediction
@@ -76,12 +77,7 @@ class LatentWorld(nn.Module):
         if self.end is not None:
             nn.init.constant_(self.end.last.bias, SURE)
         self.mask = MLP(c.latent, c.units, spec.action.size) if spec.has_mask else None
-        images = self.encoder.images
-        channels = sum(spec.obs[key].shape[2] for key in images)
-        #: Earlier images that a state keeps, [frames - 1, H, W, C], or None.
-        self.kept = (c.frames - 1, *spec.obs[images[0]].shape[:2], channels) if images else None
-        if c.frames == 1:
-            self.kept = None
+        self.frames = Frames(spec, self.encoder.images, c.frames)
         self.decoder: LatentDecoder | None = None
         if c.decoder:
             with seeding.Stream(0):  # so that all else begins as it would without
@@ -91,7 +87,7 @@ class LatentWorld(nn.Module):
     @property
     def context(self) -> int:
         """Rows of a batch before the first one that is learned from."""
-        return self.kept[0] if self.kept else 0
+        return self.frames.context
 
     # As a world.
 
@@ -99,27 +95,17 @@ class LatentWorld(nn.Module):
         """Before anything was seen: every number of a group alike."""
         like = self.reward.last.bias
         z = like.new_full((batch_size, self.config.latent), 1.0 / self.config.group)
-        return Latent(z, self._no_images(batch_size))
-
-    def _no_images(self, batch_size: int) -> Tensor | None:
-        if not self.kept:
-            return None
-        where = self.reward.last.bias.device
-        return torch.zeros(batch_size, *self.kept, dtype=torch.uint8, device=where)
+        return Latent(z, self.frames.initial(batch_size, like.device))
 
     def observe(
         self, state: Latent, obs: dict[str, Tensor], action: Tensor, is_first: Tensor
     ) -> Latent:
         """What obs [B, ...] means; of the past only images count."""
         flat, picture = self._inputs(obs)
-        if not self.kept or picture is None:
-            return Latent(self.encoder(flat, picture))
-        recent = state.recent
-        assert recent is not None
-        now = picture.unsqueeze(1)
-        first = is_first.bool().view(-1, 1, 1, 1, 1)
-        stack = torch.cat([torch.where(first, now, recent), now], 1)  # [B, frames, H, W, C]
-        return Latent(self.encoder(flat, _side_by_side(stack, 1)), stack[:, 1:])
+        if picture is None:
+            return Latent(self.encoder(flat, None))
+        picture, recent = self.frames.add(state.recent, picture, is_first)
+        return Latent(self.encoder(flat, picture), recent)
 
     def step(self, state: Latent, action: Tensor) -> Prediction[Latent]:
         """Where action [B, A] leads."""
@@ -171,26 +157,13 @@ class LatentWorld(nn.Module):
         images = [obs[key] for key in self.encoder.images]
         return (torch.cat(flat, -1) if flat else None), (torch.cat(images, -1) if images else None)
 
-    def stacked(self, picture: Tensor, is_first: Tensor) -> Tensor:
-        """Images [B, T, H, W, C] of consecutive rows, each with those before it in its episode
-        (the first one repeated): [B, T - context, H, W, C * frames]."""
-        count = self.config.frames
-        if count == 1:
-            return picture
-        times = torch.arange(picture.shape[1], device=picture.device)
-        begin = torch.where(is_first, times, 0).cummax(1).values  # of each row's episode
-        each = torch.arange(len(picture), device=picture.device).unsqueeze(1)
-        backs = [torch.maximum(times - back, begin) for back in reversed(range(count))]
-        stack = torch.stack([picture[each, back] for back in backs], 2)
-        return _side_by_side(stack, 2)[:, self.context :]
-
     def _encoded(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Latents of the first row [B, F], with gradient, and of those after it [H, B, F],
         without."""
         flat, picture = self._inputs(batch.obs)
         flat = flat[:, self.context :] if flat is not None else None
         if picture is not None:
-            picture = self.stacked(picture, batch.is_first)
+            picture = self.frames.rows(picture, batch.is_first)[:, self.context :]
             if self.config.shift:
                 lead = picture.shape[:2]
                 picture = shifted(picture.flatten(0, 1), self.config.shift).unflatten(0, lead)
@@ -249,8 +222,3 @@ class LatentWorld(nn.Module):
         losses = self.learn(batch).losses
         parts = {f"loss/{name}": loss.detach() for name, loss in losses.items()}
         return torch.stack(list(losses.values())).sum(), parts
-
-
-def _side_by_side(stack: Tensor, axis: int) -> Tensor:
-    """Images [..., frames, H, W, C] as [..., H, W, frames * C]."""
-    return stack.movedim(axis, -2).flatten(-2)

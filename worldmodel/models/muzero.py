@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 from worldmodel.config import ConfigError, check_ranges
 from worldmodel.distributions import Support, symlog
-from worldmodel.types import PLAYER_KEY, EnvSpec, Prediction
+from worldmodel.models.frames import Frames
+from worldmodel.types import PLAYER_KEY, Batch, EnvSpec, Prediction
 
 
 @dataclass
@@ -32,7 +33,7 @@ class MuZeroModelConfig:
     is no board. scaled: states are brought to [0, 1] by their own least and greatest entries.
     support, bins: rewards and values are categories from -support to support of their square roots
     (worldmodel.distributions.Support). ends: the model says whether the episode goes on; published
-    ones do not. projection: units of the consistency loss; 0: none. prefix: units of the LSTM that
+    ones do not. frames: images that are seen together. projection: units of the consistency loss; 0: none. prefix: units of the LSTM that
     sums up rewards; 0: each is predicted by itself. prefix_steps: after which it begins anew."""
 
     latent: int = 64
@@ -45,6 +46,7 @@ class MuZeroModelConfig:
     support: float = 300.0
     bins: int = 601
     ends: bool = True
+    frames: int = 1
     projection: int = 0
     prefix: int = 0
     prefix_steps: int = 5
@@ -54,7 +56,7 @@ class MuZeroModelConfig:
         check_ranges(self, {
             "latent": wide, "units": wide, "layers": (0, 64), "channels": wide, "blocks": (0, 64),
             "support": (0.1, 1e6), "bins": (3, 1 << 16), "projection": (0, 1 << 16),
-            "prefix": (0, 1 << 16), "prefix_steps": (1, 1 << 16), "board": wide,
+            "prefix": (0, 1 << 16), "frames": (1, 64), "prefix_steps": (1, 1 << 16), "board": wide,
         })  # fmt: skip
         if len(self.board) not in (0, 2):
             raise ConfigError(f"board is {self.board}; allowed: [height, width], or [] for none.")
@@ -62,10 +64,12 @@ class MuZeroModelConfig:
 
 class MuZeroState(NamedTuple):
     """latent: [B, S], or [B, C, H, W] of images and boards. sums [B, 2 P + 2]: the memory of the
-    LSTM that sums up rewards, their sum so far and the steps since it began; None without."""
+    LSTM that sums up rewards, their sum so far and the steps since it began; None without. recent:
+    the images before the next one [B, frames - 1, H, W, C], or None."""
 
     latent: Tensor
     sums: Tensor | None = None
+    recent: Tensor | None = None
 
 
 class Step(NamedTuple):
@@ -185,9 +189,15 @@ class MuZeroWorld(nn.Module):
                 f"This model sees images or vectors, not both ({self.images}, {self.flat}); "
                 "name those to keep with env.keys=[...]."
             )
+        if c.frames > 1 and not self.images:
+            raise ConfigError(
+                f"model.frames is {c.frames}, but there are no images to see together "
+                f"({self.flat}). Leave it at 1."
+            )
+        self.frames = Frames(spec, self.images, c.frames)
         if self.images:
             height, width = spec.obs[self.images[0]].shape[:2]
-            planes = sum(spec.obs[key].shape[2] for key in self.images)
+            planes = c.frames * sum(spec.obs[key].shape[2] for key in self.images)
             self.represent_net: nn.Module = seen_by_eye(planes, c)
             self.shape: tuple[int, ...] = (c.channels, height // 16, width // 16)
         elif c.board:
@@ -230,8 +240,9 @@ class MuZeroWorld(nn.Module):
 
     def initial(self, batch_size: int) -> MuZeroState:
         """Zeros."""
-        zeros = self.reward.weight.new_zeros
-        return MuZeroState(zeros(batch_size, *self.shape), self._fresh(batch_size))
+        weight = self.reward.weight
+        latent, recent = weight.new_zeros(batch_size, *self.shape), self.frames.initial
+        return MuZeroState(latent, self._fresh(batch_size), recent(batch_size, weight.device))
 
     def _fresh(self, batch: int) -> Tensor | None:
         size = 2 * self.config.prefix + 2
@@ -240,16 +251,28 @@ class MuZeroWorld(nn.Module):
     def observe(
         self, state: MuZeroState, obs: dict[str, Tensor], action: Tensor, is_first: Tensor
     ) -> MuZeroState:
-        """What the observation alone shows; nothing is remembered."""
-        return self.represent(obs)
-
-    def represent(self, obs: dict[str, Tensor]) -> MuZeroState:
-        """States of observations [B, ...]."""
+        """What the observation shows, with the images before it; nothing else is remembered."""
+        x, recent = self.inputs(obs), state.recent
         if self.images:
-            x = torch.cat([obs[key] for key in self.images], -1).permute(0, 3, 1, 2).float() / 255
+            x, recent = self.frames.add(recent, x, is_first)
+        return self.represent(x)._replace(recent=recent)
+
+    def inputs(self, obs: dict[str, Tensor]) -> Tensor:
+        """Images [..., H, W, C] or vectors [..., N] side by side."""
+        parts = [obs[key] for key in self.images] or [obs[key].float() for key in self.flat]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+    def rows(self, batch: Batch) -> Tensor:
+        """What is represented of consecutive rows, [B, T, ...]. The first frames - 1 lack what came
+        before them."""
+        x = self.inputs(batch.obs)
+        return self.frames.rows(x, batch.is_first) if self.images else x
+
+    def represent(self, x: Tensor) -> MuZeroState:
+        """States of what was seen [B, ...]: `inputs`, of several images [B, H, W, frames * C]."""
+        if self.images:
+            x = x.permute(0, 3, 1, 2).float() / 255
         else:
-            parts = [obs[key].float() for key in self.flat]
-            x = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
             x = x.unflatten(-1, (-1, *self.config.board)) if self.config.board else symlog(x)
         latent = self._bounded(self.represent_net(x))
         return MuZeroState(latent, self._fresh(len(latent)))
@@ -276,7 +299,8 @@ class MuZeroWorld(nn.Module):
             told, cell = self.memory(features, (before[:, :p], before[:, p:]))
             sums = torch.cat([told, cell, sums[:, -2:-1], sums[:, -1:] + 1], -1)
         logits = self.reward(told)
-        return Step(MuZeroState(self._bounded(new), sums), logits, self.ends(features).squeeze(-1))
+        after = state._replace(latent=self._bounded(new), sums=sums)
+        return Step(after, logits, self.ends(features).squeeze(-1))
 
     def step(self, state: MuZeroState, action: Tensor) -> Prediction[MuZeroState]:
         """See `Dynamics.step`."""
