@@ -18,6 +18,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
@@ -91,6 +92,14 @@ def launch(
             raise ConfigError(
                 f"{first_line(error)}. A choice of a group is a name; --help lists them."
             ) from error
+        except AssertionError as error:  # the whole of what Hydra has to say, for some of them
+            own = [word for word in words if word.lstrip("+~").startswith("hydra.")]
+            if not own or not _raised_in_hydra(error):
+                raise
+            raise ConfigError(
+                f"Hydra does not take this: {' '.join(own)}. These are settings of Hydra's own; "
+                "leave them out, or look them up at https://hydra.cc/docs/configure_hydra/intro."
+            ) from error
         finally:
             if before is None:
                 del os.environ[FULL_ERROR]
@@ -120,10 +129,24 @@ class _Loader(ConfigLoaderImpl):
     """Hydra's loader with our rule for maps (`worldmodel.maps`): what a file or a word gives
     replaces what the files before it gave."""
 
+    _files: Any = None
+
     def _parse_overrides_and_create_caching_repo(self, config_name: Any, overrides: Any) -> Any:
         found = super()._parse_overrides_and_create_caching_repo(config_name, overrides)
         self._words = found[0]
         return found
+
+    def get_group_options(
+        self, group_name: str, results_filter: Any = ObjectType.CONFIG, *about: Any, **named: Any
+    ) -> list[str]:
+        """As Hydra's, which copies all configs anew for each group: --help asks for ninety."""
+        if about or named:
+            found = super().get_group_options(group_name, results_filter, *about, **named)
+        else:
+            if self._files is None:
+                self._files = self._parse_overrides_and_create_caching_repo(None, [])[1]
+            found = self._files.get_group_options(group_name, results_filter)
+        return list(found)
 
     def _load_single_config(self, default: Any, repo: Any) -> Any:
         found = super()._load_single_config(default, repo)

@@ -12,6 +12,7 @@ import pytest
 
 from agents.base import Agenda
 from agents.run import setup
+from agents.run.cli import train_command
 from agents.run.config import TrainConfig
 from tests.agents.counting_agent import CountingConfig
 from tests.fuzz import runs
@@ -101,3 +102,9 @@ def test_what_a_replay_lost_is_said(tmp_path: Path) -> None:
     assert len(said) == 1
     assert said[0].startswith("warning: Replay at")
     assert "dropped the oldest 20 rows of 20; reward.0001.bin is damaged" in said[0]
+
+
+def test_a_setting_of_hydras_own_that_it_only_asserts_is_one_line() -> None:
+    said: list[str] = []
+    assert train_command(said.append, ["hydra.verbose=3"]) == 2
+    assert said[-1].startswith("error: Hydra does not take this: hydra.verbose=3.")

@@ -166,9 +166,11 @@ def test_spaces(
     observed: spaces.Space[Any], acted: spaces.Space[Any], options: dict[str, Any], renders: bool
 ) -> None:
     kwargs = {"observation_space": observed, "observation": None, "action_space": acted}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        kwargs["observation"] = observed.sample()  # of millions of numbers, at times
     with ours("environments, spaces"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        kwargs["observation"] = observed.sample()
         if renders:
             kwargs["render_mode"] = "rgb_array"
         config = EnvConfig("tests.envs_for_tests:OddSpacesEnv", image_size=[32, 32],

@@ -33,8 +33,9 @@ class MuZeroModelConfig:
     is no board. scaled: states are brought to [0, 1] by their own least and greatest entries.
     support, bins: rewards and values are categories from -support to support of their square roots
     (worldmodel.distributions.Support). ends: the model says whether the episode goes on; published
-    ones do not. frames: images that are seen together. projection: units of the consistency loss; 0: none. prefix: units of the LSTM that
-    sums up rewards; 0: each is predicted by itself. prefix_steps: after which it begins anew."""
+    ones do not. frames: images that are seen together. projection: units of the consistency loss;
+    0: none. prefix: units of the LSTM that sums up rewards; 0: each is predicted by itself.
+    prefix_steps: after which it begins anew."""
 
     latent: int = 64
     units: int = 128
