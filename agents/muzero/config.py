@@ -74,5 +74,7 @@ class MuZeroConfig:
         })  # fmt: skip
         if self.values not in VALUES:
             raise ConfigError(f"values is '{self.values}'; allowed: {', '.join(VALUES)}.")
-        if self.search.rule == "ucb1":
-            raise ConfigError("search.rule=ucb1 learns no policy; allowed: puct, gumbel.")
+        if self.search.rule not in ("puct", "gumbel"):
+            raise ConfigError(
+                f"search.rule={self.search.rule} learns no policy; allowed: puct, gumbel."
+            )

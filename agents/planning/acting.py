@@ -12,6 +12,7 @@ import torch
 from agents.base import Agent, Evaluation, Policy
 from agents.planning import planner_class
 from agents.planning.base import Plan, Planner
+from agents.planning.tree_config import AUTO, MCTSConfig
 from worldmodel import seeding, tree
 from worldmodel.config import ConfigError
 from worldmodel.types import MASK_KEY, Dynamics
@@ -26,14 +27,24 @@ class PlannedState(NamedTuple):
     warm: Any
 
 
+def make_planner(settings: Any, policy: Policy, seed: int, trusts: bool = True) -> Planner:
+    """The planner of these settings for an agent; trusts: as of `Planned`."""
+    if isinstance(settings, MCTSConfig) and settings.rule == AUTO:
+        state = policy.agent.world_state(policy.agent.initial(1))
+        with torch.no_grad():
+            guess = policy.agent.evaluate(state) if trusts and state is not None else Evaluation()
+        guided = guess.prior is not None and guess.value is not None
+        settings = replace(settings, rule="puct" if guided else "ucb1")
+    device = policy.device
+    return planner_class(settings.name)(policy.spec.action, settings, seed, device)
+
+
 def planned(
     policy: Policy, settings: Any, seed: int, world: Any = None, trusts: bool = True
 ) -> Policy:
     """The policy with each action planned. settings: a planner's Config. world, trusts: as of
     `Planned`. Raises ConfigError where there is no world, or the planner cannot search it."""
-    planner = planner_class(settings.name)(
-        policy.spec.action, settings, seeding.spawn(seed, "planner"), policy.device
-    )
+    planner = make_planner(settings, policy, seeding.spawn(seed, "planner"), trusts)
     return replace(policy, agent=Planned(policy.agent, planner, world, trusts))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from agents.planning.base import BoundsConfig, Evaluate, Meter, Plan, Planner, check_kind
 from agents.planning.imagine import Imagination
 from agents.planning.space import ActionSpace
-from agents.planning.tree_config import MCTSConfig
+from agents.planning.tree_config import AUTO, MCTSConfig
 from agents.planning.tree_growth import Choices, Found, Search, Simulations
 from agents.planning.tree_rules import considered_visits
 from worldmodel.config import ConfigError
@@ -35,6 +36,8 @@ class MCTS(Planner):
     def __init__(self, action: ActionSpec, *args: Any, **options: Any) -> None:
         super().__init__(action, *args, **options)
         self.space = ActionSpace(action)
+        if self.config.rule == AUTO:  # who knows an agent has chosen before: `make_planner`
+            self.config = replace(self.config, rule="ucb1")
         c = self.config
         encoded = torch.zeros(0, action.size)
         if c.samples == 0:

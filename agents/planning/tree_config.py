@@ -10,13 +10,16 @@ from agents.planning.cache import CacheConfig
 from agents.planning.tree_rules import GUMBEL, RULES, SCALES, Rule
 from worldmodel.config import ConfigError, check_ranges, unknown
 
+AUTO = "auto"
+
 
 @dataclass
 class MCTSConfig:
     """simulations: leaves that are looked at. depth: of a leaf at most. outcomes: of an action in a
     world that draws them, at most.
 
-    rule: ucb1 | puct | gumbel; the last two ask the agent's policy where to look. c: weight of
+    rule: ucb1 | puct | gumbel | auto; puct and gumbel ask the agent's policy where to look. auto:
+    puct where there is an agent with a policy and values, else ucb1. c: weight of
     exploration, with Q scaled to [0, 1]; null: sqrt(2) for ucb1, 1.25 for puct. c2: of puct, the
     visits at which exploration begins to weigh more. scale: how Q is scaled: tree | node |
     expanded | bounds (agents/planning/tree_rules.py); null: node for gumbel, else tree.
@@ -38,7 +41,7 @@ class MCTSConfig:
     simulations: int = 50
     depth: int = 100
     outcomes: int = 8
-    rule: str = "ucb1"
+    rule: str = AUTO
     c: float | None = None
     c2: float = 19652.0
     scale: str | None = None
@@ -67,8 +70,8 @@ class MCTSConfig:
             "value_scale": scale, "visit_scale": scale, "samples": many, "root_samples": many,
             "wide_samples": many,
         })  # fmt: skip
-        if self.rule not in RULES:
-            raise ConfigError(unknown("rule", self.rule, RULES))
+        if self.rule not in (*RULES, AUTO):
+            raise ConfigError(unknown("rule", self.rule, (*RULES, AUTO)))
         if self.scale is not None and self.scale not in SCALES:
             raise ConfigError(unknown("scale", self.scale, SCALES))
         if len(self.value_range) != 2 or not self.value_range[0] < self.value_range[1]:
@@ -92,7 +95,7 @@ class MCTSConfig:
     @property
     def steps(self) -> int:
         """Of one rollout."""
-        return (20 if self.rule == "ucb1" else 0) if self.rollout is None else self.rollout
+        return (20 if self.rule in ("ucb1", AUTO) else 0) if self.rollout is None else self.rollout
 
     def table(self) -> Rule:
         """What the kernels are told."""

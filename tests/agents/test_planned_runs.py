@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import agents
 from agents.apps.evaluate import evaluate_command
 from agents.apps.plans import draw_decision, draw_tree
 from agents.apps.play.cli import open_run
@@ -20,7 +21,7 @@ from agents.deploy.cli import deploy_command, export_command
 from agents.dyna import DynaQ
 from agents.dyna.config import DynaQConfig
 from agents.planning import PLANNERS, planner_class
-from agents.planning.acting import Planned
+from agents.planning.acting import Planned, make_planner
 from agents.planning.words import split_words
 from tests.agents.play_runs import left_right, run_folder
 from tests.agents.small_runs import PATIENT, SILENT
@@ -61,6 +62,15 @@ def test_a_plan_is_deployed_and_its_counters_are_told(run: Path, tmp_path: Path)
     assert search["model_steps"] >= 3 * 8
     assert search["iterations"] > 1
     assert "plans, mean" in said
+
+
+def test_a_tree_search_asks_the_agent_that_it_plans_for(run: Path) -> None:
+    policy, settings = agents.load(run), PLANNERS["mcts"].Config(simulations=4)
+    assert make_planner(settings, policy, 0).config.rule == "puct"
+    assert make_planner(settings, policy, 0, trusts=False).config.rule == "ucb1"
+    chosen = PLANNERS["mcts"].Config(simulations=4, rule="gumbel")
+    assert make_planner(chosen, policy, 0).config.rule == "gumbel"
+    assert planner_class("mcts")(policy.spec.action, settings).config.rule == "ucb1"
 
 
 def test_no_graph_holds_a_search(run: Path) -> None:

@@ -17,7 +17,7 @@ from agents.apps.episodes import Episodes
 from agents.apps.play.driver import Stage
 from agents.apps.play.session import Session
 from agents.apps.play.world import World
-from agents.planning import planner_class
+from agents.planning.acting import make_planner
 from agents.planning.words import split_words
 from worldmodel import config
 from worldmodel.accel import devices
@@ -98,9 +98,7 @@ def open_run(
     """
     try:
         policy = agents.load(run, device)
-        searcher = planner and planner_class(planner.name)(
-            policy.spec.action, planner, 0, policy.device
-        )
+        searcher = planner and make_planner(planner, policy, 0)
         world = World(policy, searcher)
     except ValueError as error:
         raise config.ConfigError(str(error)) from error
