@@ -1,11 +1,13 @@
 """Unknown is not yet harmful: what tells them apart is what arrives.
 
-While the world is unknown, the policy acts as long as the rewards that arrive keep up with the
-least that its ordinary episodes had brought by the same tick, or with what the fallback is known to
-bring. Where they do not, the fallback acts, and gives way in its turn when it brings less than the
-policy did.
+In an unknown world a policy may earn anything between what random actions would and what it used
+to. A fallback that earns more than half way acts at once.
 
-Rewards are compared as running means a tick. `measure` finds the three numbers when the detector
+Else, the policy acts as long as the rewards that arrive keep up with the least that its ordinary
+episodes had brought by the same tick, or with what the fallback is known to bring. Where they do
+not, the fallback acts, and gives way in its turn when it brings less than the policy did.
+
+Rewards are compared as running means a tick. `measure` finds the four numbers when the detector
 is calibrated; an `Account` follows one robot.
 """
 
@@ -16,17 +18,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from agents.base import Policy
 from agents.deploy import fallback
 from agents.deploy.config import FallbackConfig
-from agents.deploy.episodes import play_out
+from agents.deploy.episodes import Act, play_out
+from agents.random import Random, RandomConfig
 from worldmodel import progress, seeding
 from worldmodel.capabilities import Expects
 from worldmodel.config import ConfigError
 from worldmodel.envs import make_env
 from worldmodel.ood.api import Track
-from worldmodel.types import ActionSpec
+from worldmodel.types import ActionSpec, EnvSpec
 
 KEY = "earnings"  # in a detector's calibration
 RATE = 0.1  # of the running means, a tick
@@ -41,16 +45,25 @@ class Earnings:
     policy: on average. floor: the running mean that ordinary episodes seldom lie below at their
     first tick and every tenth from there on; the last one holds from then on. fallbacks: by
     `name_of`, in whole episodes of each, as long as ordinary ones last; after an early end there
-    is nothing more. rate: of the running means.
+    is nothing more. rate: of the running means. random: of random actions, in whole episodes; None
+    in calibrations from before it was measured.
     """
 
     policy: float
     floor: Sequence[float]
     fallbacks: Mapping[str, float]
     rate: float = RATE
+    random: float | None = None
+
+    @property
+    def half_way(self) -> float:
+        """Between random actions and the policy."""
+        return float("inf") if self.random is None else (self.policy + self.random) / 2
 
     def __str__(self) -> str:
         safe = ", ".join(f"{name} {value:.3g}" for name, value in self.fallbacks.items())
+        if self.random is not None:
+            safe += f", random {self.random:.3g}"
         low, high = min(self.floor), max(self.floor)
         return f"rewards a tick: policy {self.policy:.3g} (floor {low:.3g} to {high:.3g}), {safe}"
 
@@ -95,6 +108,8 @@ class Account:
     def prefers_fallback(self, away: bool) -> bool:
         """Who should act in an unknown world; away: the fallback does. Whoever has just begun has
         as many ticks as a running mean is long, lest they take turns at every tick."""
+        if self.fallback > self._known.half_way:
+            return True
         self._left = max(0, self._left - 1)
         if self._left:
             return away
@@ -123,8 +138,12 @@ def measure(
     length = round(float(np.median([len(one) for one in rewards])))
     found = {}
     for config in progress.each(_measured(own, policy.spec.action), "seeing what fallbacks earn"):
-        found[name_of(config)] = _earned(policy, config, length, episodes, seed)
-    return Earnings(mean, floor, found)
+        relay = _Relay(policy, config, episodes)
+        found[name_of(config)] = _earned(policy, relay, length, episodes, seed)
+    with seeding.Stream(seeding.spawn(seed, "random"), policy.device):
+        aimless = _random(policy.spec)
+    random = _earned(policy, aimless, length, episodes, seed)
+    return Earnings(mean, floor, found, random=random)
 
 
 def _running(rewards: np.ndarray, start: float) -> list[float]:
@@ -155,8 +174,8 @@ def _measured(own: FallbackConfig, action: ActionSpec) -> list[FallbackConfig]:
     return list({name_of(one): one for one in all_}.values())
 
 
-def _earned(policy: Policy, config: FallbackConfig, length: int, episodes: int, seed: int) -> float:
-    """Mean reward a tick of a fallback that acts from the second tick of whole episodes on.
+def _earned(policy: Policy, acts: Act, length: int, episodes: int, seed: int) -> float:
+    """Mean reward a tick of whole episodes; a fallback acts from the second tick on.
 
     Not from where it would take over from a policy at work: what that has just earned would be
     counted for the fallback (a pendulum that has been swung up falls slowly).
@@ -166,9 +185,20 @@ def _earned(policy: Policy, config: FallbackConfig, length: int, episodes: int, 
         for i in range(episodes)
     ]
     with seeding.Stream(seeding.spawn(seed, "fallback"), policy.device):
-        rewards = play_out(envs, _Relay(policy, config, episodes))
+        rewards = play_out(envs, acts)
     ticks = sum(max(len(one), length) for one in rewards)
     return float(sum(map(sum, rewards)) / max(1, ticks))
+
+
+def _random(spec: EnvSpec) -> Act:
+    """Random actions, among those that are allowed."""
+    agent = Random(spec, RandomConfig(), torch.device("cpu"))
+
+    def acts(tick: int, obs: list[Any], rewards: np.ndarray, going: np.ndarray) -> np.ndarray:
+        seen = {key: np.stack([one[key] for one in obs]) for key in spec.seen}
+        return np.asarray(spec.action.decode(agent.act(seen)[0]))
+
+    return acts
 
 
 class _Relay:
@@ -206,6 +236,7 @@ def of_calibration(calibration: Mapping[str, Any] | None) -> Earnings | None:
     try:
         known = Earnings(**found)
         numbers = [known.policy, *known.floor, known.rate, *known.fallbacks.values()]
+        numbers += [] if known.random is None else [known.random]
         sound = bool(known.floor) and bool(np.isfinite(np.asarray(numbers, float)).all())
         if not sound or not 0 < known.rate <= 1:
             raise ValueError(f"{numbers}")

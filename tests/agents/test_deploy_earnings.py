@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,21 @@ def test_what_a_tiny_run_earns(tmp_path: Path) -> None:
     assert found.floor == [(LENGTH + 1) / 2]
     assert found.fallbacks.keys() == {"hold", "zero", "stop"}
     assert set(found.fallbacks.values()) == {found.policy}  # in whole episodes of theirs
+    assert found.random == found.policy
     assert of_calibration({KEY: found.__dict__}) == found
     assert of_calibration({}) is None
     with pytest.raises(ConfigError, match="no usable earnings"):
         of_calibration({KEY: {"policy": "much"}})
+
+
+def test_a_fallback_that_earns_more_than_half_way_acts_at_once() -> None:
+    """Random actions earn 0, the policy 1: 0.9 is more than half way, 0.4 is not."""
+    known = replace(KNOWN, random=0.0)
+    for name, at_once in (("hold", True), ("zero", False)):
+        assert Account(known, name).prefers_fallback(away=False) is at_once
+    account = Account(known, "hold")
+    account.credit(1.0, policy=True)
+    for reward in (0.9, 0.1, 0.1):  # 0.9, 0.5, 0.3: it does not do what it promised
+        account.credit(reward, policy=False)
+    assert not account.prefers_fallback(away=True)  # the policy did better
+    assert not Account(replace(KNOWN, random=-1.0, policy=3.0), "hold").prefers_fallback(away=False)
