@@ -102,7 +102,7 @@ def test_writes_all_that_it_promises(report: tuple[Path, str]) -> None:
     assert beside["episodes_are"].startswith("3 fresh episodes of random actions")
     assert beside["starts_used"] == 6
     assert len(found["mean_errors"]["Image MSE"]["mean of its dreams"]) == 6
-    assert len(table(folder / "honesty_image_mse.csv")) == 18  # three curves
+    assert len(table(folder / "honesty_image_mse.csv")) == 24  # four curves
     assert len(table(folder / "honesty_return.csv")) == 6
     rows = table(folder / "branches.csv")
     assert len(rows) == 4 * 6
