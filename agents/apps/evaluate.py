@@ -53,7 +53,7 @@ class EvaluateConfig:
 
 def evaluate_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
     """Play whole episodes with the agent of a run folder; returns and a video go to its
-    `evaluation` folder."""
+    `evaluation` folder, those of a planner or by control to folders of their own in it."""
     return config.guarded(lambda: _evaluate(arguments, say), say)
 
 
@@ -77,7 +77,9 @@ def _evaluate(words: Sequence[str], say: Callable[[str], None]) -> int:
             result = evaluate(*about, *many, settings.mode, record=True)
     except ValueError as error:
         raise config.ConfigError(str(error)) from error
-    folder = Path(settings.run) / "evaluation"
+    kinds = [] if planner is None else [planner.name]
+    kinds += ["control"] if settings.control else []
+    folder = Path(settings.run, "evaluation", *kinds)  # nobody's results replace the policy's own
     asked = {"task": policy.env.id, "mode": settings.mode, "seed": settings.seed}
     asked |= {"env": settings.env}
     asked |= {} if planner is None else {"planner": asdict(planner)}

@@ -45,12 +45,18 @@ def says(command: Any, *words: str) -> tuple[int, str]:
     return code, "\n".join(said)
 
 
-def test_an_evaluation_draws_one_decision(run: Path) -> None:
+def test_an_evaluation_draws_one_decision_and_leaves_the_plain_one_alone(run: Path) -> None:
+    plain = run / "evaluation"
+    assert says(evaluate_command, f"run={run}", "episodes=1")[0] == 0
+    before = {path: path.read_bytes() for path in plain.iterdir() if path.is_file()}
+    assert {"returns.json", "returns.csv", "episode.mp4"} == {path.name for path in before}
     code, said = says(evaluate_command, f"run={run}", "episodes=3", "num_envs=1", *QUICK)
     assert code == 0, said
     for name in ("plan.png", "plan.gif"):
-        assert f"one decision: {run}/evaluation/{name}" in said
-        assert (run / "evaluation" / name).stat().st_size > 500
+        assert f"one decision: {run}/evaluation/icem/{name}" in said
+        assert (plain / "icem" / name).stat().st_size > 500
+    assert json.loads((plain / "icem" / "returns.json").read_text())["planner"]["horizon"] == 3
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_a_plan_is_deployed_and_its_counters_are_told(run: Path, tmp_path: Path) -> None:
