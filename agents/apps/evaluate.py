@@ -19,7 +19,7 @@ from agents.planning.words import split_words
 from agents.run import report
 from agents.run.evaluate import EvalResult, evaluate, frames_of
 from worldmodel import config
-from worldmodel.envs.config import MOST_ENVS, EnvConfig
+from worldmodel.envs.config import MOST_ENVS, with_words
 from worldmodel.log import write_video
 
 MOST_EPISODES = 1_000_000
@@ -62,8 +62,7 @@ def _evaluate(words: Sequence[str], say: Callable[[str], None]) -> int:
     settings = config.from_cli(EvaluateConfig, rest)
     try:
         policy = agents.load(settings.run, settings.device)
-        changes = [word.removeprefix("env.") for word in rest if word.startswith("env.")]
-        policy = replace(policy, env=config.from_cli(EnvConfig, changes, like=policy.env.judged))
+        policy = replace(policy, env=with_words(policy.env.judged, rest))
         if planner is not None:
             world = with_heads(settings.run, settings.control, policy) if settings.control else None
             policy = planned(policy, planner, settings.seed, world, trusts=not settings.control)
