@@ -237,6 +237,21 @@ def test_short_episodes_are_left_out_where_others_fit() -> None:
         lived.long_enough(settings(horizon=20))
 
 
+def test_recorded_episodes_keep_their_numbers_where_one_has_lost_its_beginning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    policy = counting_policy(counting(length=16))
+    replay = Replay(policy.spec, ReplayConfig(capacity=40), 1)
+    evaluate(policy.agent, policy.spec, policy.env, 3, num_envs=1, replay=replay)
+    assert len(replay.episodes()) > len(replay.episodes(complete=True))
+    monkeypatch.setattr("agents.load_replay", lambda run: replay)
+    lived = experience(policy, settings(source="replay"))
+    assert lived.used == [1, 2]
+    assert lived.shown(settings(source="replay")) == [1, 2]
+    assert lived.lengths[1:3].tolist() == [17, 17]
+    assert lived.about.startswith("the newest 2 of 2 recorded episodes")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -118,14 +118,14 @@ def experience(policy: Policy, settings: DreamConfig) -> Experience:
     if settings.source == "fresh":
         return _fresh(policy, settings)
     replay = agents.load_replay(settings.run)
-    episodes = replay.episodes(complete=True)
-    if not episodes:
+    episodes, whole = replay.episodes(), set(replay.episodes(complete=True))
+    used = [number for number, place in enumerate(episodes) if place in whole][-settings.play :]
+    if not used:
         raise ConfigError(
             f"The replay of '{settings.run}' holds no whole episode. Use source=fresh, or train "
             "for longer."
         )
-    used = list(range(len(episodes)))[-settings.play :]
-    about = f"the newest {len(used)} of {len(episodes)} recorded episodes, which it learned from"
+    about = f"the newest {len(used)} of {len(whole)} recorded episodes, which it learned from"
     return Experience(replay, episodes, used, about)
 
 
