@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -145,3 +146,23 @@ def test_a_tree_is_drawn(tmp_path: Path) -> None:
     assert draw_decision(tmp_path, world, world.spec, world.initial(1), plan) == [
         tmp_path / "tree.png"
     ]
+
+
+def test_no_line_of_a_tree_crosses_a_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines and labels, each drawn by themselves, have no pixel in common."""
+    planner = planner_class("mcts")(ActionSpec("discrete", (2,)), PLANNERS["mcts"].Config())
+    world = CartPole(0.99)
+    plan = planner.plan(world, world.initial(1))
+    drawn: dict[str, np.ndarray] = {}
+    for name in ("line", "putText"):
+
+        def draw(
+            out: np.ndarray, *words: Any, call: Any = getattr(cv2, name), to: str = name
+        ) -> None:
+            call(drawn.setdefault(to, np.zeros(out.shape, np.uint8)), *words)
+
+        monkeypatch.setattr(cv2, name, draw)
+    draw_tree(plan.searched)
+    lines, labels = (drawn[name].any(-1) for name in ("line", "putText"))
+    assert lines.sum() > labels.sum() > 1000
+    assert not (lines & labels).any()
