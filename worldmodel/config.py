@@ -237,6 +237,8 @@ def explain(error: Exception, known: Iterable[str] = ()) -> ConfigError:
     if key is not None:
         return _unknown_key(key, known)
     first, full_key = str(cause).split("\n")[0], getattr(cause, "full_key", None)
+    if full_key and "to Dict[" in first:
+        first += f". Give its entries by name: {full_key}.NAME=..., or '{full_key}={{NAME: ...}}'"
     return ConfigError(f"Wrong value for '{full_key}': {first}." if full_key else str(error))
 
 

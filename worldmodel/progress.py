@@ -101,6 +101,12 @@ def said() -> None:
         _watcher.said()
 
 
+def note(text: str) -> None:
+    """Have a line shown that explains a wait, where somebody watches."""
+    if _watcher is not None:
+        _watcher.note(text)
+
+
 def clear() -> None:
     """Take the bar away before a line is said."""
     if _watcher is not None:
@@ -192,6 +198,13 @@ class Watcher:
     def said(self) -> None:
         """Somebody said a line, so that none is due for a while."""
         self._last = clock()
+
+    def note(self, text: str) -> None:
+        """Show a line, over whatever bar there is: a step may have one of its own."""
+        with self._lock:
+            self.clear()
+            self._write(f"\r\x1b[2K{text}" if self._terminal else text)
+            self.said()
 
     def clear(self) -> None:
         """Make room for a line."""

@@ -19,7 +19,7 @@ from agents.planning.words import split_words
 from agents.run import report
 from agents.run.evaluate import EvalResult, evaluate, frames_of
 from worldmodel import config
-from worldmodel.envs.config import MOST_ENVS, EnvConfig
+from worldmodel.envs.config import MOST_ENVS, with_words
 from worldmodel.log import write_video
 
 MOST_EPISODES = 1_000_000
@@ -53,7 +53,7 @@ class EvaluateConfig:
 
 def evaluate_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
     """Play whole episodes with the agent of a run folder; returns and a video go to its
-    `evaluation` folder."""
+    `evaluation` folder, those of a planner or by control to folders of their own in it."""
     return config.guarded(lambda: _evaluate(arguments, say), say)
 
 
@@ -62,8 +62,7 @@ def _evaluate(words: Sequence[str], say: Callable[[str], None]) -> int:
     settings = config.from_cli(EvaluateConfig, rest)
     try:
         policy = agents.load(settings.run, settings.device)
-        changes = [word.removeprefix("env.") for word in rest if word.startswith("env.")]
-        policy = replace(policy, env=config.from_cli(EnvConfig, changes, like=policy.env.judged))
+        policy = replace(policy, env=with_words(policy.env.judged, rest))
         if planner is not None:
             world = with_heads(settings.run, settings.control, policy) if settings.control else None
             policy = planned(policy, planner, settings.seed, world, trusts=not settings.control)
@@ -77,7 +76,9 @@ def _evaluate(words: Sequence[str], say: Callable[[str], None]) -> int:
             result = evaluate(*about, *many, settings.mode, record=True)
     except ValueError as error:
         raise config.ConfigError(str(error)) from error
-    folder = Path(settings.run) / "evaluation"
+    kinds = [] if planner is None else [planner.name]
+    kinds += ["control"] if settings.control else []
+    folder = Path(settings.run, "evaluation", *kinds)  # nobody's results replace the policy's own
     asked = {"task": policy.env.id, "mode": settings.mode, "seed": settings.seed}
     asked |= {"env": settings.env}
     asked |= {} if planner is None else {"planner": asdict(planner)}

@@ -23,6 +23,7 @@ from worldmodel.types import EnvSpec
 
 SIDE, GAP, COLUMNS = 72, 3, 8  # pixels of a frame and between two, frames of a row
 MOST = 200  # candidates that are averaged
+FONT, SIZE = cv2.FONT_HERSHEY_SIMPLEX, 0.36  # of the labels in a tree
 DEEPEST, LEAST = 6, 2  # levels of a tree that are drawn, and visits of a node that is
 
 
@@ -136,32 +137,34 @@ def draw_tree(trees: Trees, root: int = 0) -> np.ndarray:
             children[parent].append(node)
             children[node], depth[node] = [], depth[parent] + 1
     rows = _rows_of(children)
-    high, wide = 22, 150
+    edges = {n: (int(trees.parent[root, n]), int(trees.action[root, n])) for n in children if n}
+    visited = {n: int(trees.visits[root][e]) for n, e in edges.items()}
+    values = {n: float(trees.total[root][e]) / visited[n] for n, e in edges.items()}
+    labels = {n: f"{edges[n][1]}: {values[n]:.2f} ({visited[n]})" for n in edges}
+    # An edge ends level, and long enough for its label to stand above it, clear of its siblings.
+    level = 8 + max((cv2.getTextSize(t, FONT, SIZE, 1)[0][0] for t in labels.values()), default=0)
+    high, wide = 24, level + 60
     height = int(high * (max(rows.values()) + 2))
-    out = np.full((height, wide * (max(depth.values()) + 1) + 60, 3), films.BLANK, np.uint8)
+    width = max(240, wide * max(depth.values()) + 24)  # of the title, at least
+    out = np.full((height, width, 3), films.BLANK, np.uint8)
 
     def place(node: int) -> tuple[int, int]:
         return 12 + wide * depth[node], int(high * (rows[node] + 1))
 
     total = max(1, int(trees.visits[root, 0].sum()))
-    edges = {n: (int(trees.parent[root, n]), int(trees.action[root, n])) for n in children if n}
-    values = {n: trees.total[root][e] / trees.visits[root][e] for n, e in edges.items()}
     least, most = min(values.values(), default=0.0), max(values.values(), default=0.0)
-    labels: list[tuple[tuple[int, int], str]] = []
-    for node, (parent, action) in edges.items():
-        visits, value = int(trees.visits[root, parent, action]), values[node]
-        share = float((value - least) / max(1e-9, most - least))
+    for node, (parent, _) in edges.items():
+        share = (values[node] - least) / max(1e-9, most - least)
         ink = tuple(
             int(a + share * (b - a)) for a, b in zip((70, 110, 190), films.MARK, strict=True)
         )
-        thick = 1 + round(7 * (visits / total) ** 0.5)
-        cv2.line(out, place(parent), place(node), ink, thick, cv2.LINE_AA)
+        thick = 1 + round(7 * (visited[node] / total) ** 0.5)
         x, y = place(node)
-        text = f"{action}: {value:.2f} ({visits})"
-        labels.append(((x - 78, y - 4), text))
-    for where, text in labels:  # above all lines, on dark paper
-        for ink, thick in (((films.BLANK,) * 3, 4), (films.INK, 1)):
-            cv2.putText(out, text, where, cv2.FONT_HERSHEY_SIMPLEX, 0.36, ink, thick, cv2.LINE_AA)
+        for start, end in ((place(parent), (x - level, y)), ((x - level, y), (x, y))):
+            cv2.line(out, start, end, ink, thick, cv2.LINE_AA)
+    for node, text in labels.items():
+        x, y = place(node)
+        cv2.putText(out, text, (x - level + 4, y - 7), FONT, SIZE, films.INK, 1, cv2.LINE_AA)
     for node in children:
         cv2.circle(out, place(node), 4, films.INK, -1, cv2.LINE_AA)
     best = int(trees.visits[root, 0].argmax())

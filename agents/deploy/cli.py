@@ -20,6 +20,7 @@ from agents.planning.words import split_words
 from worldmodel import config
 from worldmodel.accel import devices
 from worldmodel.config import ConfigError
+from worldmodel.envs.config import EnvConfig, with_words
 from worldmodel.envs.shifts import LEVELS, shift_named
 from worldmodel.log import write_json
 from worldmodel.ood import store
@@ -29,7 +30,8 @@ MANY = 0.1  # of the ticks without an answer in time: no accident
 
 @dataclass
 class DeployCommand:
-    """run: a run folder, or an export folder. env: another environment than the run's, by id.
+    """run: a run folder, or an export folder. env: settings of the environment that are others than
+    in training: env.time_limit=300, or env.id=...; what it observes and takes must stay the same.
     shift: what changes, by name (worldmodel/envs/shifts.py), or your own (module:Class,
     file.py:Class); empty: nothing. strength: mild,
     middle, strong, or a number in the shift's unit. onset: tick of every episode at which it
@@ -42,7 +44,7 @@ class DeployCommand:
     """
 
     run: str = MISSING
-    env: str = ""
+    env: dict[str, Any] = field(default_factory=dict)
     shift: str = ""
     strength: str = "middle"
     onset: int = 20
@@ -59,12 +61,8 @@ class DeployCommand:
         if self.run != MISSING:
             config.check_ranges(self, {"episodes": (1, 1e6), "onset": (0, 1e9)})
 
-    @property
-    def world(self) -> World:
-        """The environment, and what happens to it."""
-        env = sources.env_of(self.run)
-        if self.env:
-            env = replace(env, id=self.env)
+    def world(self, env: EnvConfig) -> World:
+        """An environment, and what happens to it."""
         if not self.shift:
             return World(env)
         shift = shift_named(self.shift)
@@ -91,14 +89,16 @@ def deploy_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
 
     def deploy() -> int:
         planner, words = split_words(arguments)
-        return _deploy(config.from_cli(DeployCommand, words), planner, say)
+        asked = config.from_cli(DeployCommand, words)
+        world = asked.world(with_words(sources.env_of(asked.run), words))
+        return _deploy(asked, world, planner, say)
 
     return config.guarded(deploy, say)
 
 
-def _deploy(asked: DeployCommand, planner: Any, say: Callable[[str], None]) -> int:
+def _deploy(asked: DeployCommand, world: World, planner: Any, say: Callable[[str], None]) -> int:
     devices.set_threads(1)
-    world, folder = asked.world, asked.folder
+    folder = asked.folder
     settings = replace(
         asked.deploy,
         log=asked.deploy.log or str(folder / "deploy.jsonl"),

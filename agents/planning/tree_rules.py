@@ -16,6 +16,8 @@ from typing import NamedTuple
 import numba as nb
 import numpy as np
 
+import worldmodel.accel.compiling  # noqa: F401
+
 UCB1, PUCT, GUMBEL = 0, 1, 2
 RULES = {"ucb1": UCB1, "puct": PUCT, "gumbel": GUMBEL}
 # tree      the range of all Q so far; untried actions are worth its lower end (MuZero's paper)

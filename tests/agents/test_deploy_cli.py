@@ -74,7 +74,11 @@ def test_an_agent_that_is_too_slow_for_its_cycle_is_said() -> None:
     [
         (["shift=blurr"], "Did you mean 'blur'"),
         (["shift=blur", "strength=much"], "mild, middle, strong"),
-        (["env=NoSuchEnv-v0"], "NoSuchEnv"),
+        (["env.id=NoSuchEnv-v0"], "NoSuchEnv"),
+        (["env=NoSuchEnv-v0"], "Give its entries by name: env.NAME="),
+        (["env.nonsense=1"], "Unknown setting of env 'nonsense'. Known: action_mask, "),
+        (["env.tim_limit=4"], "Did you mean 'time_limit'"),
+        (["env.image_size=[64,64]"], "is image 64 x 64 x 3 instead of image 32 x 32 x 3"),
         (["deploy.fallback.name=hld"], "Did you mean 'hold'"),
         (["deploy.hard_ms=50"], "less than period_ms"),
         (["episodes=0"], "episodes is 0"),
@@ -85,6 +89,16 @@ def test_wrong_words_are_one_clear_error(run: Path, words: list[str], message: s
     code, said = told(deploy_command, f"run={run}", "deploy.warmup=1", *words)
     assert code == 2, said
     assert message in said
+
+
+def test_settings_of_the_environment_may_be_others_than_in_training(
+    run: Path, tmp_path: Path
+) -> None:
+    for given in ("env.time_limit=3", "env={time_limit: 3}"):
+        words = [f"run={run}", f"to={tmp_path}", "episodes=1", "deploy.warmup=1", given, *PATIENT]
+        code, said = told(deploy_command, *words)
+        assert code == 0, said
+        assert json.loads((tmp_path / "summary.json").read_text())["ticks"] == 4
 
 
 def test_nobody_sends_what_the_mask_forbids(tmp_path: Path) -> None:

@@ -136,6 +136,21 @@ def test_the_baseline_repeats_the_last_frame_that_was_seen() -> None:
     assert np.allclose(errors["Reward error"]["last one repeated"], expected)
 
 
+def test_the_other_baseline_is_the_mean_of_all_frames() -> None:
+    asked = settings(play=4, starts=40)  # more than one batch of dreams
+    policy = point_policy(PointWorld())
+    found = windows(experience(policy, asked), policy.model, asked)
+    result = honesty.measure(policy.model, POINT, found, 2)
+    image = found.batch.obs["image"].double().numpy() / 255
+    expected = ((image - image.mean((0, 1)))[:, 2:] ** 2).mean((2, 3, 4))
+    assert len(image) > honesty.CHUNK
+    assert np.allclose(result.errors["Image MSE"]["mean of all frames"], expected, atol=1e-6)
+    assert "mean of all frames" not in result.errors["Reward error"]
+    headline = result.headline()
+    assert headline["average"] == pytest.approx(expected[:, 9].mean(), rel=1e-4)
+    assert headline["ratio_to_average"] == pytest.approx(headline["average"] / headline["model"])
+
+
 def test_what_a_model_expects_has_less_squared_error_than_one_dream() -> None:
     policy = counting_policy(counting(length=16))
     found = windows(experience(policy, settings(play=2, starts=8)), policy.model, settings())
@@ -222,6 +237,21 @@ def test_short_episodes_are_left_out_where_others_fit() -> None:
         lived.long_enough(settings(horizon=20))
 
 
+def test_recorded_episodes_keep_their_numbers_where_one_has_lost_its_beginning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    policy = counting_policy(counting(length=16))
+    replay = Replay(policy.spec, ReplayConfig(capacity=40), 1)
+    evaluate(policy.agent, policy.spec, policy.env, 3, num_envs=1, replay=replay)
+    assert len(replay.episodes()) > len(replay.episodes(complete=True))
+    monkeypatch.setattr("agents.load_replay", lambda run: replay)
+    lived = experience(policy, settings(source="replay"))
+    assert lived.used == [1, 2]
+    assert lived.shown(settings(source="replay")) == [1, 2]
+    assert lived.lengths[1:3].tolist() == [17, 17]
+    assert lived.about.startswith("the newest 2 of 2 recorded episodes")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -247,16 +277,21 @@ def told(**headline: Any) -> dict[str, Any]:
         "ratio": 2.0,
         "one_dream": 0.8,
         "ratio_of_one_dream": 1.25,
+        "average": 0.3,
+        "ratio_to_average": 0.6,
     }
     return {"headline": {**found, **headline}, "starts_used": 7}
 
 
 def test_the_headline_says_which_side_won() -> None:
     assert "a ratio of 2.00, better than not predicting" in honesty.headline(told())
+    assert "that of always showing the mean of all frames 0.3, a ratio of 0.60" in (
+        honesty.headline(told())
+    )
     assert "of one dream alone 1.25" in honesty.headline(told())
     for ratio, words in ((0.5, "0.50, no better than"), (1.004, "1.00, no better than")):
         assert f"a ratio of {words}" in honesty.headline(told(ratio=ratio))
-    assert "ratio" not in honesty.headline(told(ratio=None, model=0.0))
+    assert "ratio" not in honesty.headline(told(ratio=None, ratio_to_average=None, model=0.0))
     assert "no error to compare" in honesty.headline({"headline": {}, "starts_used": 1})
 
 

@@ -102,7 +102,7 @@ def test_writes_all_that_it_promises(report: tuple[Path, str]) -> None:
     assert beside["episodes_are"].startswith("3 fresh episodes of random actions")
     assert beside["starts_used"] == 6
     assert len(found["mean_errors"]["Image MSE"]["mean of its dreams"]) == 6
-    assert len(table(folder / "honesty_image_mse.csv")) == 18  # three curves
+    assert len(table(folder / "honesty_image_mse.csv")) == 24  # four curves
     assert len(table(folder / "honesty_return.csv")) == 6
     rows = table(folder / "branches.csv")
     assert len(rows) == 4 * 6
@@ -241,6 +241,38 @@ def test_mistakes_cost_one_clear_line(
     assert found == code
     assert said.splitlines()[-1].startswith("error: ")
     assert message in said
+
+
+def test_a_dream_longer_than_the_time_limit_is_refused_before_anything_is_played(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_limited(*words: Any, loaded: Any = agents.load) -> Policy:
+        policy: Policy = loaded(*words)
+        return replace(policy, env=replace(policy.env, time_limit=8))
+
+    monkeypatch.setattr(agents, "load", load_limited)
+    monkeypatch.setattr("agents.apps.dreams.episodes.evaluate", None)
+    words = (f"run={run}", *SMALL, f"out={tmp_path}")
+    assert command(*words, "horizon=7") == (
+        2,
+        "error: context=3 and horizon=7 need an episode of 10 rows, but env.time_limit=8 ends them "
+        "after 9. Give horizon=6 or less, or a smaller context.",
+    )
+
+
+def test_no_random_actions_are_played_where_the_episodes_are_too_short(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played = []
+
+    def counted(policy: Any, settings: DreamConfig) -> Any:
+        played.append(settings.mode)
+        return experience(policy, settings)
+
+    monkeypatch.setattr("agents.apps.dreams.cli.experience", counted)
+    code, said = command(f"run={run}", *SMALL, f"out={tmp_path}", "horizon=60")
+    assert (code, played) == (2, ["mode"])
+    assert "the 3 episodes have 15 " in said
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -46,12 +47,18 @@ def says(command: Any, *words: str) -> tuple[int, str]:
     return code, "\n".join(said)
 
 
-def test_an_evaluation_draws_one_decision(run: Path) -> None:
+def test_an_evaluation_draws_one_decision_and_leaves_the_plain_one_alone(run: Path) -> None:
+    plain = run / "evaluation"
+    assert says(evaluate_command, f"run={run}", "episodes=1")[0] == 0
+    before = {path: path.read_bytes() for path in plain.iterdir() if path.is_file()}
+    assert {"returns.json", "returns.csv", "episode.mp4"} == {path.name for path in before}
     code, said = says(evaluate_command, f"run={run}", "episodes=3", "num_envs=1", *QUICK)
     assert code == 0, said
     for name in ("plan.png", "plan.gif"):
-        assert f"one decision: {run}/evaluation/{name}" in said
-        assert (run / "evaluation" / name).stat().st_size > 500
+        assert f"one decision: {run}/evaluation/icem/{name}" in said
+        assert (plain / "icem" / name).stat().st_size > 500
+    assert json.loads((plain / "icem" / "returns.json").read_text())["planner"]["horizon"] == 3
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_a_plan_is_deployed_and_its_counters_are_told(run: Path, tmp_path: Path) -> None:
@@ -149,3 +156,23 @@ def test_a_tree_is_drawn(tmp_path: Path) -> None:
     assert draw_decision(tmp_path, world, world.spec, world.initial(1), plan) == [
         tmp_path / "tree.png"
     ]
+
+
+def test_no_line_of_a_tree_crosses_a_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines and labels, each drawn by themselves, have no pixel in common."""
+    planner = planner_class("mcts")(ActionSpec("discrete", (2,)), PLANNERS["mcts"].Config())
+    world = CartPole(0.99)
+    plan = planner.plan(world, world.initial(1))
+    drawn: dict[str, np.ndarray] = {}
+    for name in ("line", "putText"):
+
+        def draw(
+            out: np.ndarray, *words: Any, call: Any = getattr(cv2, name), to: str = name
+        ) -> None:
+            call(drawn.setdefault(to, np.zeros(out.shape, np.uint8)), *words)
+
+        monkeypatch.setattr(cv2, name, draw)
+    draw_tree(plan.searched)
+    lines, labels = (drawn[name].any(-1) for name in ("line", "putText"))
+    assert lines.sum() > labels.sum() > 1000
+    assert not (lines & labels).any()

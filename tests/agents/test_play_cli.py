@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import agents
 import agents.apps.play
 from agents.apps.play import cli
 from agents.apps.play.cli import is_local, listen, open_run, play_command
@@ -90,6 +91,9 @@ def test_a_run_without_replay_starts_in_the_real_environment(run: Path, tmp_path
     _, known = open_run(run, "cpu", 0, lines.append)
     assert known is not None
     assert len(known) > 3
+    # Numbered as labels and reports number them: one that goes on, or has lost its beginning, too.
+    held = agents.load_replay(run)
+    assert known.places == held.episodes() != held.episodes(complete=True)
     # Neither replay nor environment: nowhere to start, said before a page is served.
     text = (copy / "config.yaml").read_text()
     (copy / "config.yaml").write_text(text.replace("LeftRightEnv", "GoneEnv"))

@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import urlparse
 from urllib.request import Request, urlopen
 
@@ -180,9 +181,16 @@ def number(page: Any, name: str) -> float | None:
     return float(found.group().replace("\u2212", "-")) if found else None
 
 
-def test_a_kill_ends_it_cleanly_and_an_open_address_is_warned_of(run: Path) -> None:
+def test_a_kill_ends_it_cleanly_an_open_address_is_warned_of_an_unknown_one_leads_back(
+    run: Path,
+) -> None:
     made = Server(run, "host=0.0.0.0")
     assert "warning: host=0.0.0.0 is open to the network" in "".join(made.lines)
+    with pytest.raises(HTTPError, match="404") as refused:
+        urlopen(f"http://127.0.0.1:{urlparse(made.url).port}/non<sense")
+    text = refused.value.read().decode()
+    assert f"<title>{run.name} · " in text
+    assert "There is no page '/non&lt;sense'. <a href='/'>The dream is at /</a>." in text
     assert made.stop(signal.SIGTERM) == 128 + signal.SIGTERM
     assert_nothing_is_left(made)
 

@@ -158,7 +158,7 @@ def test_a_planner_acts_in_the_world_of_a_run(old: Path) -> None:
     small = ["planner.horizon=2", "planner.candidates=6", "planner.iterations=1"]
     code, said = evaluated(old, "planner=cem", *small, "planner.policy_candidates=2")
     assert code == 0, said
-    about = json.loads((old / "run" / "evaluation" / "returns.json").read_text())
+    about = json.loads((old / "run" / "evaluation" / "cem" / "returns.json").read_text())
     assert about["planner"]["horizon"] == 2
     again = evaluated(old, "planner=cem", *small, "planner.policy_candidates=2")[1]
     assert again == said  # the planner's numbers are its own, and seeded

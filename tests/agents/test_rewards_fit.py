@@ -169,6 +169,21 @@ def test_errors_by_hand() -> None:
     assert np.isnan(fit.errors(np.ones(2), np.ones(2), 1.0)["r2"])
 
 
+def test_a_fit_is_judged_and_says_what_to_do() -> None:
+    def said(held: float, taught: float) -> str:
+        rows = dict.fromkeys(("mae", "rmse", "constant_mae", "constant_rmse"), 1.0) | {"rows": 9}
+        found = {"held_out": {**rows, "r2": held}, "taught": {**rows, "r2": taught}}
+        return report.text({"seen": report.occurrence(Labels([np.arange(3.0)])), **found})
+
+    assert "FIT" not in said(0.9, 0.99)
+    assert "FIT" not in said(float("nan"), 0.0)  # all held-out labels are alike
+    assert "FAIR FIT" in said(0.5, 0.5)
+    assert "POOR FIT" in said(-2.0, 0.1)
+    assert "explains 0% of" in said(-2.0, 0.1)
+    assert "label more episodes" in said(0.1, 0.56)  # 0.44 is less than half of 0.9
+    assert "not be visible to the model" in said(0.1, 0.54)
+
+
 # Latents
 
 

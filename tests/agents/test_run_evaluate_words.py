@@ -30,6 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ([], [6, 6]),
         (["env.time_limit=4"], [4, 4]),
+        (["env={time_limit: 4}"], [4, 4]),
         (["env.kwargs.length=9"], [9, 9]),
         (["env.kwargs.length=99", "env.longest_episode=11"], [11, 11]),
     ],
@@ -42,7 +43,8 @@ def test_another_level_or_limit(run: Path, words: list[str], lengths: list[int])
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("env.tim_limit=4", "Unknown key"),
+        ("env.tim_limit=4", "Unknown setting of env 'tim_limit'.*Did you mean 'time_limit'"),
+        ("env=CartPole-v1", "Give its entries by name: env.NAME="),
         ("env.kwargs.actions=box", "another than the run's: .*actions are continuous 2 instead"),
         ("env.kwargs.lenth=4", "Did you mean 'length'"),
     ],

@@ -29,3 +29,13 @@ def test_after_an_error_everything_is_as_it_was(tmp_path: Path) -> None:
         interrupted()
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["old"]
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_a_killed_process_left_behind_is_removed_by_the_next(tmp_path: Path) -> None:
+    left = tmp_path / ".a.new"
+    left.mkdir()
+    (left / "half").write_text("half of")
+    with replaced(tmp_path / "a") as fresh:
+        (fresh / "new").write_text("new")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -505,6 +505,10 @@ def test_a_close_that_raises_is_a_warning_and_hides_no_error(
         ({"id": "tests.envs_for_tests:CountngEnv"}, "Did you mean 'CountingEnv'"),
         ({"id": "no_such_package.mod:Env"}, "Cannot import the module"),
         ({"id": COUNTING, "kwargs": {"lenght": 3}}, "Did you mean 'length'"),
+        (
+            {"id": "Pendulum-v1", "kwargs": {"gg": 9.0}},
+            "argument of .Pendulum-v1. .gg.. Known: g, render_mode",
+        ),
         ({"id": "my_games/Chess-v0"}, "package that registers it must be imported"),
         ({"id": "MiniGrid-Empty-5x5-v0"}, "in front, env.id=minigrid:MiniGrid-Empty-5x5-v0"),
         ({"id": COUNTING, "keys": ["imag"]}, "keys names 'imag'"),

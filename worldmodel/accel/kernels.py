@@ -25,6 +25,8 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 
+import worldmodel.accel.compiling  # noqa: F401
+
 F = TypeVar("F", bound=Callable[..., Any])
 f32 = np.float32
 # Not "there is no NaN", nor that x / 255 is x times what 1 / 255 is rounded to.

@@ -9,6 +9,8 @@ from __future__ import annotations
 import numba as nb
 import numpy as np
 
+import worldmodel.accel.compiling  # noqa: F401
+
 Rules = tuple[int, int, int, bool, int]  # of boards.Game: height, width, row, falls, moves
 
 

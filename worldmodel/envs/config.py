@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from worldmodel.config import ConfigError
+from worldmodel.config import ConfigError, from_cli
 from worldmodel.images import ASKED
 
 # Beyond these, a slip of the finger takes the machine down before anything else can say so.
@@ -144,3 +144,22 @@ class EnvConfig:
                 f"atari.sticky is {self.atari.sticky} and atari.noops {self.atari.noops}, but "
                 f"sticky must lie in [0, 1) and noops must not be negative."
             )
+
+
+@dataclass
+class _Settings:
+    env: EnvConfig = field(default_factory=EnvConfig)
+
+
+def with_words(env: EnvConfig, words: Sequence[str]) -> EnvConfig:
+    """The environment with what `env.NAME=...` among the words of a command line says of it.
+
+    Raises ConfigError for a setting that does not exist, and a value that it cannot have.
+    """
+    ours = [word for word in words if word.partition("=")[0].partition(".")[0] == "env"]
+    for word in ours:
+        _, dot, rest = word.partition("=")[0].partition(".")
+        name, known = rest.partition(".")[0].partition("[")[0], [one.name for one in fields(env)]
+        if dot and name not in known:
+            raise unknown("setting of env", name, known, limit=len(known))
+    return from_cli(_Settings, ours, like=_Settings(env)).env

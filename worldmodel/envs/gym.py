@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 # pygame's SDL would open a window and catch the signals that are meant to stop the process.
@@ -76,10 +77,7 @@ def _construct(target: Any, config: EnvConfig) -> gymnasium.Env[Any, Any]:
     takes_mode = "render_mode" in parameters
     if config.pixels and takes_mode and (_renders(target) or not inspect.isclass(target)):
         kwargs.setdefault("render_mode", "rgb_array")
-    for name in kwargs:
-        open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        if parameters and name not in parameters and not open_ended:
-            raise unknown(f"argument of '{config.id}'", name, parameters)
+    _check_arguments(config, kwargs, parameters)
     env = made(config, lambda: target(**kwargs), parameters)
     if not isinstance(env, gymnasium.Env):
         several = isinstance(env, gymnasium.vector.VectorEnv) or hasattr(env, "num_envs")
@@ -92,6 +90,16 @@ def _construct(target: Any, config: EnvConfig) -> gymnasium.Env[Any, Any]:
             )
         )
     return env
+
+
+def _check_arguments(
+    config: EnvConfig, names: Iterable[str], parameters: Mapping[str, inspect.Parameter]
+) -> None:
+    """EnvError for an argument that the constructor does not take, as far as it says."""
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for name in names:
+        if parameters and name not in parameters and not open_ended:
+            raise unknown(f"argument of '{config.id}'", name, parameters)
 
 
 def _registered(config: EnvConfig) -> gymnasium.Env[Any, Any]:
@@ -117,6 +125,8 @@ def _registered(config: EnvConfig) -> gymnasium.Env[Any, Any]:
 
         choose_backend()
     target = made(config, lambda: _entry(spec))
+    given = config.kwargs.keys() - parameters_of(gymnasium.make).keys()
+    _check_arguments(config, given, parameters_of(target))
     if config.pixels and _renders(target):
         kwargs.setdefault("render_mode", "rgb_array")
     if config.time_limit is not None:

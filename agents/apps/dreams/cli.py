@@ -39,7 +39,9 @@ def _dream(words: list[str], say: Callable[[str], None]) -> int:
         policy = agents.load(settings.run, settings.device)
         missing = left_out(policy, settings.run)
         folder = writable(Path(settings.out or Path(settings.run) / "dreams"))
-        lived = [experience(policy, settings), *random_experience(policy, settings, missing)]
+        lived = [experience(policy, settings)]
+        lived[0].shown(settings)  # refused before any more is played
+        lived += random_experience(policy, settings, missing)
         with seeding.Stream(seeding.spawn(settings.seed, "dreams"), policy.device):
             summary = write(policy, lived, settings, folder, missing)
     except ValueError as error:

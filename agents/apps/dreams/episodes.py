@@ -94,13 +94,8 @@ class Experience(Episodes):
         if not fit:
             lengths = sorted({int(self.lengths[n]) for n in self.used})
             span = " to ".join(str(n) for n in dict.fromkeys((lengths[0], lengths[-1])))
-            most = lengths[-1] - settings.context
-            hint = f"horizon={most} or less, or a smaller context" if most > 0 else "less of both"
-            raise ConfigError(
-                f"context={settings.context} and horizon={settings.horizon} need an episode of "
-                f"{settings.rows} rows, but the {len(self.used)} episodes have {span} (their "
-                f"steps and one more). Give {hint}."
-            )
+            found = f"the {len(self.used)} episodes have {span} (their steps and one more)"
+            raise _too_short(settings, found, lengths[-1])
         return fit
 
     def shown(self, settings: DreamConfig) -> list[int]:
@@ -123,21 +118,33 @@ def experience(policy: Policy, settings: DreamConfig) -> Experience:
     if settings.source == "fresh":
         return _fresh(policy, settings)
     replay = agents.load_replay(settings.run)
-    episodes = replay.episodes(complete=True)
-    if not episodes:
+    episodes, whole = replay.episodes(), set(replay.episodes(complete=True))
+    used = [number for number, place in enumerate(episodes) if place in whole][-settings.play :]
+    if not used:
         raise ConfigError(
             f"The replay of '{settings.run}' holds no whole episode. Use source=fresh, or train "
             "for longer."
         )
-    used = list(range(len(episodes)))[-settings.play :]
-    about = f"the newest {len(used)} of {len(episodes)} recorded episodes, which it learned from"
+    about = f"the newest {len(used)} of {len(whole)} recorded episodes, which it learned from"
     return Experience(replay, episodes, used, about)
+
+
+def _too_short(settings: DreamConfig, found: str, most: int) -> ConfigError:
+    """The error where the longest episode has `most` rows; found: which episodes, in words."""
+    most -= settings.context
+    hint = f"horizon={most} or less, or a smaller context" if most > 0 else "less of both"
+    return ConfigError(
+        f"context={settings.context} and horizon={settings.horizon} need an episode of "
+        f"{settings.rows} rows, but {found}. Give {hint}."
+    )
 
 
 def _fresh(policy: Policy, settings: DreamConfig) -> Experience:
     """Episodes played now; long ones are cut off after twice a dream's length."""
     most = LONGEST * settings.rows
     own = policy.env.time_limit
+    if own is not None and own + 1 < settings.rows:
+        raise _too_short(settings, f"env.time_limit={own} ends them after {own + 1}", own + 1)
     env = replace(policy.env, time_limit=most if own is None else min(own, most))
     count = min(ENVS, settings.play)
     share = -(-settings.play // count)

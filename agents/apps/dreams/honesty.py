@@ -24,12 +24,14 @@ from worldmodel.types import Batch, EnvSpec
 HEADLINE_STEP = 20  # open-loop steps at which the one number is taken
 CHUNK = 32  # windows dreamt at once, which bounds the memory for their images
 ONE, MEAN, REPEATED = "one dream", "mean of its dreams", "last one repeated"
+AVERAGE = "mean of all frames"
 
 
 @dataclass(frozen=True)
 class Honesty:
     """errors: {what: {who: [N, H]}} over N starts and the horizon 1 ... H, who being one dream of
-    the model, the mean of several (its expectation), or the baseline that repeats what came last.
+    the model, the mean of several (its expectation), or a baseline: what came last, repeated, and
+    for observations the mean over all rows of all starts.
     imagined, real: discounted returns [N]."""
 
     errors: dict[str, dict[str, np.ndarray]]
@@ -43,30 +45,35 @@ class Honesty:
 
     def headline(self) -> dict[str, Any]:
         """Mean squared error of the first observation at HEADLINE_STEP steps (or the last): of
-        the model's expectation, of one dream, and of the baseline; and how many times less the
-        model's are. The means are over all starts."""
+        the model's expectation, of one dream, and of the baselines; how many times less than that
+        of what is repeated the model's are, and its expectation's than that of the mean of all
+        frames. The means are over all starts."""
         what = next((name for name in self.errors if name.endswith("MSE")), None)
         if what is None:
             return {}
         found = self.errors[what]
         step = min(HEADLINE_STEP, found[ONE].shape[1])
-        one, repeated = (float(found[who][:, step - 1].mean()) for who in (ONE, REPEATED))
+        one, repeated, average = (
+            float(found[who][:, step - 1].mean()) for who in (ONE, REPEATED, AVERAGE)
+        )
         model = float(found[MEAN][:, step - 1].mean()) if MEAN in found else one
 
-        def times_less(error: float) -> float:
-            return repeated / error if error > 0 else float("inf")
+        def times_less(error: float, base: float = repeated) -> float:
+            return base / error if error > 0 else float("inf")
 
         return {
             "what": what, "step": step, "model": model, "one_dream": one, "repeated": repeated,
             "ratio": times_less(model), "ratio_of_one_dream": times_less(one),
+            "average": average, "ratio_to_average": times_less(model, average),
         }  # fmt: skip
 
 
 def measure(model: Any, spec: EnvSpec, found: Windows, context: int, dreams: int = 1) -> Honesty:
     """Dream `dreams` times from every window and compare."""
     rows = found.batch.shape[0]
+    average = {k: v.mean((0, 1), dtype=torch.float32) for k, v in found.batch.obs.items()}
     parts = [
-        _compare(model, spec, found, slice(i, i + CHUNK), context, dreams)
+        _compare(model, spec, found, slice(i, i + CHUNK), context, dreams, average)
         for i in progress.each(range(0, rows, CHUNK), "dreaming, batch")
     ]
     errors = {
@@ -78,7 +85,13 @@ def measure(model: Any, spec: EnvSpec, found: Windows, context: int, dreams: int
 
 
 def _compare(
-    model: Any, spec: EnvSpec, found: Windows, which: slice, context: int, dreams: int
+    model: Any,
+    spec: EnvSpec,
+    found: Windows,
+    which: slice,
+    context: int,
+    dreams: int,
+    average: dict[str, Tensor],
 ) -> Honesty:
     batch = dream.cut(found.batch, which, slice(None)).to(dream.device_of(model))
     start = tree.map(lambda x: x[which], found.start)
@@ -86,6 +99,8 @@ def _compare(
     loops = {ONE: one}
     if dreams > 1:
         loops[MEAN] = dream.open_loop(model, batch, context, dreams=dreams, start=start)
+    unit = {key: 255 if spec.obs[key].kind == "image" else 1 for key in one.shown}
+    still = {k: (average[k].to(v) / unit[k]).expand_as(v) for k, v in one.shown.items()}
     questions = _questions(model, spec, batch, one)
     errors: dict[str, dict[str, Tensor]] = {}
     for what, (measured, truths, guesses) in questions.items():
@@ -94,6 +109,9 @@ def _compare(
         }
         last = [truth[:, context - 1 : context].expand_as(truth) for truth in truths]
         errors[what][REPEATED] = _error(measured, truths, last, context)
+        if what.endswith(("MSE", "SSIM")):
+            guess = guesses(one._replace(shown=still))
+            errors[what][AVERAGE] = _error(measured, truths, guess, context)
     if one.surprise is not None:
         errors["Latent KL"] = {ONE: one.surprise[:, context:]}
     (reward,), (lives,) = questions["Reward error"].truths, questions["Continue error"].truths
@@ -191,8 +209,9 @@ def draw(result: Honesty, about: str, horizon: int, folder: Path, name: str) -> 
         "the model has followed the episode from its beginning, sees the frame of that moment, and "
         f"then imagines {horizon} steps with the actions that were really taken. What the model "
         "expects is the mean of several dreams; of squared error that has the least. Lines are "
-        "medians over the moments, bands hold the middle 80% (10th to 90th percentile). The "
-        "baseline repeats what came last.",
+        "medians over the moments, bands hold the middle 80% (10th to 90th percentile). One "
+        "baseline repeats what came last, which is good where little moves; the other always shows "
+        "the mean of all frames, which is good where the frames are much alike.",
     ]
     if "policy" in about:
         text.append(
@@ -266,6 +285,9 @@ def headline(summary: Mapping[str, Any]) -> str:
         words += f": a ratio of {found['ratio']:.2f}, {verdict} than not predicting at all"
     if found["ratio_of_one_dream"] not in (None, found["ratio"]):
         words += f"; of one dream alone {found['ratio_of_one_dream']:.2f}"
+    words += f"; that of always showing the mean of all frames {found['average']:.3g}"
+    if found["ratio_to_average"] is not None:
+        words += f", a ratio of {found['ratio_to_average']:.2f}"
     return f"{words} (means over {summary['starts_used']} starts)."
 
 

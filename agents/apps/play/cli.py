@@ -111,8 +111,7 @@ def open_run(
             )
         if not world.spec.keys("image"):
             say("This run sees no image: the page shows its numbers as bars.")
-        replay = agents.load_replay(run)
-        recorded = Episodes(replay, replay.episodes(complete=True) or None)  # whole ones, if any
+        recorded = Episodes(agents.load_replay(run))
         if not len(recorded):
             raise config.ConfigError(f"The replay of '{run}' is empty.")
     except config.ConfigError as error:

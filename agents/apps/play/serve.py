@@ -5,10 +5,12 @@ from __future__ import annotations
 import socket
 import warnings
 from collections.abc import Callable
+from html import escape
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse
 from nicegui import app, ui
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -69,6 +71,12 @@ def serve(
     @ui.page("/", title=pages.stage.title, reconnect_timeout=pages.patience)
     def index() -> None:
         pages.join(ui.context.client)
+
+    @app.exception_handler(404)
+    def not_found(request: Request, error: Exception) -> HTMLResponse:
+        text = f"There is no page '{escape(request.url.path)}'. <a href='/'>The dream is at /</a>."
+        head = f"<meta charset='utf-8'><title>{escape(pages.stage.title)}</title>"
+        return HTMLResponse(f"<!doctype html>{head}<p>{text}</p>", 404)
 
     outer = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     ui.run_with(

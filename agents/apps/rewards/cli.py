@@ -9,7 +9,7 @@ import agents
 from agents.apps.episodes import Episodes
 from agents.apps.rewards.comparisons import too_few
 from agents.apps.rewards.pipeline import FitConfig, fit_head
-from agents.apps.rewards.report import write_episode
+from agents.apps.rewards.report import grade, write_episode
 from agents.apps.rewards.store import remove_head
 from worldmodel import config
 from worldmodel.config import ConfigError, RunError
@@ -70,6 +70,6 @@ def _line(run: str | Path, name: str) -> str:
     elif "pairs" in found:
         quality = f"{found['right']:.0%} of held-out pairs" + ", too few" * too_few(found)
     else:
-        quality = f"held-out R2 {found['r2']:.3f}"
+        quality = ", ".join(filter(None, (f"held-out R2 {found['r2']:.3f}", grade(found))))
     stale = "" if stored.checkpoint == checkpoint_name(run) else ", of an older checkpoint"
     return f"{stored.source['reward']}  ({quality}{stale})"
