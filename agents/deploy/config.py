@@ -84,7 +84,8 @@ class DeployConfig:
     enter_ticks: unknown observations in a row before the world counts as unknown. leave_ticks: good
     ticks in a row before it counts as known again. A tick is good when the score is at most
     leave_level times the threshold. watch: in an unknown world the policy acts as long as it does
-    no harm by the rewards that arrive (agents/deploy/earnings.py). Where none arrives, or the
+    no harm by the rewards that arrive, unless the fallback is known to earn more than half of what
+    it does beyond random actions (agents/deploy/earnings.py). Where none arrives, or the
     detector was calibrated without them, the fallback acts at once, and the policy is tried for
     grace_ticks when the world has stayed unknown under it for doubt_ticks, then after twice as
     long, and so on (0: never). false: the fallback acts at once, for as long as it takes.
