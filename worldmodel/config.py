@@ -150,7 +150,10 @@ def from_cli(schema: type[T], arguments: Sequence[str], like: T | None = None) -
             for key in entries:
                 check_entry(one, key, present)
             if one.replaced:
-                complete(words, one, entries, present)
+                try:
+                    complete(words, one, entries, present)
+                except OmegaConfBaseException as error:
+                    raise explain(error, keys_of(base)) from error
     return build(words, schema, like)
 
 
@@ -239,6 +242,8 @@ def explain(error: Exception, known: Iterable[str] = ()) -> ConfigError:
     first, full_key = str(cause).split("\n")[0], getattr(cause, "full_key", None)
     if full_key and "to Dict[" in first:
         first += f". Give its entries by name: {full_key}.NAME=..., or '{full_key}={{NAME: ...}}'"
+    if full_key and first.endswith("is not Optional"):
+        first = f"it is empty. Give one, {full_key}=..., or leave the word out"
     return ConfigError(f"Wrong value for '{full_key}': {first}." if full_key else str(error))
 
 

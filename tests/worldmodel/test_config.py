@@ -198,6 +198,10 @@ def test_a_map_that_is_given_replaces_and_a_section_is_added(weigh: Callable[...
     assert str(caught.value).startswith("'paid.weights' is {spin: 2.0}, without 'up'. Give all")
     with pytest.raises(ConfigError, match=r"'paid.weights' is given 2 times"):
         weigh("paid.weights={up: 3}", "paid.weights={down: 3}")
+    with pytest.raises(
+        ConfigError, match=r"'paid.weights.spin': (it is empty. Give one|Value '' )"
+    ):
+        weigh("paid.weights.spin=")
     # Each name of these is a section of its own.
     assert weigh("paid.heads={c: {rate: 2}}").heads == Paid().heads | {"c": Inner(2.0)}
     assert weigh("paid.heads={a: {rate: 2}}").heads["a"] == Inner(2.0)

@@ -563,6 +563,10 @@ def test_masks_that_fit_no_action_are_refused() -> None:
     one._seen = lambda: seen
     with pytest.raises(EnvError, match=r"one array for each of the factors \[2, 3\]"):
         env.reset()
+    for none in (([1, 1], object()), ([1, 1], 1)):
+        seen["action_mask"] = none
+        with pytest.raises(EnvError, match=r"action_mask must hold 5 zeros and ones, .* but is"):
+            env.reset()
     seen["action_mask"] = (np.ones(2, np.int8), np.zeros(3, np.int8))
     with pytest.raises(EnvError, match="allows no action"):
         env.reset()

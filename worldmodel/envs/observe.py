@@ -110,16 +110,23 @@ class Observe(gymnasium.Wrapper[Any, Any, Any, Any]):
     def _read_mask(self, value: Any) -> np.ndarray:
         """The mask [A] in one array, or in a tuple or list with one for each factor."""
         sizes = self._mask_sizes
-        parts = value if isinstance(value, tuple | list) and np.ndim(value[0]) else (value,)
-        given = [np.ravel(np.asarray(part)) for part in parts]
-        mask = np.concatenate(given).astype(np.float32)
-        fits = len(given) == 1 or tuple(map(len, given)) == sizes
-        if not fits or mask.shape != (sum(sizes),) or not np.isin(mask, (0.0, 1.0)).all():
+
+        def wrong() -> EnvError:
             many = f", or one array for each of the factors {list(sizes)}" * (len(sizes) > 1)
-            raise EnvError(
+            return EnvError(
                 f"action_mask must hold {sum(sizes)} zeros and ones, one for each action{many}, "
                 f"but is {value!r}."
             )
+
+        try:
+            parts = value if isinstance(value, tuple | list) and np.ndim(value[0]) else (value,)
+            given = [np.ravel(np.asarray(part)) for part in parts]
+            mask = np.concatenate(given).astype(np.float32)
+        except (IndexError, TypeError, ValueError) as error:
+            raise wrong() from error
+        fits = len(given) == 1 or tuple(map(len, given)) == sizes
+        if not fits or mask.shape != (sum(sizes),) or not np.isin(mask, (0.0, 1.0)).all():
+            raise wrong()
         for part in np.split(mask, np.cumsum(sizes)[:-1]):
             if not part.any():
                 if not self._ended:
