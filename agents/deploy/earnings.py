@@ -60,6 +60,11 @@ class Earnings:
         """Between random actions and the policy."""
         return float("inf") if self.random is None else (self.policy + self.random) / 2
 
+    @property
+    def no_better_than(self) -> list[str]:
+        """The fallbacks that earn no less than the policy, by name."""
+        return sorted(name for name, value in self.fallbacks.items() if value >= self.policy)
+
     def __str__(self) -> str:
         safe = ", ".join(f"{name} {value:.3g}" for name, value in self.fallbacks.items())
         if self.random is not None:

@@ -107,6 +107,11 @@ def fit_run(settings: FitConfig, say: Said) -> Detector:
         )
         detector.calibration[earnings.KEY] = asdict(measured)
         say(f"{measured}; measured in {time.monotonic() - start:.0f} s")
+        if measured.no_better_than:
+            say(
+                f"Attention: {', '.join(measured.no_better_than)} alone earns no less than this "
+                "policy on an ordinary day. Train it longer before it is deployed."
+            )
     return detector
 
 

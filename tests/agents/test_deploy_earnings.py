@@ -151,6 +151,8 @@ def test_what_a_tiny_run_earns(tmp_path: Path) -> None:
     assert found.fallbacks.keys() == {"hold", "zero", "stop"}
     assert set(found.fallbacks.values()) == {found.policy}  # in whole episodes of theirs
     assert found.random == found.policy
+    assert found.no_better_than == ["hold", "stop", "zero"]
+    assert replace(KNOWN, fallbacks={"zero": 0.9, "hold": 1.1}).no_better_than == ["hold"]
     assert of_calibration({KEY: found.__dict__}) == found
     assert of_calibration({}) is None
     with pytest.raises(ConfigError, match="no usable earnings"):
