@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import os
 import re
 import sys
@@ -91,6 +92,13 @@ def launch(
                 raise
             raise ConfigError(
                 f"{first_line(error)}. A choice of a group is a name; --help lists them."
+            ) from error
+        except OSError as error:  # Hydra looks for a file of that name
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            long = max(words, key=len, default="")
+            raise ConfigError(
+                f"'{long[:60]}...' is too long: no file has such a name. --help lists the choices."
             ) from error
         except AssertionError as error:  # the whole of what Hydra has to say, for some of them
             own = [word for word in words if word.lstrip("+~").startswith("hydra.")]
@@ -268,6 +276,6 @@ def _known_keys(directory: Path, name: str, overrides: Sequence[str]) -> list[st
         try:
             with _our_loader(), initialize_config_dir(str(directory.resolve()), version_base="1.3"):
                 return [*keys_of(compose(name, overrides=attempt)), *groups]
-        except (HydraException, OmegaConfBaseException, ValueError):
+        except (HydraException, OmegaConfBaseException, OSError, ValueError):
             continue
     return sorted(groups)

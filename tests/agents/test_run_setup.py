@@ -108,3 +108,9 @@ def test_a_setting_of_hydras_own_that_it_only_asserts_is_one_line() -> None:
     said: list[str] = []
     assert train_command(said.append, ["hydra.verbose=3"]) == 2
     assert said[-1].startswith("error: Hydra does not take this: hydra.verbose=3.")
+
+
+def test_a_choice_with_a_name_that_no_file_can_have_is_one_line() -> None:
+    said: list[str] = []
+    assert train_command(said.append, [f"agent={'x' * 5000}"]) == 2
+    assert said[-1].startswith(f"error: 'agent={'x' * 54}...' is too long")

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 from worldmodel.checkpoint import CheckpointError
@@ -47,6 +47,7 @@ def cases(fast: int, full: int) -> settings:
         database=None,  # a machine's past must not decide what a test does
         deadline=None,  # `ours` limits the time, generously: a shared machine is slow at times
         print_blob=True,
+        phases=set(Phase) - {Phase.explain},  # it traces each line: time would mean nothing
         suppress_health_check=[
             HealthCheck.too_slow,  # the same: a slow machine is no fault of a strategy
             HealthCheck.data_too_large,  # files are built from large draws on purpose
