@@ -51,7 +51,7 @@ class WorldModelsConfig:
     collect: agent steps of one iteration. random_scale: greatest scale of the weights of random
     policies, which play the first iteration: Cauchy times uniform in [0, random_scale], anew in
     each episode. explore: share of episodes that they play in later ones; the others are played by
-    neighbours of C, up to the search's deviation from it. vae_updates, vae_batch: of V, in images.
+    neighbours of C, of the search's deviation. vae_updates, vae_batch: of V, in images.
     encode_rows: rows that V encodes in one update, once it is trained. rnn_updates: of M.
     batch_size, batch_length: of M's sequences [B, T]; no dream may be longer.
     one_sided: entries of a continuous action whose lowest value stands for every output of C below
