@@ -127,9 +127,8 @@ def build(config: DictConfig, schema: type[T], like: T | None = None, saved: boo
     except (ValueError, OverflowError) as error:
         raise ConfigError(str(error)) from error
     assert isinstance(built, schema)
-    for key in keys_of(config):  # `+key=value` passes Hydra and OmegaConf unchecked
-        if key not in known:
-            raise _unknown_key(key, known)
+    for key in sorted(keys_of(config).keys() - known.keys()):  # `+key=value` passes Hydra unchecked
+        raise _unknown_key(key, known)
     return built
 
 
@@ -231,26 +230,24 @@ def guarded(call: Callable[[], int], say: Callable[[str], None]) -> int:
 
 
 def explain(error: Exception, known: Iterable[str] = ()) -> ConfigError:
-    """One clear ConfigError for what OmegaConf found wrong, itself or as the cause of an error;
-    known: the keys that exist."""
+    """One clear ConfigError for what OmegaConf, or what caused it, found wrong. known: all keys."""
     if isinstance(error, ConfigError):
         return error
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    key = bad_key(error)
-    if key is not None:
+    if (key := bad_key(error)) is not None:
         return _unknown_key(key, known)
     first, full_key = str(cause).split("\n")[0], getattr(cause, "full_key", None)
     if full_key and "to Dict[" in first:
         first += f". Give its entries by name: {full_key}.NAME=..., or '{full_key}={{NAME: ...}}'"
-    if full_key and first.endswith("is not Optional"):
+    if full_key and "is not Optional" in first:
         first = f"it is empty. Give one, {full_key}=..., or leave the word out"
     return ConfigError(f"Wrong value for '{full_key}': {first}." if full_key else str(error))
 
 
 def _unknown_key(key: str, known: Iterable[str]) -> ConfigError:
     close = nearest(key, known)
-    hint = f" Did you mean '{close}'?" if close else " Run with --help to see every key."
-    return ConfigError(f"Unknown key '{key}'.{hint}")
+    hint = f"Did you mean '{close}'?" if close else "Run with --help to see every key."
+    return ConfigError(f"Unknown key '{key}'. {hint}")
 
 
 def bad_key(error: BaseException) -> str | None:

@@ -18,13 +18,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 
-from agents.base import Policy
+from agents.base import Policy, random_actions
 from agents.deploy import fallback
 from agents.deploy.config import FallbackConfig
 from agents.deploy.episodes import Act, play_out
-from agents.random import Random, RandomConfig
 from worldmodel import progress, seeding
 from worldmodel.capabilities import Expects
 from worldmodel.config import ConfigError
@@ -145,9 +143,7 @@ def measure(
     for config in progress.each(_measured(own, policy.spec.action), "seeing what fallbacks earn"):
         relay = _Relay(policy, config, episodes)
         found[name_of(config)] = _earned(policy, relay, length, episodes, seed)
-    with seeding.Stream(seeding.spawn(seed, "random"), policy.device):
-        aimless = _random(policy.spec)
-    random = _earned(policy, aimless, length, episodes, seed)
+    random = _earned(policy, _random(policy.spec, seed), length, episodes, seed)
     return Earnings(mean, floor, found, random=random)
 
 
@@ -195,13 +191,13 @@ def _earned(policy: Policy, acts: Act, length: int, episodes: int, seed: int) ->
     return float(sum(map(sum, rewards)) / max(1, ticks))
 
 
-def _random(spec: EnvSpec) -> Act:
+def _random(spec: EnvSpec, seed: int) -> Act:
     """Random actions, among those that are allowed."""
-    agent = Random(spec, RandomConfig(), torch.device("cpu"))
+    rng = np.random.default_rng(seeding.spawn(seed, "random"))
 
     def acts(tick: int, obs: list[Any], rewards: np.ndarray, going: np.ndarray) -> np.ndarray:
         seen = {key: np.stack([one[key] for one in obs]) for key in spec.seen}
-        return np.asarray(spec.action.decode(agent.act(seen)[0]))
+        return np.asarray(spec.action.decode(random_actions(spec, seen, len(obs), rng)))
 
     return acts
 
