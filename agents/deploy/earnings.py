@@ -139,11 +139,14 @@ def measure(
     mean = float(np.mean(np.concatenate(rewards)))
     floor = _floor([_running(one, mean) for one in rewards])
     length = round(float(np.median([len(one) for one in rewards])))
-    found = {}
-    for config in progress.each(_measured(own, policy.spec.action), "seeing what fallbacks earn"):
-        relay = _Relay(policy, config, episodes)
-        found[name_of(config)] = _earned(policy, relay, length, episodes, seed)
-    random = _earned(policy, _random(policy.spec, seed), length, episodes, seed)
+    players: dict[str, Act] = {"": _random(policy.spec, seed)}
+    for config in _measured(own, policy.spec.action):
+        players[name_of(config)] = _Relay(policy, config, episodes)
+    found = {
+        name: _earned(policy, acts, length, episodes, seed)
+        for name, acts in progress.each([*players.items()], "seeing what fallbacks earn")
+    }
+    random = found.pop("")
     return Earnings(mean, floor, found, random=random)
 
 
