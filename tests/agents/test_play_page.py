@@ -88,7 +88,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @needs_browser
 def test_ten_actions_a_branch_a_jump_a_film_and_a_clean_end(run: Path, tmp_path: Path) -> None:
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
     server = Server(run, "patience=0.5")
     asked: list[str] = []
@@ -114,10 +114,10 @@ def test_ten_actions_a_branch_a_jump_a_film_and_a_clean_end(run: Path, tmp_path:
         at_step(page, 6)
         page.get_by_role("button", name="+1 →").click()
         at_step(page, 7)
-        assert page.locator(".branch").count() == 2
+        expect(page.locator(".branch")).to_have_count(2)  # drawn after the picture
         page.locator("[data-branch=A]").click()
         at_step(page, 10)
-        assert picture(page) == main  # the very same moment
+        expect(page.locator(".shots .dream img")).to_have_attribute("src", main)  # the very same
 
         with page.expect_download() as download:
             page.get_by_role("button", name="Save GIF").click()
@@ -130,7 +130,7 @@ def test_ten_actions_a_branch_a_jump_a_film_and_a_clean_end(run: Path, tmp_path:
         assert len({np.asarray(frame).tobytes() for frame in frames}) > 5
 
         start_in_reality(page)
-        assert page.locator(".shots figure").count() == 3
+        expect(page.locator(".shots figure")).to_have_count(3)
         page.get_by_role("button", name="Random", exact=True).click()
         page.get_by_role("button", name="Play", exact=True).click()
         page.wait_for_function("+document.querySelector('.dream-screen').dataset.step >= 8")
