@@ -156,6 +156,7 @@ def reads(path: Path, convention: Convention, kind: str) -> None:
 @cases(80, 700)
 @given(st.lists(EPISODES, min_size=1, max_size=2), CONVENTIONS)
 @example([{**WHOLE, "action": header(HEADERS[1])}], Convention())
+@example([{**WHOLE, "not_done": np.zeros(LENGTH, "f4,i2")}], Convention())
 def test_arrays_of_any_kind(place: Path, episodes: list[Arrays], convention: Convention) -> None:
     folder = place / "npz"
     shutil.rmtree(folder, ignore_errors=True)

@@ -89,7 +89,7 @@ class Parter:
             denied = False
             for one in sets:
                 mask = one[name]
-                if mask.ndim == 0 or mask.size != len(mask):
+                if mask.dtype.kind not in "biuf" or mask.ndim == 0 or mask.size != len(mask):
                     return sets
                 rows = np.flatnonzero(np.ravel(mask) == 0)
                 held = (v[rows] for k, v in one.items() if self.names.role(k) in (None, "action")
