@@ -40,7 +40,8 @@ def archive(records: dict[str, bytes], packed: bool = False) -> bytes:
     kind = zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED
     with zipfile.ZipFile(out, "w", kind) as file:
         for name, content in records.items():
-            if name.split("\0")[0]:  # zipfile writes no entry without a name
+            name = name.encode(errors="replace").decode()  # zipfile writes no half of a pair,
+            if name.split("\0")[0]:  # and no entry without a name
                 file.writestr(name, content)
     return out.getvalue()
 
