@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from agents.planning.imagine import Scored
 from agents.planning.sequence import SequenceConfig, SequencePlanner
 from agents.planning.space import Sequences
 
@@ -26,10 +27,17 @@ class CEMConfig(SequenceConfig):
 
 
 class CEM(SequencePlanner):
-    """Acts with the mean that the last iteration led to; discrete: with the likeliest class."""
+    """Acts with the mean that the last iteration led to. The likeliest classes of discrete steps,
+    each taken for itself, are a sequence that nobody imagined: there the best candidate is taken,
+    where the world is deterministic."""
 
     Config = CEMConfig
     config: CEMConfig
+
+    @property
+    def carried(self) -> int:
+        """Of discrete actions the best candidate, in the next iteration and decision."""
+        return int(self.space.discrete and self.config.warm_start)
 
     def candidates(self, iteration: int, sequences: Sequences) -> Tensor:
         """Drawn from the distribution."""
@@ -43,3 +51,7 @@ class CEM(SequencePlanner):
         low = torch.special.ndtr(torch.tensor(-2.0, device=mean.device))
         within = torch.special.ndtri(low + (1 - 2 * low) * torch.special.ndtr(noise))
         return self.space.draw(Sequences(mean, torch.minimum(sequences.std, room)), within)
+
+    def choose(self, sequences: Sequences, pool: Scored, repeats: bool) -> Tensor:
+        """The mean; of discrete actions the best candidate (see above)."""
+        return self.best_of(sequences, pool) if self.space.discrete and repeats else sequences.mean

@@ -58,7 +58,11 @@ PENDULUM: dict[str, tuple[str, dict[str, Any]]] = {
 }
 CARTPOLE: dict[str, tuple[str, dict[str, Any]]] = {
     "mcts": ("mcts", {"simulations": 32}),
-    "cem": ("cem", {"horizon": 25, "iterations": 3, "candidates": 60, "elites": 10}),
+    # Chosen on other starts (seed 1).
+    "cem": (
+        "cem",
+        {"horizon": 50, "iterations": 4, "candidates": 60, "smoothing": 0.2, "elites": 10},
+    ),
 }
 SPEED = {"horizon": 12, "candidates": 1000, "elites": 100, "iterations": 3}
 TASKS = ("pendulum", "cartpole", "frozenlake", "speed")

@@ -311,6 +311,36 @@ def test_coloured_noise(beta: float, std: float) -> None:
     assert slope.item() == pytest.approx(-beta, abs=0.1)
 
 
+@pytest.mark.parametrize("name", ["cem", "icem"])
+def test_discrete_steps_are_taken_as_they_were_imagined(name: str) -> None:
+    """Where steps must agree with one another, the likeliest class of each is a poor sequence."""
+
+    class Agree(Line):
+        def step(self, state: Place, action: Tensor) -> Prediction[Place]:
+            place = action.argmax(-1, keepdim=True).float()
+            same = (place == state.x).squeeze(-1).float()
+            return Prediction(Place(place), same, torch.ones(len(same)))
+
+    two, world, many = ActionSpec("discrete", (2,)), Agree(), 6
+    state = Place(torch.full((many, 1), 9.0))
+    planner = make(name, two, horizon=8, iterations=1, candidates=20, elites=10)
+    plan = planner.plan(world, state)
+    assert imagined(world, state, plan.sequence).tolist() == plan.searched.returns.amax(1).tolist()
+    after = world.step(state, plan.action).state
+    again = planner.plan(world, after, warm=plan.warm, is_first=torch.zeros(many).bool())
+    kept = imagined(world, after, plan.sequence[:, 1:])
+    assert (again.searched.returns.amax(1) >= kept).all()
+
+
+def imagined(world: Line, state: Place, plan: Tensor) -> Tensor:
+    """The return [B] of a plan [B, H, A]."""
+    total = torch.zeros(len(plan))
+    for action in plan.unbind(1):
+        state, reward, _ = world.step(state, action)
+        total += reward
+    return total
+
+
 def test_a_class_without_elites_comes_back() -> None:
     """Without smoothing a probability of 0 is for ever."""
     space = ActionSpace(FOUR)
