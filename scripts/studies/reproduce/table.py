@@ -157,6 +157,13 @@ LEARNING: tuple[Claim, ...] = (
         "ENSEMBLES.md",
     ),
     trained(
+        "planet_small",
+        "PlaNet, small, swings Pendulum-v1 up from 32x32 pixels by planning alone.",
+        "experiment=planet_small",
+        (-300, 11, 3),
+        "PLANNING.md",
+    ),
+    trained(
         "mbpo",
         "MBPO swings Pendulum-v1 up in a fifth of SAC's 20,000 steps.",
         "agent=mbpo",
