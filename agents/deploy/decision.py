@@ -82,6 +82,7 @@ class Tally:
         self.reasons: Counter[str] = Counter()
         self._latencies = np.zeros(LATENCIES, np.float32)
         self.searched = 0  # ticks whose action was planned in time
+        self.unplanned = 0  # those whose deadline came before a single step of the world
         self._search: Counter[str] = Counter()
 
     def add(self, decisions: list[Decision]) -> None:
@@ -90,7 +91,10 @@ class Tally:
         self._latencies[self.ticks % LATENCIES] = latency
         self.ticks += 1
         self.missed += latency > self.deadline
-        if search := decisions[0].search:
+        search = decisions[0].search
+        if search and not search["model_steps"]:
+            self.unplanned += 1
+        elif search:
             self.searched += 1
             for name, value in search.items():
                 self._search[name] += value  # type: ignore[assignment]  # floats
@@ -115,6 +119,7 @@ class Tally:
             "missed": int(self.missed),
             **percentiles(self.latencies()),
             **({"search": self.search} if self.searched else {}),
+            **({"unplanned": self.unplanned} if self.unplanned else {}),
         }
 
     @property
@@ -127,6 +132,7 @@ class Tally:
         acted = sum(self.sources.values()) or 1
         texts = [f"policy {100 * self.sources[POLICY] / acted:.1f}%"]
         texts += [f"{name} {count:,}" for name, count in self.reasons.most_common()]
+        texts += [f"not planned {self.unplanned:,}"] if self.unplanned else []
         numbers = percentiles(self.latencies())
         times = f"{numbers['p50']:.2f} ms (p99 {numbers['p99']:.2f})" if numbers else "no tick yet"
         return f"{self.ticks:,} ticks: {', '.join(texts)}; {times}; {self.missed:,} missed"
@@ -148,6 +154,9 @@ class Tally:
             rows.append(("latency, ms", f"{shown} (p50 / p99 / p99.9 / max)"))
         if self.searched:
             rows.append(("plans, mean", ", ".join(f"{k} {v:g}" for k, v in self.search.items())))
+        if self.unplanned:
+            text = "the deadline leaves no time for a single step of the world"
+            rows.append(("not planned", f"{self.unplanned:,} ticks: {text}"))
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"  {name:<{width}}  {text}" for name, text in rows)
 

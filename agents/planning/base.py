@@ -66,44 +66,81 @@ class BoundsConfig:
         })  # fmt: skip
 
 
+class Pace:
+    """The quickest call of the world so far, by its steps, and the quickest ending of a decision
+    after its last call, in seconds: what a planner knows of a deadline before a decision begins."""
+
+    def __init__(self) -> None:
+        self.calls: dict[int, float] = {}
+        self.ending = 0.0
+
+    def call(self, steps: int, seconds: float) -> None:
+        """A call of so many steps took so long."""
+        self.calls[steps] = min(self.calls.get(steps, seconds), seconds)
+
+    def end(self, seconds: float) -> None:
+        """So long after its last call a decision was made."""
+        self.ending = min(self.ending or seconds, seconds)
+
+
 class Meter:
     """Rows stepped, for each environment, and time spent on one decision.
 
-    began: by the clock; None: now."""
+    began: by the clock; None: now. pace: what earlier decisions took."""
 
     def __init__(
-        self, bounds: BoundsConfig, clock: Callable[[], float], began: float | None = None
+        self,
+        bounds: BoundsConfig,
+        clock: Callable[[], float],
+        began: float | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self.clock, self.began = clock, clock() if began is None else began
         self.budget = bounds.budget or None
         self.deadline = self.began + 1e-3 * bounds.deadline_ms if bounds.deadline_ms else None
         self.rows = 0
-        self._slowest = self._last = 0.0
+        self.pace = Pace() if pace is None else pace
+        self._slowest: dict[int, float] = {}
+        self._call: tuple[int, float] | None = None  # its steps, and when it began
+        self._over = 0.0  # when the last call was
 
     def affords(self, steps: int) -> int:
         """How many rollouts of so many steps the budget still allows; many where there is none."""
         return 1 << 40 if self.budget is None else (self.budget - self.rows) // max(steps, 1)
 
-    def late(self) -> bool:
-        """Whether another call of the world, as slow as the slowest so far, would miss the
-        deadline. Call it before each of them."""
+    def late(self, steps: int = 1) -> bool:
+        """Whether a call of the world with so many steps, and what comes after it, would miss the
+        deadline: as slow as the slowest of this decision, or the quickest of those before. Call it
+        before each of them."""
         if self.deadline is None:
             return False
+        now = self._measured()
+        call = self._slowest.get(steps, self.pace.calls.get(steps, 0.0))
+        if now + call + self.pace.ending > self.deadline:
+            return True
+        self._call = (steps, now)
+        return False
+
+    def _measured(self) -> float:
+        """The time; what began before is over."""
         now = self.clock()
-        if self._last:
-            self._slowest = max(self._slowest, now - self._last)
-        self._last = now
-        return now + self._slowest > self.deadline
+        if self._call is not None:
+            (steps, began), self._call, self._over = self._call, None, now
+            self._slowest[steps] = max(self._slowest.get(steps, 0.0), now - began)
+            self.pace.call(steps, now - began)
+        return now
 
     def spend(self, rows: int) -> None:
         """Count a call of the world with so many rows for each environment."""
         self.rows += rows
         assert self.budget is None or self.rows <= self.budget, "a planner exceeded its budget"
 
-    @property
-    def milliseconds(self) -> float:
-        """Since the decision began."""
-        return 1e3 * (self.clock() - self.began)
+    def end(self) -> float:
+        """The decision is made: milliseconds since it began."""
+        now = self.clock()
+        if self._over and self._call is None:  # else the last call is not told from what followed
+            self.pace.end(now - self._over)
+        return 1e3 * (now - self.began)
 
 
 class Planner(ABC):
@@ -126,6 +163,7 @@ class Planner(ABC):
         self.action, self.config, self.clock = action, config, clock
         self.device = torch.device(device)
         self.stream = Stream(seed, self.device)
+        self.pace = Pace()
         self._cache: CachedWorld | None = None
 
     def cached(self, world: Any, settings: CacheConfig, expect: bool = False) -> Any:

@@ -82,7 +82,7 @@ class Imagination:
             self.stride = STRIDE if bounds.deadline_ms else 1 << 20
         #: Whether the same candidate would get the same return again.
         self.repeats = expect or (isinstance(world, Deterministic) and world.deterministic)
-        self.bootstrap = bootstrap and evaluate is not None and evaluate(state).value is not None
+        self.bootstrap = bootstrap and evaluate is not None
         self.nonfinite = 0
 
     def value(self, state: Any) -> Tensor:
@@ -125,10 +125,12 @@ class Imagination:
         weight = weight.expand(batch * rows)
         executed, t = [], 0
         while t < horizon:
-            if self.meter.late():
-                if not (partial and t):
-                    return None
-                break
+            if self.meter.late(min(stride, horizon - t)):
+                stride = 1  # a shorter call may still be in time
+                if self.meter.late():
+                    if not (partial and t):
+                        return None
+                    break
             actions = self.space.resolve(
                 raw[:, t : t + 1], None if allowed is None else allowed[:, None]
             )
@@ -183,8 +185,9 @@ class Imagination:
 
     def _ended(self, total: Tensor, weight: Tensor, state: Any) -> Tensor:
         """The return with what the agent thinks of the last state, where it counts."""
-        if self.bootstrap:
-            total = total + torch.where(weight > 0, weight * self.value(state), 0.0)
+        value = self.evaluate(state).value if self.bootstrap and self.evaluate else None
+        if value is not None:
+            total = total + torch.where(weight > 0, weight * value, 0.0)
         return torch.where(weight.isnan(), torch.nan, total)  # by a `cont` that was not finite
 
     def _stop(

@@ -76,7 +76,7 @@ class MCTS(Planner):
         temperature: another than in the settings. compiled: the same world and agent as machine
         code, used where no bound is set."""
         c = self.config
-        meter = Meter(c.bounds, self.clock, began)
+        meter = Meter(c.bounds, self.clock, began, self.pace)
         world = self.cached(world, c.cache)
         with self.stream:
             # Whether the agent's value counts is known when it has been asked for the roots.

@@ -95,7 +95,7 @@ class SequencePlanner(Planner):
     ) -> Plan:
         """See `Planner.plan`."""
         c, batch = self.config, tree.batch_size(state)
-        meter = Meter(c.bounds, self.clock, began)
+        meter = Meter(c.bounds, self.clock, began, self.pace)
         world = self.cached(world, c.cache, c.expect)
         expect = c.expect and not c.cache.size  # a cache asks for expectations itself
         with self.stream:
@@ -108,7 +108,7 @@ class SequencePlanner(Planner):
             chosen = self.choose(sequences, pool, dreams.repeats)
             action = self.space.resolve(chosen[:, 0], allowed)
         stats = {
-            "model_steps": meter.rows, "iterations": iterations, "ms": meter.milliseconds,
+            "model_steps": meter.rows, "iterations": iterations, "ms": meter.end(),
             "nonfinite": dreams.nonfinite, "return": float(pool.returns.amax(1).mean()),
             "std": float(sequences.std.mean()), "horizon": dreams.reached,
             **self.cache_stats,

@@ -260,7 +260,7 @@ class Search:
             action = choices.encoded[index]
         meter = self.dreams.meter
         stats = {
-            "model_steps": meter.rows, "simulations": self.done, "ms": meter.milliseconds,
+            "model_steps": meter.rows, "simulations": self.done, "ms": meter.end(),
             "nonfinite": self.dreams.nonfinite, "depth": float(self.deepest.mean()),
             "return": float((trees.total[:, 0].sum(-1) / count).mean()),
         }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -199,6 +200,42 @@ def test_a_deadline_ends_the_search_with_the_best_so_far(name: str) -> None:
     assert done == {"shooting": 1}.get(name, 2)
     if name != "mcts":
         assert plan.action.tolist() == [[0, 1, 0, 0]]
+
+
+@pytest.mark.parametrize("name", ["icem", "mcts"])
+def test_a_deadline_holds_for_the_first_call_too(name: str) -> None:
+    """What earlier decisions took is known: a call that would end late is not begun, a shorter one
+    is, and what comes after the last call has its time."""
+    now = [0.0]
+
+    class Slow(Classes):
+        def step(self, state: Place, action: Tensor) -> Prediction[Place]:
+            now[0] += 3e-3
+            return super().step(state, action)
+
+        def unroll(self, state: Place, actions: Tensor) -> Any:
+            now[0] += 2e-3 * actions.shape[1]
+            found = [Classes.step(self, state, action) for action in actions.unbind(1)]
+            reward, cont = (torch.stack([x[i] for x in found], 1) for i in (1, 2))
+            return Place(state.x[:, None].expand(-1, len(found), -1)), reward, cont
+
+    def valued(state: Place) -> Evaluation:
+        now[0] += 1e-3
+        return Evaluation(value=torch.zeros(len(state.x)))
+
+    def took(deadline: float) -> list[float]:
+        options = {} if name == "mcts" else {"horizon": 6}
+        cls, small = planner_class(name), make(name, FOUR, **options).config
+        settings = replace(small, bounds=BoundsConfig(deadline_ms=deadline))
+        planner = cls(FOUR, settings, 0, clock=lambda: now[0])
+        world, state = Slow([0.0, 1.0, 0.0, 0.0]), Place(torch.zeros(1, 1))
+        plans = [planner.plan(world, state, valued) for _ in range(4)]
+        assert all(plan.action.sum() == 1 for plan in plans)
+        return [plan.stats["ms"] for plan in plans]
+
+    assert max(took(2.5)[2:]) <= 2.5  # after a call of each length was tried
+    if name == "icem":  # one step of 3 ms, and the value of 1 ms
+        assert took(5.0)[-1] == pytest.approx(4.0)
 
 
 def test_nothing_counts_after_the_end() -> None:
