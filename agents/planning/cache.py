@@ -21,6 +21,8 @@ from worldmodel.capabilities import Deterministic, Expects, Masks, Uncertain
 from worldmodel.config import ConfigError, check_ranges
 from worldmodel.types import Dynamics, Prediction
 
+SAMPLED = 64  # of so many calls one is asked of the world alone as well, to see what is gained
+
 
 @dataclass
 class CacheConfig:
@@ -67,9 +69,14 @@ class CachedWorld:
             self.uncertainty, self.uncertainty_unit = world.uncertainty, world.uncertainty_unit
         self._generator = torch.Generator().manual_seed(seed)
         self._project: tuple[Tensor, Tensor] | None = None
-        self._stored: OrderedDict[bytes, tuple[Tensor, Prediction[Any]]] = OrderedDict()
+        # Of each hash the row of the table below that holds what was asked and answered, the least
+        # recently used first.
+        self._rows: OrderedDict[bytes, int] = OrderedDict()
+        self._table: tuple[Tensor, Prediction[Any]] | None = None
         self.hits = self.misses = 0
         self.seconds_asking = self.seconds_looking = 0.0
+        self._calls = self._rows_alone = 0
+        self._seconds_alone = 0.0
 
     @property
     def discount(self) -> float:
@@ -89,66 +96,123 @@ class CachedWorld:
         began = time.perf_counter()
         vectors = torch.cat([x.flatten(1) for x in (*tree.tensors(state), action)], -1).float()
         keys = self._keys(vectors)
-        found = [self._look(key, vector) for key, vector in zip(keys, vectors, strict=True)]
+        count, device = len(keys), vectors.device
+        rows = torch.tensor([self._rows.get(key, -1) for key in keys], device=device)
+        known = rows >= 0
+        if self._table is not None:
+            known &= self._close(self._table[0][rows.clamp_min(0)], vectors)
         # Rows of one call may be alike, too: the first of them is asked for all.
-        missing: list[int] = []
-        alike: dict[int, int] = {}
-        newest: dict[bytes, int] = {}
-        for i, prediction in enumerate(found):
-            first = newest.get(keys[i]) if prediction is None else None
-            if first is not None and self._close(vectors[first], vectors[i]):
-                alike[i] = first
-            elif prediction is None:
-                newest[keys[i]] = i
-                missing.append(i)
-        self.hits += len(found) - len(missing)
+        first: dict[bytes, int] = {}
+        unknown = (~known).nonzero().flatten().tolist()
+        own = torch.arange(count, device=device)
+        source = own.clone()
+        firsts = [first.setdefault(keys[i], i) for i in unknown]
+        source[unknown] = torch.tensor(firsts, dtype=torch.long, device=device)
+        source = torch.where(self._close(vectors[source], vectors), source, own)
+        missing = (~known & (source == own)).nonzero().flatten()
+        self.hits += count - len(missing)
         self.misses += len(missing)
-        self.seconds_looking += time.perf_counter() - began
-        if missing:
-            began = time.perf_counter()
+        for i in known.nonzero().flatten().tolist():
+            self._rows.move_to_end(keys[i])
+        asked: Prediction[Any] | None = None
+        if len(missing):
+            asking = time.perf_counter()
             asked = self._ask(tree.index(state, missing), action[missing])
-            self.seconds_asking += time.perf_counter() - began
-            for place, i in enumerate(missing):
-                row = tree.index(asked, slice(place, place + 1))
-                found[i] = row
-                self._stored[keys[i]] = (vectors[i], row)
-            while len(self._stored) > self.config.size:
-                self._stored.popitem(last=False)
-            if len(missing) == len(found):
-                return asked
-            for i, first in alike.items():
-                found[i] = found[first]
-        return tree.cat([row for row in found if row is not None])
+            took = time.perf_counter() - asking
+            self.seconds_asking += took
+            began += took  # what is left is looking
+        answer = self._answer(asked, missing, rows, known, source)
+        if asked is not None:
+            self._keep([keys[i] for i in missing.tolist()], vectors[missing], asked)
+        self.seconds_looking += time.perf_counter() - began
+        self._calls += 1
+        if self._calls % SAMPLED == 0:
+            self._time_alone(state, action)
+        return answer
+
+    def _time_alone(self, state: Any, action: Tensor) -> None:
+        """What the world itself would have taken for this call."""
+        began = time.perf_counter()
+        self._ask(state, action)
+        self._seconds_alone += time.perf_counter() - began
+        self._rows_alone += len(action)
 
     def clear(self) -> None:
         """Forget all predictions; the counters go on."""
-        self._stored.clear()
+        self._rows.clear()
 
     @property
     def stats(self) -> dict[str, float]:
-        """hit_rate h; saved_s: seconds that the world would have taken for what was remembered, at
-        its mean time for a row, less the time spent looking; gain: how many times as fast that
-        makes the world; bound: what it could be at most, 1 / (1 - h)."""
+        """hit_rate h; bound: how many times as fast the world could be made at most, 1 / (1 - h);
+        stored: predictions that are kept. And, from the first call on that was asked of the world
+        alone (every 64th is, for that), saved_s: seconds that the world would have taken, less
+        those that it took with what was remembered; gain: how many times as fast that made it."""
         rows = self.hits + self.misses
-        each = self.seconds_asking / self.misses if self.misses else 0.0
-        took = self.seconds_asking + self.seconds_looking
-        return {
+        found = {
             "hit_rate": self.hits / rows if rows else 0.0,
-            "saved_s": self.hits * each - self.seconds_looking,
-            "gain": rows * each / took if took else 1.0,
             "bound": rows / max(self.misses, 1),
-            "stored": float(len(self._stored)),
+            "stored": float(len(self._rows)),
         }
+        if self._rows_alone:
+            took = self.seconds_asking + self.seconds_looking
+            alone = rows * self._seconds_alone / self._rows_alone
+            found |= {"saved_s": alone - took, "gain": alone / took}
+        return found
 
-    def _look(self, key: bytes, vector: Tensor) -> Prediction[Any] | None:
-        stored = self._stored.get(key)
-        if stored is None or not self._close(stored[0], vector):
-            return None
-        self._stored.move_to_end(key)
-        return stored[1]
+    def _answer(
+        self,
+        asked: Prediction[Any] | None,
+        missing: Tensor,
+        rows: Tensor,
+        known: Tensor,
+        source: Tensor,
+    ) -> Prediction[Any]:
+        """The predictions [N, ...]: of the table at `rows` where they are known, else what was
+        asked for the row `source`."""
+        if asked is not None and len(missing) == len(rows):
+            return asked
+        if asked is None:
+            assert self._table is not None
+            return tree.index(self._table[1], rows)
+        place = torch.zeros_like(rows)
+        place[missing] = torch.arange(len(missing), device=rows.device)
+        found = tree.index(asked, place[source])
+        if self._table is None or not known.any():
+            return found
+        return tree.where(known, tree.index(self._table[1], rows.clamp_min(0)), found)
 
-    def _close(self, one: Tensor, other: Tensor) -> bool:
-        return bool(((one - other).abs() <= self.config.tolerance).all())
+    def _keep(self, keys: list[bytes], vectors: Tensor, asked: Prediction[Any]) -> None:
+        """Store what was asked, in place of the least recently used where there is no more room."""
+        size = self.config.size
+        keys, vectors = keys[-size:], vectors[-size:]
+        asked = tree.index(asked, slice(-size, None))
+        if self._table is None:
+            self._table = tree.index((vectors, asked), slice(0, 0))
+        places = []
+        for key in keys:
+            row = self._rows.pop(key, None)
+            if row is None:
+                full = len(self._rows) >= size
+                row = self._rows.popitem(last=False)[1] if full else len(self._rows)
+            self._rows[key] = row
+            places.append(row)
+        where = torch.tensor(places, device=vectors.device)
+        length, needed = len(self._table[0]), len(self._rows)
+        if needed > length:
+            more = min(size, max(needed, 2 * length)) - length
+            self._table = tree.map(
+                lambda x: torch.cat([x, x.new_zeros(more, *x.shape[1:])]), self._table
+            )
+        # Where one call has several rows of one hash, the last of them stays.
+        last = {row: i for i, row in enumerate(places)}
+        kept = torch.tensor(list(last.values()), device=vectors.device)
+        tree.map(
+            lambda x, new: x.index_copy_(0, where[kept], new[kept]), self._table, (vectors, asked)
+        )
+
+    def _close(self, one: Tensor, other: Tensor) -> Tensor:
+        """Of each row whether no entry differs by more than the tolerance [N]."""
+        return ((one - other).abs() <= self.config.tolerance).all(-1)
 
     def _keys(self, vectors: Tensor) -> list[bytes]:
         c = self.config

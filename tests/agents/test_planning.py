@@ -480,10 +480,34 @@ def test_the_cache_remembers_what_was_asked() -> None:
     before = world.misses
     world.step(state, action)
     assert world.misses == before + 2  # two rows are alike
+    assert "gain" not in world.stats
+    for _ in range(64):
+        world.step(state, action)
+    assert world.stats["gain"] > 0
+    assert world.stats["saved_s"] > -1
     lottery = Line()
     lottery.deterministic = False
     with pytest.raises(ConfigError, match="draw nothing"):
         CachedWorld(lottery, CacheConfig(size=1))
+
+
+def test_a_full_cache_forgets_what_was_used_least() -> None:
+    """As the plain steps, in calls of many rows, some alike, with a table that is too small."""
+    world = CachedWorld(Line(), CacheConfig(size=5, width=0.5, tolerance=1e-6))
+    for turn in range(30):
+        rng = np.random.default_rng(turn)
+        x = torch.from_numpy(rng.integers(0, 9, (7, 1)) / 10).float()
+        action = torch.from_numpy(rng.integers(0, 2, (7, 1)) / 10).float()
+        found, plain = world.step(Place(x), action), Line().step(Place(x), action)
+        assert torch.equal(found.state.x, plain.state.x)
+        assert torch.equal(found.reward, plain.reward)
+        assert world.stats["stored"] <= 5
+    assert 0.2 < world.stats["hit_rate"] < 0.9
+    one = CachedWorld(Line(), CacheConfig(size=2))
+    asked = [torch.tensor([[value]]) for value in (0.1, 0.5, 0.1, 0.9, 0.1, 0.5)]
+    for action in asked:  # 0.5 was used least recently when 0.9 came
+        one.step(Place(torch.zeros(1, 1)), action)
+    assert (one.hits, one.misses) == (2, 4)
 
 
 def test_bounds_of_numbers() -> None:
