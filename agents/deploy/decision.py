@@ -92,7 +92,7 @@ class Tally:
         self.ticks += 1
         self.missed += latency > self.deadline
         search = decisions[0].search
-        if search and not search["model_steps"]:
+        if search and not search.get("model_steps", 1):
             self.unplanned += 1
         elif search:
             self.searched += 1

@@ -111,8 +111,9 @@ class AgentEngine:
 
     @property
     def search(self) -> Mapping[str, float]:
-        """Of the last decision, where the agent plans."""
-        return self.agent.stats
+        """Of the last decision, where the agent plans (an agent that learns its world calls its
+        numbers plan/NAME among its metrics)."""
+        return {name.removeprefix("plan/"): value for name, value in self.agent.stats.items()}
 
     def initial(self, batch_size: int) -> EngineState:
         """The first state."""

@@ -6,9 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+import agents
+from agents.deploy.decision import Decision, Tally
+from agents.deploy.inference import AgentEngine
 from agents.mpc import MPC, MPCConfig
 from agents.planning.cem import CEMConfig
 from agents.planning.mcts import MCTSConfig
@@ -60,6 +64,23 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_trains_and_evaluates(tmp_path: Path) -> None:
     check_trains_and_evaluates(small(tmp_path / "run", settings()))
     assert '"plan/model_steps": 48' in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_a_deployed_agent_says_how_it_planned(trained: Path) -> None:
+    policy = agents.load(trained)
+    engine, tally = AgentEngine(policy.agent), Tally(0.01, 0.005)
+    obs = {
+        key: np.zeros((1, *one.shape), np.uint8 if one.kind == "image" else np.float32)
+        for key, one in policy.spec.obs.items()
+    }
+    action = np.zeros((1, policy.spec.action.size), np.float32)
+    engine.step(obs, engine.initial(1), np.ones(1, bool), action)
+    assert engine.search["model_steps"] == 48
+    some = Decision(action[0], action[0], "policy", "ok", 0.001, 0, search=engine.search)
+    tally.add([some])
+    tally.add([replace(some, search={**engine.search, "model_steps": 0.0})])
+    assert tally.summary()["search"]["model_steps"] == 48
+    assert tally.summary()["unplanned"] == 1
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,8 @@ LEARNING: tuple[Claim, ...] = (
     trained(
         "tdmpc2_cartpole",
         "TD-MPC2 balances CartPole-v1, whose actions are discrete, within 15,000 steps.",
-        "agent=tdmpc2 env=cartpole_state agent.model.discount=0.99 agent.target_rate=0.05 steps=15000",
+        "agent=tdmpc2 env=cartpole_state agent.model.discount=0.99 agent.target_rate=0.05 "
+        "steps=15000",
         (475, 15, 3),
         "TDMPC2.md",
     ),
