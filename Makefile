@@ -11,7 +11,7 @@ PYTHON ?=
 BIN := $(VENV)/bin
 
 # A process of tests for each core, as far as memory goes: one may hold a gigabyte.
-TESTS := -n auto --maxprocesses 8 --dist worksteal
+TESTS := -n auto --maxprocesses 8 --dist worksteal --durations=40 --durations-min=5
 
 export PYTHON
 export PYTHONUNBUFFERED := 1
