@@ -356,13 +356,11 @@ def test_its_planner_against_the_plain_one_on_the_same_noise() -> None:
     config, size = replace(PLANNER, sample=False, policy_candidates=0, iterations=1), 16
     planner = MPPI(VECTOR.action, config, 7, CPU)
     with planner.stream:
-        agent._guess(latent)  # as the search asks first whether there are values
         noise = torch.randn(1, size, 3, 2)
     planner.stream.seed(7)
     found = planner.plan(agent.model, latent, agent._guess).action
     planner.stream.seed(7)
     with planner.stream:
-        agent._guess(latent)
         torch.randn(1, size, 3, 2)
         actions = (2.0 * noise[0]).clamp(-1, 1)
         z, total = latent.z.expand(size, -1), torch.zeros(size)
