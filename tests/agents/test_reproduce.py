@@ -19,6 +19,7 @@ from scripts.studies.reproduce import run as runner
 from scripts.studies.reproduce.claim import (
     Claim,
     Measure,
+    evaluated,
     farthest,
     printed,
     returns,
@@ -255,6 +256,12 @@ def test_numbers_are_read_from_what_commands_leave(tmp_path: Path) -> None:
     assert table("run/*/returns.csv", "return", farthest)(tmp_path) == 10
     with pytest.raises(FileNotFoundError):
         table("nothing*.csv", "return")(tmp_path)
+    lines = [{"step": 10, "eval/return": 1}, {"step": 15}, {"step": 20, "eval/return": 7},
+             {"step": 30, "eval/return": 5}]  # fmt: skip
+    (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert (evaluated(11, min)(tmp_path), evaluated(0, min)(tmp_path)) == (5, 1)
+    with pytest.raises(ValueError, match="0 values were found"):
+        evaluated(31, min)(tmp_path)
 
 
 @pytest.mark.parametrize(

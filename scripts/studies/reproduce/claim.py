@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from worldmodel.log import METRICS
+
 RUN = "run"  # the run folder within that of a seed
 Read = Callable[[Path], float]
 Pick = Callable[[Sequence[float]], float]
@@ -114,6 +116,18 @@ def stored(path: str, key: str) -> Read:
 def summary(key: str) -> Read:
     """A number of summary.json, which ends a training run: "eval_return_mean", "wall_clock_s"."""
     return stored(f"{RUN}/summary.json", key)
+
+
+def evaluated(first: int, pick: Pick) -> Read:
+    """What `pick` makes (min: the worst) of the mean returns of the evaluations of a training run
+    from step `first` on, the last one too."""
+
+    def read(folder: Path) -> float:
+        lines = (folder / RUN / METRICS).read_text().splitlines()
+        found = [line for line in map(json.loads, lines) if "eval/return" in line]
+        return only([_value(one, "eval/return") for one in found if one["step"] >= first], pick)
+
+    return read
 
 
 def returns() -> Read:

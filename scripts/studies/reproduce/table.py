@@ -7,9 +7,12 @@ stand in table_apps.py and table_speed.py.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from scripts.studies.reproduce.claim import (
     Claim,
     Measure,
+    evaluated,
     farthest,
     printed,
     summary,
@@ -49,12 +52,13 @@ STATES = {
 
 
 def trained(
-    name: str, sentence: str, words: str, numbers: tuple[float, float, int], about: str
-) -> Claim:
+    name: str, sentence: str, words: str, numbers: tuple[float, float, int], about: str,
+    *more: Measure, over: Literal["each", "mean"] = "each",
+) -> Claim:  # fmt: skip
     """That a training from the state reaches a return. numbers: the least return, minutes of a
-    seed, and how many seeds, from 0 on."""
+    seed, and how many seeds, from 0 on. more: what must be reached besides."""
     least, minutes, seeds = numbers
-    measures = (Measure("return", RETURN, at_least=least), *ALSO)
+    measures = (Measure("return", RETURN, at_least=least, over=over), *more, *ALSO)
     command = (f"{TRAIN} {words}",)
     return Claim(
         name, STATE, sentence, command, measures, minutes, tuple(range(seeds)), about=about
@@ -168,6 +172,22 @@ LEARNING: tuple[Claim, ...] = (
         "MBPO swings Pendulum-v1 up in a fifth of SAC's 20,000 steps.",
         "agent=mbpo",
         (-170, 8, 5),
+        "ENSEMBLES.md",
+        over="mean",
+    ),
+    trained(
+        "pets_cartpole",
+        "PETS balances a pole by a continuous force after 500 steps, and does so to the end.",
+        "experiment=pets_cartpole eval_every=250",
+        (200, 2, 5),
+        "ENSEMBLES.md",
+        Measure("worst evaluation from 500 steps on", evaluated(500, min), at_least=200),
+    ),
+    trained(
+        "mbpo_inverted_pendulum",
+        "MBPO balances MuJoCo's inverted pendulum within 4,000 steps.",
+        "experiment=mbpo_inverted_pendulum_small",
+        (1000, 3, 5),
         "ENSEMBLES.md",
     ),
     trained(
