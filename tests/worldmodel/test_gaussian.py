@@ -9,13 +9,15 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 from torch import Tensor
 
 from tests.agents.small_runs import filled_replay
 from worldmodel import tree
 from worldmodel.capabilities import Decodes, Expects, Features, Fits, Learns, Surprises, Uncertain
 from worldmodel.config import ConfigError
-from worldmodel.models import calibration, known
+from worldmodel.models import calibration, closed_form, known
 from worldmodel.models.closed_form import CLOSED
 from worldmodel.models.dealing import by_member
 from worldmodel.models.fitting import FitConfig, recorded
@@ -216,6 +218,27 @@ def test_it_learns_a_function_and_what_it_does_not_know() -> None:
     inside = world.uncertainty(state_of(world, test.values), test.action).mean()
     outside = world.uncertainty(state_of(world, 4 * test.values), test.action).mean()
     assert outside > 20 * inside
+
+
+def test_a_process_is_that_of_scikit_learn_where_there_is_no_noise() -> None:
+    # Nearly equal numbers are subtracted: in float32 the doubt came to thousands of times this.
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(closed_form.MOST, 2))
+    said = np.stack([np.sin(2 * rows[:, 0]), rows[:, 0] * rows[:, 1]], 1)
+    process = closed_form.Process(2, 2)
+    process.fit(torch.from_numpy(rows).float(), torch.from_numpy(said).float())
+    asked = rng.normal(size=(50, 2))
+    found = process(torch.from_numpy(asked).float()[None])
+    for o in range(2):
+        scale, noise = float(process.scale[o]), float(process.noise[o])
+        kernel = ConstantKernel(scale, "fixed") * RBF(process.lengths[o].numpy(), "fixed")
+        kernel += WhiteKernel(noise, "fixed")
+        theirs = GaussianProcessRegressor(kernel, alpha=1e-8, optimizer=None)
+        theirs.fit(rows.astype(np.float32).astype(float), said[:, o].astype(np.float32))
+        mean, deviation = theirs.predict(asked.astype(np.float32).astype(float), return_std=True)
+        np.testing.assert_allclose(found.mean[0, :, o], mean, rtol=1e-4, atol=1e-5)
+        total = found.doubt[0, :, o] + found.variance[0, :, o]
+        np.testing.assert_allclose(total, deviation**2, rtol=1e-3, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", CLOSED)

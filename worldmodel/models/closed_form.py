@@ -1,7 +1,8 @@
 """Predictors for small data that are fitted at once: a Gaussian process, and a line.
 
-Both come from scikit-learn, one regression for each output, and predict with tensors alone. They
-answer as the networks of `worldmodel.models.predictors` do, as one opinion that knows its doubt.
+Both come from scikit-learn, one regression for each output, and predict with tensors alone, the
+process in float64: its doubt is what little two nearly equal numbers leave. They answer as the
+networks of `worldmodel.models.predictors` do, as one opinion that knows its doubt.
 """
 
 from __future__ import annotations
@@ -30,27 +31,28 @@ class Process(nn.Module):
     scale: Tensor
     noise: Tensor
     weights: Tensor
-    inverse: Tensor
+    whiten: Tensor  # the inverse of the kernel matrix's Cholesky factor
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         for name, shape in {
             "seen": (MOST, inputs), "lengths": (outputs, inputs), "scale": (outputs,),
-            "noise": (outputs,), "weights": (outputs, MOST), "inverse": (outputs, MOST, MOST),
+            "noise": (outputs,), "weights": (outputs, MOST), "whiten": (outputs, MOST, MOST),
         }.items():  # fmt: skip
-            fill = torch.zeros if name in ("seen", "weights", "inverse") else torch.ones
-            self.register_buffer(name, fill(shape))
+            fill = torch.zeros if name in ("seen", "weights", "whiten") else torch.ones
+            self.register_buffer(name, fill(shape, dtype=torch.float64))
 
     def forward(self, x: Tensor, chosen: None = None) -> Outcome:
         """x [1, N, in]."""
-        apart = (x[0][:, None] - self.seen) / self.lengths[:, None, None]  # [O, N, MOST, in]
-        near = self.scale[:, None, None] * torch.exp(-0.5 * apart.square().sum(-1))
+        lengths = self.lengths[:, None]
+        apart = torch.cdist(x.double() / lengths, self.seen / lengths)  # [O, N, MOST]
+        near = self.scale[:, None, None] * torch.exp(-0.5 * apart.square())
         mean = torch.einsum("onm, om -> no", near, self.weights)
-        explained = torch.einsum("onm, omk, onk -> no", near, self.inverse, near)
-        doubt = (self.scale - explained).clamp_min(1e-9)
+        explained = torch.einsum("onm, okm -> onk", near, self.whiten).square().sum(-1).T
+        doubt = (self.scale - explained).clamp_min(0.0)
         noise = self.noise.expand_as(mean)
         parts = mean, noise, doubt, torch.full_like(mean[:, 0], SURE)
-        return Outcome(*(part.unsqueeze(0) for part in parts))
+        return Outcome(*(part.to(x.dtype).unsqueeze(0) for part in parts))
 
     def fit(self, x: Tensor, target: Tensor) -> dict[str, float]:
         """Remember rows [N, in], [N, O], and choose lengths and noise by the likelihood."""
@@ -72,11 +74,10 @@ class Process(nn.Module):
                 warnings.simplefilter("ignore")  # a length at its bound: an input that says nothing
                 found.fit(rows, said[:, o])
             k = found.kernel_
-            lower = np.linalg.inv(found.L_)
             self.scale[o], self.noise[o] = k.k1.k1.constant_value, k.k2.noise_level
             self.lengths[o] = torch.as_tensor(k.k1.k2.length_scale)
             self.weights[o, :count] = torch.from_numpy(found.alpha_)
-            self.inverse[o, :count, :count] = torch.from_numpy(lower.T @ lower)
+            self.whiten[o, :count, :count] = torch.from_numpy(np.linalg.inv(found.L_))
         return {"model/points": float(count)}
 
 
