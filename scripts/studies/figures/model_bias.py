@@ -31,7 +31,7 @@ from worldmodel.replay import Replay, ReplayConfig
 STEPS, EVERY, UPDATES, PREFILL, HORIZON, STARTS = 2000, 200, 4, 200, 100, 30
 ENSEMBLE = GaussianConfig(
     members=5, elites=3, layers=2, units=64, decay=[1e-5], terminal="never", particles="ts1",
-    fit=FitConfig(batch_size=128, epochs=40),
+    fit=FitConfig(lr=3e-3, batch_size=32, epochs=60, patience=10),  # as agent=mbpo
 )  # fmt: skip
 ROLLOUTS = RolloutConfig(every=EVERY, starts=1000, schedule=[0, 1, 5, 5])
 # name -> world, rollouts
