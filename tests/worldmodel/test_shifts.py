@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -174,6 +175,38 @@ def test_the_unseen_shifts_begin_at_their_onset(name: str, usual: list[np.ndarra
     for before, after in zip(usual[:3], seen[:3], strict=True):
         np.testing.assert_array_equal(before, after)
     assert any((a != b).any() for a, b in zip(usual[3:], seen[3:], strict=True))
+
+
+@pytest.mark.parametrize("name", SHIFTS)
+def test_a_strength_without_a_meaning_is_refused_with_the_range(name: str) -> None:
+    shift = SHIFTS[name]
+    low, high = shift.allowed
+    assert all(low <= one <= high for one in shift.strengths)
+    env = make_env(PENDULUM, 0)
+    for wrong in (float("nan"), float("inf"), low - 0.1, 2 * high, -2000.0):
+        with pytest.raises(EnvError, match=re.escape(f"'{name}' allows {low:g} to {high:g} ")):
+            Shifted(env, name, wrong)
+    env.close()
+    if shift.kind != "timing":
+        for edge in shift.allowed:
+            episode(name, strength=edge, steps=6)
+
+
+def test_a_shift_of_ones_own_takes_any_finite_strength_or_those_it_allows() -> None:
+    own = shift_named(f"{__name__}:Wind")
+    assert own.checked(-3e6) == -3e6
+    with pytest.raises(EnvError, match="allows any finite number"):
+        own.checked(float("nan"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Wind, "allowed", (0, 1))
+        with pytest.raises(EnvError, match=r"strength is 3; .* allows 0 to 1\."):
+            shift_named(f"{__name__}:Wind").checked(3.0)
+
+
+def test_a_square_as_high_as_a_tall_picture_covers_it() -> None:
+    tall = np.zeros((32, 16, 3), np.uint8)
+    assert (covered(tall, 1.0, scene()) > 0).all()
 
 
 def test_what_cannot_be_shown_is_said() -> None:

@@ -52,6 +52,8 @@ def tinted(image: np.ndarray, strength: float, scene: Scene) -> np.ndarray:
 
 def blurred(image: np.ndarray, strength: float, scene: Scene) -> np.ndarray:
     """A Gaussian blur whose standard deviation is `strength` heights."""
+    if strength == 0:
+        return image.copy()  # OpenCV would choose a width itself
     soft = cv2.GaussianBlur(image, (0, 0), strength * image.shape[0])
     return np.asarray(soft).reshape(image.shape)
 
@@ -107,7 +109,7 @@ def _square(
     image: np.ndarray, strength: float, place: tuple[float, float], colour: np.ndarray
 ) -> np.ndarray:
     side = max(1, round(strength * image.shape[0]))
-    top, left = (int(p * (n - side + 1)) for p, n in zip(place, image.shape, strict=False))
+    top, left = (int(p * max(1, n - side + 1)) for p, n in zip(place, image.shape, strict=False))
     out = image.copy()
     out[top : top + side, left : left + side] = _to_bytes(FULL * colour)
     return out

@@ -29,6 +29,8 @@ Picture = Callable[[np.ndarray, float, pictures.Scene], np.ndarray]
 Obs = dict[str, np.ndarray]
 KINDS = ("visible", "timing", "dynamics")
 LEVELS = ("mild", "middle", "strong")
+Range = tuple[float, float]  # lowest and highest
+ANY: Range = (-math.inf, math.inf)
 MOST_DELAY = 1000
 
 
@@ -40,12 +42,13 @@ class Change:
 
     kind: "visible" in a single picture; "timing", of good pictures at a wrong time; "dynamics", of
     good pictures of a world that moves otherwise. strengths: mild, middle, strong. unit: what a
-    strength counts.
+    strength counts. allowed: the lowest and the highest strength; any finite one unless given.
     """
 
     kind: ClassVar[str] = "dynamics"
     strengths: ClassVar[tuple[float, float, float]]
     unit: ClassVar[str] = ""
+    allowed: ClassVar[Range] = ANY
 
     def __init__(self, strength: float, env: gymnasium.Env[Any, Any], rng: np.random.Generator):
         self.strength, self.env, self.rng = strength, env, rng
@@ -76,6 +79,7 @@ class Shift:
     kind: str
     strengths: tuple[float, float, float]
     unit: str
+    allowed: Range
     change: Callable[[float, gymnasium.Env[Any, Any], np.random.Generator], Change]
     picture: Picture | None = None
 
@@ -84,6 +88,17 @@ class Shift:
         if level not in LEVELS:
             raise unknown("strength of a shift", level, LEVELS)
         return self.strengths[LEVELS.index(level)]
+
+    def checked(self, strength: float) -> float:
+        """The strength; EnvError where it is not finite or not `allowed`."""
+        low, high = self.allowed
+        if not (math.isfinite(strength) and low <= strength <= high):
+            bounds = "any finite number" if self.allowed == ANY else f"{low:g} to {high:g}"
+            unit = f" ({self.unit})" if self.unit else ""
+            raise EnvError(
+                f"strength is {strength:g}; the shift '{self.name}' allows {bounds}{unit}."
+            )
+        return strength
 
 
 class Retouched(Change):
@@ -126,7 +141,7 @@ class Delay(Change):
     """The observation that was to be seen `strength` ticks ago."""
 
     def reset(self, obs: Obs) -> None:
-        self._seen: deque[Obs] = deque(maxlen=int(min(self.strength, MOST_DELAY)) + 1)
+        self._seen: deque[Obs] = deque(maxlen=int(self.strength) + 1)
 
     def seen(self, obs: Obs, since: int) -> Obs:
         self._seen.append(obs)
@@ -147,7 +162,7 @@ class Physics(Change):
 
 
 class Gain(Change):
-    """Weaker actions."""
+    """Weaker actions, or, above 1, stronger ones."""
 
     def action(self, action: Any) -> Any:
         return np.asarray(action) * np.float32(self.strength)
@@ -161,39 +176,47 @@ class Sign(Change):
 
 
 def _visible(
-    name: str, strengths: tuple[float, float, float], unit: str, picture: Picture
+    name: str,
+    strengths: tuple[float, float, float],
+    allowed: Range,
+    unit: str,
+    picture: Picture,
 ) -> Shift:
     change = type(name, (Retouched,), {"picture": staticmethod(picture)})
-    return Shift(name, "visible", strengths, unit, change, picture)
+    return Shift(name, "visible", strengths, unit, allowed, change, picture)
 
 
-def _physics(name: str, strengths: tuple[float, float, float], unit: str) -> Shift:
-    return Shift(name, "dynamics", strengths, unit, type(name, (Physics,), {"what": name}))
+def _physics(name: str, strengths: tuple[float, float, float], allowed: Range, unit: str) -> Shift:
+    change = type(name, (Physics,), {"what": name})
+    return Shift(name, "dynamics", strengths, unit, allowed, change)
 
 
-_HEIGHTS = "picture heights"
+_HEIGHTS, _LIGHTER = "picture heights", "of the range, lighter"
+_SHARE: Range = (0, 1)
+_BLUR: Range = (0, 0.5)  # a larger kernel blurs all to one colour, and takes seconds
 SHIFTS: dict[str, Shift] = {
     shift.name: shift
     for shift in (
-        _visible("brightness", (0.08, 0.16, 0.32), "of the range, lighter", pictures.brighter),
-        _visible("darkness", (-0.08, -0.16, -0.32), "of the range, lighter", pictures.brighter),
-        _visible("contrast", (0.2, 0.4, 0.7), "of the contrast, lost", pictures.flatter),
-        _visible("colour", (0.1, 0.25, 0.5), "of a channel, lost", pictures.tinted),
-        _visible("blur", (1 / 64, 1 / 32, 1 / 16), _HEIGHTS, pictures.blurred),
-        _visible("noise", (0.02, 0.05, 0.15), "standard deviation", pictures.noisy),
-        _visible("patch", (0.125, 0.25, 0.5), _HEIGHTS, pictures.covered),
-        _visible("object", (1 / 16, 3 / 32, 1 / 8), _HEIGHTS, pictures.with_object),
-        _visible("background", (0.1, 0.25, 0.5), "of the range", pictures.other_background),
-        _visible("camera", (1 / 32, 1 / 16, 1 / 8), _HEIGHTS, pictures.moved),
-        _visible("simpler", (0.3, 0.6, 1.0), "of what is to be seen, lost", pictures.simpler),
-        Shift("frozen", "timing", (4, 10, 1e6), "ticks for each picture", Frozen),
-        Shift("delay", "timing", (1, 2, 4), "ticks late", Delay),
-        _physics("mass", (1.25, 1.5, 2.0), "times as heavy"),
-        _physics("gravity", (1.25, 1.5, 2.0), "times as strong"),
-        Shift("gain", "dynamics", (0.75, 0.5, 0.25), "times the action", Gain),
-        Shift("sign", "dynamics", (0.25, 0.5, 1.0), "of the actions, turned round", Sign),
+        _visible("brightness", (0.08, 0.16, 0.32), (-1, 1), _LIGHTER, pictures.brighter),
+        _visible("darkness", (-0.08, -0.16, -0.32), (-1, 1), _LIGHTER, pictures.brighter),
+        _visible("contrast", (0.2, 0.4, 0.7), _SHARE, "of the contrast, lost", pictures.flatter),
+        _visible("colour", (0.1, 0.25, 0.5), _SHARE, "of a channel, lost", pictures.tinted),
+        _visible("blur", (1 / 64, 1 / 32, 1 / 16), _BLUR, _HEIGHTS, pictures.blurred),
+        _visible("noise", (0.02, 0.05, 0.15), _SHARE, "standard deviation", pictures.noisy),
+        _visible("patch", (0.125, 0.25, 0.5), _SHARE, _HEIGHTS, pictures.covered),
+        _visible("object", (1 / 16, 3 / 32, 1 / 8), _SHARE, _HEIGHTS, pictures.with_object),
+        _visible("background", (0.1, 0.25, 0.5), _SHARE, "of the range", pictures.other_background),
+        _visible("camera", (1 / 32, 1 / 16, 1 / 8), _SHARE, _HEIGHTS, pictures.moved),
+        _visible("simpler", (0.3, 0.6, 1.0), _SHARE, "of what is to be seen, lost",
+                 pictures.simpler),
+        Shift("frozen", "timing", (4, 10, 1e6), "ticks for each picture", (1, 1e9), Frozen),
+        Shift("delay", "timing", (1, 2, 4), "ticks late", (0, MOST_DELAY), Delay),
+        _physics("mass", (1.25, 1.5, 2.0), (0.01, 100), "times as heavy"),
+        _physics("gravity", (1.25, 1.5, 2.0), (0, 100), "times as strong"),
+        Shift("gain", "dynamics", (0.75, 0.5, 0.25), "times the action", (0, 10), Gain),
+        Shift("sign", "dynamics", (0.25, 0.5, 1.0), "of the actions, turned round", _SHARE, Sign),
     )
-}
+}  # fmt: skip
 
 
 def shift_named(name: str) -> Shift:
@@ -217,7 +240,7 @@ def shift_named(name: str) -> Shift:
             f"The shift '{name}' has kind={change.kind!r} and strengths={strengths!r}: {needs}."
         )
     mild, middle, strong = map(float, change.strengths)
-    return Shift(name, change.kind, (mild, middle, strong), change.unit, change)
+    return Shift(name, change.kind, (mild, middle, strong), change.unit, change.allowed, change)
 
 
 def _three(strengths: Any) -> bool:
@@ -235,8 +258,9 @@ class Shifted(gymnasium.Wrapper[Any, Any, Any, Any]):
     [H, W, C], for "background" and "simpler"; the episode's first picture where it is not given.
     seed: of places, colours and noise.
 
-    Raises EnvError for an unknown shift, and for one that this environment cannot show: a visible
-    one without pictures, weaker actions where they are discrete, physics that nobody knows.
+    Raises EnvError for an unknown shift, a strength that it does not allow, and for one that this
+    environment cannot show: a visible one without pictures, weaker actions where they are
+    discrete, physics that nobody knows.
     """
 
     def __init__(
@@ -250,7 +274,8 @@ class Shifted(gymnasium.Wrapper[Any, Any, Any, Any]):
     ) -> None:
         super().__init__(env)
         self.shift = shift_named(name)
-        self.strength = self.shift.strengths[1] if strength is None else float(strength)
+        given = self.shift.strengths[1] if strength is None else float(strength)
+        self.strength = self.shift.checked(given)
         self.onset, self.tick = onset, 0
         assert isinstance(env.observation_space, gymnasium.spaces.Dict)
         spaces = env.observation_space.spaces
