@@ -21,7 +21,7 @@ from worldmodel import config
 from worldmodel.accel import devices
 from worldmodel.config import ConfigError
 from worldmodel.envs.config import EnvConfig, with_words
-from worldmodel.envs.shifts import LEVELS, shift_named
+from worldmodel.envs.shifts import LEVELS, SHIFTS, shift_named
 from worldmodel.log import write_json
 from worldmodel.ood import store
 
@@ -64,17 +64,29 @@ class DeployCommand:
     def world(self, env: EnvConfig) -> World:
         """An environment, and what happens to it."""
         if not self.shift:
+            self._check_no_shift()
             return World(env)
         shift = shift_named(self.shift)
         if self.strength in LEVELS:
             return World(env, self.shift, shift.strength(self.strength), self.onset)
         try:
-            return World(env, self.shift, float(self.strength), self.onset)
+            number = float(self.strength)
         except ValueError:
             raise ConfigError(
                 f"strength is '{self.strength}'; allowed: {', '.join(LEVELS)}, or a number "
                 f"({shift.unit})."
             ) from None
+        return World(env, self.shift, shift.checked(number), self.onset)
+
+    def _check_no_shift(self) -> None:
+        """ConfigError for settings of a shift where there is none."""
+        of_shift = {"strength": self.strength, "onset": self.onset}
+        given = [f"{k}={v}" for k, v in of_shift.items() if v != getattr(DeployCommand, k)]
+        if given:
+            raise ConfigError(
+                f"{' '.join(given)} is of a shift, and none is given. Leave it out, or give "
+                f"shift=NAME; known: {', '.join(SHIFTS)}."
+            )
 
     @property
     def folder(self) -> Path:

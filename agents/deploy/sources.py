@@ -89,6 +89,12 @@ class Source:
             if not self.guard:
                 exported.ignore_scores()
             return exported, exported.spec
+        if self.graph is not None or self.expected is not None:
+            raise ConfigError(
+                f"graph and expected are of an export, and '{self.path}' is a run folder. Leave "
+                f"them out, or give its export, run={Path(self.path) / 'export'} "
+                f"(scripts/export.py run={self.path} makes it)."
+            )
         policy = load_policy(self.path)
         if self.planner is not None:
             policy = planned(policy, self.planner, seed=0)

@@ -74,6 +74,12 @@ def test_an_agent_that_is_too_slow_for_its_cycle_is_said() -> None:
     [
         (["shift=blurr"], "Did you mean 'blur'"),
         (["shift=blur", "strength=much"], "mild, middle, strong"),
+        (["shift=blur", "strength=2000"], "the shift 'blur' allows 0 to 0.5 (picture heights)"),
+        (["shift=blur", "strength=nan"], "strength is nan"),
+        (["strength=strong"], "strength=strong is of a shift, and none is given"),
+        (["onset=3"], "onset=3 is of a shift"),
+        (["graph=onnx"], "graph and expected are of an export"),
+        (["expected=0123"], "graph and expected are of an export"),
         (["env.id=NoSuchEnv-v0"], "NoSuchEnv"),
         (["env=NoSuchEnv-v0"], "Give its entries by name: env.NAME="),
         (["env.nonsense=1"], "Unknown setting of env 'nonsense'. Known: action_mask, "),
