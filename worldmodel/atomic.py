@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+WORDS = ("new", "old")
 
 
 @contextmanager
@@ -15,22 +18,58 @@ def replaced(final: Path) -> Iterator[Path]:
     """A fresh folder to write to, which takes the place of `final` when the block ends well.
 
     Whoever looks sees the old folder or the new one, never a part; after an error the old one is
-    as it was. It is killed between two renames at worst: then the old one stands beside, under its
-    name with a dot before and ".old" behind.
+    as it was. Of two processes that write at once each has a folder of its own to write to, and the
+    later one's stays. It is killed between two renames at worst: then the old one stands beside,
+    under its name with a dot before and ".old" and a number behind.
     """
-    fresh, old = (final.with_name(f".{final.name}.{word}") for word in ("new", "old"))
+    _sweep(final)
+    fresh, old = (final.with_name(f".{final.name}.{word}-{os.getpid()}") for word in WORDS)
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     try:
         yield fresh
-        shutil.rmtree(old, ignore_errors=True)
-        if final.exists():
-            os.replace(final, old)
-        os.replace(fresh, final)
-        shutil.rmtree(old, ignore_errors=True)
+        _swap(fresh, final, old)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
+
+
+def _swap(fresh: Path, final: Path, old: Path) -> None:
+    """Put `fresh` in the place of `final`, as often as another process does the same meanwhile."""
+    while True:
+        shutil.rmtree(old, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            os.replace(final, old)
+        try:
+            os.replace(fresh, final)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                continue
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+        return
+
+
+def _sweep(final: Path) -> None:
+    """Remove what processes that were killed have left; an old folder only if it was replaced."""
+    for word in WORDS if final.exists() else WORDS[:1]:
+        for left in final.parent.glob(f".{glob.escape(final.name)}.{word}-*"):
+            number = left.name.rpartition("-")[2]
+            if number.isdigit() and _gone(int(number)):
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _gone(process: int) -> bool:
+    """Whether no such process runs here; where that cannot be asked harmlessly, False."""
+    if os.name != "posix":
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        pass
+    return False
 
 
 @contextmanager

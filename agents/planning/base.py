@@ -68,19 +68,41 @@ class BoundsConfig:
 
 class Pace:
     """The quickest call of the world so far, by its steps, and the quickest ending of a decision
-    after its last call, in seconds: what a planner knows of a deadline before a decision begins."""
+    after its last call, in seconds: what a planner knows of a deadline before a decision begins.
+
+    What was slow may only have been cold, or beside other work. So after one decision without a
+    call, then after two, four, eight and so on, a call of one step is tried all the same.
+    """
 
     def __init__(self) -> None:
         self.calls: dict[int, float] = {}
         self.ending = 0.0
+        self._without, self._wait = 0, 1  # decisions in a row, and how many until a try
 
     def call(self, steps: int, seconds: float) -> None:
         """A call of so many steps took so long."""
         self.calls[steps] = min(self.calls.get(steps, seconds), seconds)
 
+    def expected(self, steps: int) -> float:
+        """Of a call with so many steps, which takes at most as long as that many calls of one."""
+        found = self.calls.get(steps, 0.0)
+        return min(found, steps * self.calls[1]) if steps and 1 in self.calls else found
+
     def end(self, seconds: float) -> None:
         """So long after its last call a decision was made."""
         self.ending = min(self.ending or seconds, seconds)
+
+    @property
+    def tries(self) -> bool:
+        """Whether a call is due that does not look in time."""
+        return self._without >= self._wait
+
+    def decided(self, called: bool, tried: bool) -> None:
+        """A decision is made. called: with a call of the world; tried: which did not look in
+        time."""
+        self._without = 0 if called else self._without + 1
+        if called:
+            self._wait = 2 * self._wait if tried else 1
 
 
 class Meter:
@@ -103,6 +125,7 @@ class Meter:
         self._slowest: dict[int, float] = {}
         self._call: tuple[int, float] | None = None  # its steps, and when it began
         self._over = 0.0  # when the last call was
+        self._tried = False
 
     def affords(self, steps: int) -> int:
         """How many rollouts of so many steps the budget still allows; many where there is none."""
@@ -110,14 +133,18 @@ class Meter:
 
     def late(self, steps: int = 1) -> bool:
         """Whether a call of the world with so many steps, and what comes after it, would miss the
-        deadline: as slow as the slowest of this decision, or the quickest of those before. Call it
-        before each of them."""
+        deadline: as slow as the slowest of this decision, or the quickest of those before (see
+        `Pace`). Call it before each of them."""
         if self.deadline is None:
             return False
         now = self._measured()
-        call = self._slowest.get(steps, self.pace.calls.get(steps, 0.0))
-        if now + call + self.pace.ending > self.deadline:
-            return True
+        first = steps <= 1 and steps not in self._slowest
+        if first and self.pace.tries and now < self.deadline:
+            self._tried = True
+        else:
+            call = self._slowest.get(steps, self.pace.expected(steps))
+            if now + call + self.pace.ending > self.deadline:
+                return True
         self._call = (steps, now)
         return False
 
@@ -138,6 +165,9 @@ class Meter:
     def end(self) -> float:
         """The decision is made: milliseconds since it began."""
         now = self.clock()
+        if self.deadline is not None:
+            called = any(self._slowest) or (self._call is not None and self._call[0] > 0)
+            self.pace.decided(called, self._tried)
         if self._over and self._call is None:  # else the last call is not told from what followed
             self.pace.end(now - self._over)
         return 1e3 * (now - self.began)
@@ -166,7 +196,7 @@ class Planner(ABC):
         self.pace = Pace()
         self._cache: CachedWorld | None = None
 
-    def cached(self, world: Any, settings: CacheConfig, expect: bool = False) -> Any:
+    def cached(self, world: Any, settings: CacheConfig, expect: bool | None = None) -> Any:
         """The world with a memory of its predictions, where the settings ask for one."""
         if not settings.size:
             return world

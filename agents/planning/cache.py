@@ -53,12 +53,14 @@ class CachedWorld:
     deterministic = True
 
     def __init__(
-        self, world: Dynamics[Any], config: CacheConfig, seed: int = 0, expect: bool = False
+        self, world: Dynamics[Any], config: CacheConfig, seed: int = 0, expect: bool | None = None
     ) -> None:
-        if not expect and not (isinstance(world, Deterministic) and world.deterministic):
+        expects = isinstance(world, Expects)
+        if not ((expect and expects) or (isinstance(world, Deterministic) and world.deterministic)):
+            instead = ", or plan with expect=true" if expects and expect is False else ""
             raise ConfigError(
                 f"A cache needs a world whose steps draw nothing; {type(world).__name__} is not "
-                "known to be one. Leave the cache out, or plan with expect=true."
+                f"known to be one. Leave the cache out{instead}."
             )
         self.world, self.config = world, config
         self._ask = world.expect if expect and isinstance(world, Expects) else world.step
@@ -94,7 +96,9 @@ class CachedWorld:
     def step(self, state: Any, action: Tensor) -> Prediction[Any]:
         """As the world's, remembered where it can be."""
         began = time.perf_counter()
-        vectors = torch.cat([x.flatten(1) for x in (*tree.tensors(state), action)], -1).float()
+        vectors = torch.cat(
+            [x.reshape(len(x), -1) for x in (*tree.tensors(state), action)], -1
+        ).float()
         keys = self._keys(vectors)
         count, device = len(keys), vectors.device
         rows = torch.tensor([self._rows.get(key, -1) for key in keys], device=device)

@@ -20,9 +20,10 @@ from agents.planning.space import ActionSpace, Sequences, coloured
 from tests.model_batches import SPECS, random_state, scramble, tiny
 from worldmodel.config import ConfigError
 from worldmodel.distributions import Normal
+from worldmodel.models.gaussian import Gaussian, GaussianConfig
 from worldmodel.models.oracle import CartPole, Motion, Pendulum
 from worldmodel.rssm import WorldModel
-from worldmodel.types import ActionSpec, Prediction
+from worldmodel.types import ActionSpec, EnvSpec, ObsSpec, Prediction
 
 SEQUENCE = ("cem", "icem", "mppi", "shooting")
 ONE = ActionSpec("continuous", (1,))
@@ -229,13 +230,36 @@ def test_a_deadline_holds_for_the_first_call_too(name: str) -> None:
         settings = replace(small, bounds=BoundsConfig(deadline_ms=deadline))
         planner = cls(FOUR, settings, 0, clock=lambda: now[0])
         world, state = Slow([0.0, 1.0, 0.0, 0.0]), Place(torch.zeros(1, 1))
-        plans = [planner.plan(world, state, valued) for _ in range(4)]
+        plans = [planner.plan(world, state, valued) for _ in range(40)]
         assert all(plan.action.sum() == 1 for plan in plans)
         return [plan.stats["ms"] for plan in plans]
 
-    assert max(took(2.5)[2:]) <= 2.5  # after a call of each length was tried
+    # A call of each length is tried, then one more after 1, 2, 4, 8 and 16 decisions without.
+    late = [i for i, ms in enumerate(took(2.5)) if ms > 2.5]
+    assert late == ([0, 2, 5, 10, 19, 36] if name == "mcts" else [0, 1, 3, 6, 11, 20, 37])
     if name == "icem":  # one step of 3 ms, and the value of 1 ms
         assert took(5.0)[-1] == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("name", ["icem", "mcts"])
+def test_one_slow_call_does_not_end_planning(name: str) -> None:
+    now, calls = [0.0], [0]
+
+    class Cold(Classes):
+        def step(self, state: Place, action: Tensor) -> Prediction[Place]:
+            now[0] += 1e-4 if calls[0] else 20e-3
+            calls[0] += 1
+            return super().step(state, action)
+
+    cls, small = planner_class(name), make(name, FOUR).config
+    settings = replace(small, bounds=BoundsConfig(deadline_ms=5.0))
+    planner = cls(FOUR, settings, 0, clock=lambda: now[0])
+    world, state = Cold([0.0, 1.0, 0.0, 0.0]), Place(torch.zeros(1, 1))
+    stats = [planner.plan(world, state).stats for _ in range(10)]
+    planned = [found["model_steps"] > 1 for found in stats]
+    assert not planned[1]
+    assert all(planned[2:])
+    assert all(found["ms"] <= 5.0 for found in stats[1:])
 
 
 def test_nothing_counts_after_the_end() -> None:
@@ -487,8 +511,22 @@ def test_the_cache_remembers_what_was_asked() -> None:
     assert world.stats["saved_s"] > -1
     lottery = Line()
     lottery.deterministic = False
-    with pytest.raises(ConfigError, match="draw nothing"):
-        CachedWorld(lottery, CacheConfig(size=1))
+    for expect in (None, False, True):  # which it cannot
+        with pytest.raises(ConfigError, match=r"draw nothing.*Leave the cache out\."):
+            CachedWorld(lottery, CacheConfig(size=1), expect=expect)
+
+
+def test_a_cache_of_expectations_of_an_ensemble() -> None:
+    spec = EnvSpec({"state": ObsSpec("vector", (3,))}, ONE)
+    world = Gaussian(spec, GaussianConfig(members=2, elites=2, units=8, decay=[0.0]))
+    with pytest.raises(ConfigError, match="or plan with expect=true"):
+        CachedWorld(world, CacheConfig(size=9), expect=False)
+    cached = CachedWorld(world, CacheConfig(size=9), expect=True)
+    state = world.initial(4)  # a vector, and the number of a member
+    for _ in range(2):
+        found = cached.step(state, torch.zeros(4, 1))
+        assert torch.equal(found.reward, world.expect(state, torch.zeros(4, 1)).reward)
+    assert (cached.hits, cached.misses) == (7, 1)
 
 
 def test_a_full_cache_forgets_what_was_used_least() -> None:
