@@ -144,11 +144,11 @@ def rest_action(config: FallbackConfig, action: ActionSpec) -> np.ndarray:
     if config.rest is None:
         if action.kind == "continuous":
             return np.zeros(action.size, np.float32)
+        first = ",".join(str(int(n == 0)) for size in action.sizes for n in range(size))
         raise ConfigError(
             "fallback.rest is not set, and discrete actions have no zero: give the encoded action "
             f"of a robot at rest, {action.size} numbers, one-hot for each of the factors "
-            f"{list(action.sizes)}. For the first class of each: "
-            f"fallback.rest={[int(n == 0) for size in action.sizes for n in range(size)]}"
+            f"{list(action.sizes)}. For the first class of each: 'deploy.fallback.rest=[{first}]'"
         )
     rest = np.asarray(config.rest, np.float32)
     ok = rest.shape == (action.size,) and bool(np.all(np.abs(rest) <= 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from agents.deploy import DeployConfig, FallbackConfig, RetrainConfig
 from agents.deploy.cli import DeployCommand, deploy_command, export_command, slowness
 from agents.deploy.config import ISOLATION
+from agents.deploy.fallback import rest_action
 from agents.deploy.loop import Sensed, run_loop
 from agents.deploy.sources import open_runtime, reward_range, spec_of
 from agents.random import RandomConfig
@@ -22,8 +24,10 @@ from agents.run.train import train
 from scripts.studies.bench_deploy import Settings, measure
 from tests.agents.deploy_doubles import Bench, check_starts, observation
 from tests.agents.rewards_run import LENGTH, make_run
-from worldmodel.config import RunError
+from worldmodel import config
+from worldmodel.config import ConfigError, RunError
 from worldmodel.envs import EnvConfig
+from worldmodel.types import ActionSpec
 
 # Deadlines that a machine which is busy with other things keeps too.
 PATIENT = ["deploy.period_ms=20000", "deploy.soft_ms=9000", "deploy.hard_ms=9000", "pace=false"]
@@ -117,6 +121,15 @@ def test_nobody_sends_what_the_mask_forbids(tmp_path: Path) -> None:
     assert code == 0, said
     trials = json.loads((tmp_path / "run" / "deployment" / "summary.json").read_text())["trials"]
     assert [trial["returns"] for trial in trials.values()] == [[7.0]] * 3
+
+
+def test_the_rest_that_discrete_actions_lack_is_printed_as_a_word_for_a_shell() -> None:
+    action = ActionSpec("discrete", (2, 3))
+    with pytest.raises(ConfigError) as error:
+        rest_action(FallbackConfig(), action)
+    word = shlex.split(str(error.value))[-1]
+    asked = config.from_cli(DeployCommand, ["run=runs/demo", word])
+    assert rest_action(asked.deploy.fallback, action).tolist() == [1, 0, 1, 0, 0]
 
 
 @pytest.mark.parametrize("isolation", ISOLATION)
