@@ -67,6 +67,12 @@ def agent_class(name: str) -> type[Agent]:
             f"Agent '{name}': '{attribute}' is no agent. It must be a subclass of "
             "agents.base.Agent with a dataclass 'Config'."
         )
+    missing = sorted(found.__abstractmethods__)
+    if missing:
+        raise config.ConfigError(
+            f"Agent '{name}': the class {attribute} lacks {', '.join(missing)}. Every agent has "
+            "them: docs/ADD_AN_AGENT.md says what each does."
+        )
     cls: type[Agent] = found
     return cls
 

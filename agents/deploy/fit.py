@@ -16,6 +16,7 @@ import agents
 from agents.base import Policy, check_mode, random_actions
 from agents.deploy import earnings
 from agents.deploy.config import FallbackConfig
+from agents.run.collect import checked
 from worldmodel import config, progress, seeding, tree
 from worldmodel.accel import devices
 from worldmodel.config import ConfigError, RunError
@@ -210,7 +211,8 @@ class _Player:
         obs = {key: np.stack([one[key] for one in self._obs]) for key in spec.seen}
         agent = self.policy.agent
         inputs = {**obs, "is_first": self._first}
-        action, self._state, _ = agent.act(inputs, self._state, self.mode)
+        chosen = agent.act(inputs, self._state, self.mode)
+        action, self._state, _ = checked(chosen, spec, len(self.envs), agent, self.longest)
         early = np.array([len(rows) < self.jolts for rows in self._rows])
         if early.any():
             chosen = random_actions(spec, obs, len(self.envs), self._rng)

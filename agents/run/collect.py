@@ -147,7 +147,7 @@ class Collector:
         inputs = {key: self.rows[key] for key in (*self.spec.obs, *ARRIVED)}
         # An exploring agent still sees every row, so that its state and latents are right.
         chosen = self.agent.act(inputs, self.state, self.mode)
-        action, state, extras = checked(chosen, self.spec, self.num_envs, self.agent)
+        action, state, extras = checked(chosen, self.spec, self.num_envs, self.agent, self.steps)
         if explore:
             action = random_actions(self.spec, inputs, self.num_envs, self.rng)
             state = self.agent.replace_action(state, action)
@@ -222,8 +222,11 @@ class Collector:
         return [Episode(float(self.returns[i]), int(self.lengths[i])) for i in ended]
 
 
-def checked(chosen: Any, spec: EnvSpec, num_envs: int, agent: Agent) -> tuple[Any, Any, Any]:
-    """What an agent's `act` returned: action, state and extras. RunError where it is not that."""
+def checked(
+    chosen: Any, spec: EnvSpec, num_envs: int, agent: Agent, step: int
+) -> tuple[Any, Any, Any]:
+    """What an agent's `act` returned: action, state and extras. RunError where it is not that, or
+    the action is not finite; step: for its message."""
     form = "one-hot" if spec.action.kind == "discrete" else "in [-1, 1]"
     needed = (num_envs, spec.action.size)
     text = (
@@ -233,8 +236,14 @@ def checked(chosen: Any, spec: EnvSpec, num_envs: int, agent: Agent) -> tuple[An
     if not isinstance(chosen, tuple) or len(chosen) != 3:
         raise RunError(f"{text}returned a {type(chosen).__name__}.")
     action = np.asarray(chosen[0])
-    if action.shape != needed:
+    if action.shape != needed or action.dtype.kind not in "biuf":
         raise RunError(f"{text}its action is {action.dtype} {list(action.shape)}.")
+    finite = np.isfinite(action).all(-1)
+    if not finite.all():
+        raise RunError(
+            f"The agent {type(agent).__name__} gave an action that is not finite: "
+            f"{action[~finite][0]}, at step {step:,}. Look at its weights and its last loss."
+        )
     return chosen
 
 

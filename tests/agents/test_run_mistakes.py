@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from agents import Agent, agent_class
 from agents.run.train import train
 from tests.agents.counting_agent import CountingAgent, CountingConfig
 from tests.agents.test_run_train import SILENT, settings
-from worldmodel.config import RunError
+from worldmodel.config import ConfigError, RunError
 
 
 class Wrong(CountingAgent):
@@ -46,3 +47,23 @@ def test_mistakes_in_an_agent_are_called_the_agents(
     monkeypatch.setattr(Wrong, "act", lambda *_: np.zeros((1, 3)))
     with pytest.raises(RunError, match=r"Wrong.act must return .* returned a ndarray"):
         train(settings(tmp_path / "alone"), SILENT)
+    monkeypatch.setattr(Wrong, "act", lambda *_: (np.full((1, 3), np.nan, np.float32), None, {}))
+    with pytest.raises(
+        RunError, match=r"^The agent Wrong gave an action that is not finite: \[nan.*, at step 0\."
+    ):
+        train(settings(tmp_path / "nan"), SILENT)
+
+
+class Unfinished(Agent):
+    """An agent whose author is not done."""
+
+    Config = CountingConfig
+
+    def initial(self, batch_size: int) -> None:
+        return None
+
+
+def test_an_agent_that_lacks_methods_is_told_which() -> None:
+    name = f"{__name__}:Unfinished"
+    with pytest.raises(ConfigError, match=r"Unfinished lacks act, load_state_dict, state_dict, up"):
+        agent_class(name)
