@@ -22,7 +22,7 @@ from worldmodel.atomic import is_full, replaced_file
 from worldmodel.entry import HELP, WANTS_TRACEBACK
 from worldmodel.maps import Map, complete, given_map, maps_of
 from worldmodel.usage import usage
-from worldmodel.words import at_home, literal, texts
+from worldmodel.words import at_home, literal, nearest, texts
 
 T = TypeVar("T")
 DEEPEST = 24  # levels of one YAML text; ours have six
@@ -53,24 +53,6 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" Did you mean '{close[0]}'?" if close else ""
     return f"Unknown {kind} '{name}'. Known: {', '.join(names)}.{hint}"
-
-
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known dotted key closest to `name`: the same last word elsewhere, else a similar one
-    beside it, else a similar one anywhere; or None."""
-    keys = list(known)
-    parent, _, leaf = name.rpartition(".")
-    same_leaf = [key for key in keys if key.rpartition(".")[2] == leaf]
-    if same_leaf:
-        return difflib.get_close_matches(name, same_leaf, n=1, cutoff=0.0)[0]
-    siblings = {key.rpartition(".")[2]: key for key in keys if key.rpartition(".")[0] == parent}
-    everywhere = {key.rpartition(".")[2]: key for key in reversed(keys)}
-    for candidates in (siblings, everywhere):
-        close = difflib.get_close_matches(leaf, candidates, n=1, cutoff=0.6)
-        if close:
-            return candidates[close[0]]
-    close = difflib.get_close_matches(name, keys, n=1, cutoff=0.8)
-    return close[0] if close else None
 
 
 def check_ranges(settings: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
@@ -110,6 +92,10 @@ def build(config: DictConfig, schema: type[T], like: T | None = None, saved: boo
         for one in maps_of(base):
             if (one.replaced or saved) and given_map(config, one.name) is not None:
                 OmegaConf.update(base, one.name, {}, merge=False)
+        for key, value in keys_of(config).items():
+            group = is_dataclass(OmegaConf.get_type(OmegaConf.select(base, key)))
+            if group and isinstance(value, int | float | str | list) and "${" not in str(value):
+                raise _not_a_value(key, keys_of(base))
         merged = OmegaConf.merge(base, config)
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
@@ -239,9 +225,19 @@ def explain(error: Exception, known: Iterable[str] = ()) -> ConfigError:
     first, full_key = str(cause).split("\n")[0], getattr(cause, "full_key", None)
     if full_key and "to Dict[" in first:
         first += f". Give its entries by name: {full_key}.NAME=..., or '{full_key}={{NAME: ...}}'"
+    if full_key and "is not a subclass of" in first:
+        return _not_a_value(full_key, known)
+    if full_key and "is not a ListConfig" in first:
+        first = f"it is a list. Give one in brackets, '{full_key}=[...]'"
     if full_key and "is not Optional" in first:
         first = f"it is empty. Give one, {full_key}=..., or leave the word out"
     return ConfigError(f"Wrong value for '{full_key}': {first}." if full_key else str(error))
+
+
+def _not_a_value(key: str, known: Iterable[str]) -> ConfigError:
+    below = [one for one in known if one.startswith(f"{key}.")]
+    shown = ", ".join(f"{one}=..." for one in below[:8]) + ", and more" * (len(below) > 8)
+    return ConfigError(f"'{key}' is a group and takes no value itself. Give its settings: {shown}")
 
 
 def _unknown_key(key: str, known: Iterable[str]) -> ConfigError:

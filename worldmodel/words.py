@@ -7,9 +7,10 @@ may be none.
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -18,6 +19,24 @@ HOME = re.compile(r"^(\w+:)?~(?=/|$)")
 # What Hydra's sweeps understand beside a list of values.
 SWEEPS = re.compile(r"^(choice|range|interval|glob|shuffle|sort|tag)\(")
 PIECES = re.compile(r"""(?:'[^']*'|"[^"]*"|[^,])+""")
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known dotted key closest to `name`: the same last word elsewhere, else a similar one
+    beside it, else a similar one anywhere; or None."""
+    keys = list(known)
+    parent, _, leaf = name.rpartition(".")
+    same_leaf = [key for key in keys if key.rpartition(".")[2] == leaf]
+    if same_leaf:
+        return difflib.get_close_matches(name, same_leaf, n=1, cutoff=0.0)[0]
+    siblings = {key.rpartition(".")[2]: key for key in keys if key.rpartition(".")[0] == parent}
+    everywhere = {key.rpartition(".")[2]: key for key in reversed(keys)}
+    for candidates in (siblings, everywhere):
+        close = difflib.get_close_matches(leaf, candidates, n=1, cutoff=0.6)
+        if close:
+            return candidates[close[0]]
+    close = difflib.get_close_matches(name, keys, n=1, cutoff=0.8)
+    return close[0] if close else None
 
 
 def texts(schema: Any, prefix: str = "") -> dict[str, bool]:

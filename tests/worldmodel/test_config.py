@@ -64,6 +64,14 @@ def test_yaml_and_words_override_the_dataclass(folder: Path) -> None:
         ("+inner.rat=3", "Unknown key 'inner.rat'. Did you mean 'inner.rate'?"),
         ("steps=many", "Wrong value for 'steps': Value 'many' of type 'str'"),
         ("inner.sizes=[1,a]", "Wrong value for 'inner.sizes[1]': Value 'a'"),
+        (
+            "inner.sizes=3",
+            "'inner.sizes': it is a list. Give one in brackets, 'inner.sizes=[",
+        ),
+        (
+            "table.a=3",
+            "'table.a' is a group and takes no value itself. Give its settings: ",
+        ),
         ("inner=slwo", "Unknown inner 'slwo'. Known: odd, slow. Did you mean 'slow'?"),
         ("inner=odd", "configs/inner/odd.yaml sets 'inner.speed', which does not exist"),
         ("steps", "Settings are given as key=value"),
@@ -84,6 +92,14 @@ def test_words_alone_make_an_object() -> None:
     with pytest.raises(ConfigError, match="Cannot read 'name'"):
         config.from_cli(Outer, ["name"])
     assert config.from_cli(Outer, ["name=y", "anything.b=${steps}", "steps=7"]).anything == {"b": 7}
+    for value in ("3", "x", "[1]"):
+        with pytest.raises(ConfigError) as caught:
+            config.from_cli(Outer, ["name=y", f"inner={value}"])
+        assert str(caught.value) == (
+            "'inner' is a group and takes no value itself. Give its settings: inner.rate=..., "
+            "inner.level=..., inner.sizes=..."
+        )
+    assert config.from_cli(Outer, ["name=y", "inner={rate: 3}"]).inner == Inner(3.0)
     with pytest.raises(ConfigError, match="Interpolation key 'nowhere' not found"):
         config.from_cli(Outer, ["name=y", "anything.b=${nowhere}"])
 
