@@ -15,6 +15,7 @@ from agents.apps.plans import draw_decision
 from agents.apps.rewards.score import score
 from agents.apps.rewards.store import with_heads
 from agents.planning.acting import Planned, planned
+from agents.planning.tally import SearchTally
 from agents.planning.words import split_words
 from agents.run import report
 from agents.run.evaluate import EvalResult, evaluate, frames_of
@@ -83,7 +84,8 @@ def _evaluate(words: Sequence[str], say: Callable[[str], None]) -> int:
     asked |= {"env": settings.env}
     asked |= {} if planner is None else {"planner": asdict(planner)}
     asked |= {"control": settings.control} if settings.control else {}
-    report.write_returns(folder, result, asked)
+    tally = policy.agent.tally if isinstance(policy.agent, Planned) else SearchTally()
+    report.write_returns(folder, result, asked | tally.summary())
     frames = []
     if result.rows:
         frames = frames_of(result, policy.agent, policy.spec, policy.env, settings.seed)
@@ -94,6 +96,8 @@ def _evaluate(words: Sequence[str], say: Callable[[str], None]) -> int:
     if isinstance(policy.agent, Planned) and policy.agent.shown is not None:
         for path in draw_decision(folder, policy.agent.model, policy.spec, *policy.agent.shown):
             say(f"one decision: {path}")
+    for name, text in tally.rows():
+        say(f"{name}: {text}")
     say(result.line() + (" by control" if settings.control else ""))
     say(f"returns{' and video' * bool(frames)}: {os.fspath(folder)}")
     return 0

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from agents.planning.tally import SearchTally
+
 # Where an action comes from.
 POLICY, PREVIOUS, FALLBACK, LAST_RESORT = "policy", "previous", "fallback", "last resort"
 
@@ -81,9 +83,7 @@ class Tally:
         self.sources: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
         self._latencies = np.zeros(LATENCIES, np.float32)
-        self.searched = 0  # ticks whose action was planned in time
-        self.unplanned = 0  # those whose deadline came before a single step of the world
-        self._search: Counter[str] = Counter()
+        self.search = SearchTally()
 
     def add(self, decisions: list[Decision]) -> None:
         """One tick of all robots."""
@@ -91,13 +91,8 @@ class Tally:
         self._latencies[self.ticks % LATENCIES] = latency
         self.ticks += 1
         self.missed += latency > self.deadline
-        search = decisions[0].search
-        if search and not search.get("model_steps", 1):
-            self.unplanned += 1
-        elif search:
-            self.searched += 1
-            for name, value in search.items():
-                self._search[name] += value  # type: ignore[assignment]  # floats
+        if decisions[0].search:
+            self.search.add(decisions[0].search)
         for decision in decisions:
             self.sources[decision.source] += 1
             if decision.reason != OK:
@@ -118,21 +113,16 @@ class Tally:
             "slow": int(self.slow),
             "missed": int(self.missed),
             **percentiles(self.latencies()),
-            **({"search": self.search} if self.searched else {}),
-            **({"unplanned": self.unplanned} if self.unplanned else {}),
+            **self.search.summary(),
         }
-
-    @property
-    def search(self) -> dict[str, float]:
-        """Means over the ticks whose action was planned in time."""
-        return {name: round(total / self.searched, 4) for name, total in self._search.items()}
 
     def line(self) -> str:
         """Where it stands, for people who watch."""
         acted = sum(self.sources.values()) or 1
         texts = [f"policy {100 * self.sources[POLICY] / acted:.1f}%"]
         texts += [f"{name} {count:,}" for name, count in self.reasons.most_common()]
-        texts += [f"not planned {self.unplanned:,}"] if self.unplanned else []
+        unplanned = self.search.unplanned
+        texts += [f"not planned {unplanned:,}"] if unplanned else []
         numbers = percentiles(self.latencies())
         times = f"{numbers['p50']:.2f} ms (p99 {numbers['p99']:.2f})" if numbers else "no tick yet"
         return f"{self.ticks:,} ticks: {', '.join(texts)}; {times}; {self.missed:,} missed"
@@ -152,11 +142,7 @@ class Tally:
         if self.ticks:
             shown = " / ".join(f"{numbers[name]:.3f}" for name in ("p50", "p99", "p99_9", "max"))
             rows.append(("latency, ms", f"{shown} (p50 / p99 / p99.9 / max)"))
-        if self.searched:
-            rows.append(("plans, mean", ", ".join(f"{k} {v:g}" for k, v in self.search.items())))
-        if self.unplanned:
-            text = "the deadline leaves no time for a single step of the world"
-            rows.append(("not planned", f"{self.unplanned:,} ticks: {text}"))
+        rows += self.search.rows()
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"  {name:<{width}}  {text}" for name, text in rows)
 

@@ -12,15 +12,20 @@ from worldmodel.types import EnvSpec, ObsSpec
 
 
 def blank(spec: EnvSpec, robots: int) -> dict[str, np.ndarray]:
-    """An observation [B, ...] of nothing but zeros."""
-    return {
+    """An observation [B, ...] of nothing but zeros, and of the first of discrete classes."""
+    found = {
         key: np.zeros((robots, *one.shape), np.uint8 if one.kind == "image" else np.float32)
         for key, one in spec.seen.items()
     }
+    for key, one in spec.seen.items():
+        if one.kind == "discrete":
+            starts = np.cumsum([0, *one.sizes[:-1]])
+            found[key][:, starts] = 1
+    return found
 
 
 class Checked(NamedTuple):
-    """Observations [B, ...] by key, zeros where they were refused; and why, "" where not."""
+    """Observations [B, ...] by key, blank where they were refused; and why, "" where not."""
 
     obs: dict[str, np.ndarray]
     faults: list[str]
@@ -57,8 +62,8 @@ class InputCheck:
             faults[robot] = faults[robot] or self._stale(stamp, robot, now)
         for robot, fault in enumerate(faults):
             if fault:
-                for array in out.values():
-                    array[robot] = 0
+                for key, nothing in blank(self.spec, 1).items():
+                    out[key][robot] = nothing[0]
         return Checked(out, faults)
 
     def _copy(self, obs: Any, out: dict[str, np.ndarray], robot: int, batched: bool) -> str:

@@ -12,6 +12,7 @@ import torch
 from agents.base import Agent, Evaluation, Policy
 from agents.planning import planner_class
 from agents.planning.base import Plan, Planner
+from agents.planning.tally import SearchTally
 from agents.planning.tree_config import AUTO, MCTSConfig
 from worldmodel import seeding, tree
 from worldmodel.config import ConfigError
@@ -63,7 +64,7 @@ class Planned(Agent):
     ) -> None:
         self.agent, self.planner, self.trusts = agent, planner, trusts
         self.model = agent.plan_in() if world is None else world
-        self.decisions = 0
+        self.decisions, self.tally = 0, SearchTally()
         #: The state of the first environment at the decision with number SHOWN, and its plan.
         self.shown: tuple[Any, Plan] | None = None
         known = isinstance(self.model, Dynamics)
@@ -106,6 +107,7 @@ class Planned(Agent):
             began,
         )
         self.stats = plan.stats
+        self.tally.add(plan.stats)
         self.decisions += 1
         if self.decisions == SHOWN:
             self.shown = tree.index(world_state, slice(0, 1)), plan

@@ -37,6 +37,11 @@ class ICEMConfig(SequenceConfig):
         super().__post_init__()
         check_ranges(self, {"beta": (0, 20), "decay": (1, 1e3), "keep": (0, 1)})
 
+    @property
+    def least_candidates(self) -> int:
+        """As many as are drawn in every iteration at least."""
+        return 2 * self.elites
+
 
 class ICEM(SequencePlanner):
     """Acts with the first action of the best candidate, where the world is deterministic."""
@@ -56,7 +61,7 @@ class ICEM(SequencePlanner):
     def count(self, iteration: int) -> int:
         """Fewer in every iteration."""
         c = self.config
-        return max(decayed(c.candidates, c.decay, iteration), 2 * c.elites)
+        return max(decayed(c.candidates, c.decay, iteration), c.least_candidates)
 
     def candidates(self, iteration: int, sequences: Sequences) -> Tensor:
         """In the last iteration, the mean takes the place of a draw."""

@@ -54,12 +54,28 @@ class SequenceConfig:
             "smoothing": share,
             "particles": (1, 10_000), "policy_candidates": (0, 1 << 20),
         })  # fmt: skip
+        if self.candidates < self.least_candidates:
+            raise ConfigError(
+                f"candidates is {self.candidates} with elites={self.elites}. Allowed: candidates "
+                f"from {self.least_candidates} on, or fewer elites."
+            )
+        limit, first = self.bounds.uncertainty_limit, self.bounds.least_horizon
+        if limit is not None and first >= self.horizon:
+            raise ConfigError(
+                f"bounds.least_horizon is {first} with horizon={self.horizon}, so that "
+                f"uncertainty_limit never ends a rollout. Allowed: up to {self.horizon - 1}."
+            )
         budget, one = self.bounds.budget, self.horizon * self.particles
         if 0 < budget < one:
             raise ConfigError(
                 f"bounds.budget is {budget} model steps; one rollout takes {one} (horizon="
                 f"{self.horizon} times particles={self.particles}). Allowed: {one} or more, or 0."
             )
+
+    @property
+    def least_candidates(self) -> int:
+        """So many must be drawn: the elites are some of them."""
+        return self.elites
 
 
 class Warm(NamedTuple):

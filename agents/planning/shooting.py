@@ -9,13 +9,31 @@ from torch import Tensor
 from agents.planning.imagine import Scored
 from agents.planning.sequence import SequenceConfig, SequencePlanner
 from agents.planning.space import Sequences
+from worldmodel.config import ConfigError
+
+UNUSED = ("elites", "least_std", "momentum", "smoothing", "std")
 
 
 @dataclass
 class ShootingConfig(SequenceConfig):
-    """Settings of random shooting; `elites`, `momentum` and `std` have no effect."""
+    """Settings of random shooting, which draws once and fits nothing."""
 
     name: str = "shooting"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in UNUSED:
+            value, usual = getattr(self, name), getattr(SequenceConfig, name)
+            if value != usual:
+                raise ConfigError(
+                    f"{name} is {value}; shooting fits no distribution and does not read it. "
+                    "Leave it out, or choose planner=cem."
+                )
+
+    @property
+    def least_candidates(self) -> int:
+        """There are no elites."""
+        return 1
 
 
 class Shooting(SequencePlanner):

@@ -89,8 +89,11 @@ class MCTSConfig:
                 f"bounds.budget is {budget} model steps; one simulation takes {one} (rollout="
                 f"{self.steps}, and 1). Allowed: {one} or more, or 0."
             )
-        if self.bounds.uncertainty_limit is not None:
-            raise ConfigError("bounds.uncertainty_limit belongs to planners of sequences; null it.")
+        if self.bounds.uncertainty_limit is not None or self.bounds.least_horizon != 1:
+            raise ConfigError(
+                "bounds.uncertainty_limit and least_horizon belong to planners of sequences (icem, "
+                "cem, mppi, shooting); leave them out."
+            )
 
     @property
     def steps(self) -> int:

@@ -64,7 +64,7 @@ CARTPOLE: dict[str, tuple[str, dict[str, Any]]] = {
         {"horizon": 50, "iterations": 4, "candidates": 60, "smoothing": 0.2, "elites": 10},
     ),
 }
-SPEED = {"horizon": 12, "candidates": 1000, "elites": 100, "iterations": 3}
+SPEED = {"horizon": 12, "candidates": 1000, "iterations": 3}
 TASKS = ("pendulum", "cartpole", "frozenlake", "speed")
 LAKE = EnvConfig("FrozenLake-v1", pixels=False, kwargs={"map_name": "8x8", "is_slippery": True})
 OUTCOMES, UPDATES = 1000, 2_000_000  # of each pair, and of planning, for the learned table

@@ -23,7 +23,9 @@ from agents.dyna import DynaQ
 from agents.dyna.config import DynaQConfig
 from agents.planning import PLANNERS, planner_class
 from agents.planning.acting import Planned, make_planner
+from agents.planning.tally import UNPLANNED
 from agents.planning.words import split_words
+from agents.run.cli import train_command
 from tests.agents.play_runs import left_right, run_folder
 from tests.agents.small_runs import PATIENT, SILENT
 from worldmodel.envs import EnvConfig, env_spec, make_env
@@ -57,8 +59,19 @@ def test_an_evaluation_draws_one_decision_and_leaves_the_plain_one_alone(run: Pa
     for name in ("plan.png", "plan.gif"):
         assert f"one decision: {run}/evaluation/icem/{name}" in said
         assert (plain / "icem" / name).stat().st_size > 500
-    assert json.loads((plain / "icem" / "returns.json").read_text())["planner"]["horizon"] == 3
+    about = json.loads((plain / "icem" / "returns.json").read_text())
+    assert (about["planner"]["horizon"], about["search"]["iterations"]) == (3, 3)
+    assert "plans, mean: " in said
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_an_evaluation_says_where_nothing_was_planned(run: Path) -> None:
+    words = [f"run={run}", "episodes=1", *QUICK, "planner.bounds.deadline_ms=1e-6"]
+    code, said = says(evaluate_command, *words)
+    assert code == 0, said
+    about = json.loads((run / "evaluation" / "icem" / "returns.json").read_text())
+    assert f"not planned: {about['unplanned']} decisions" in said
+    assert "search" not in about
 
 
 def test_a_plan_is_deployed_and_its_counters_are_told(run: Path, tmp_path: Path) -> None:
@@ -75,7 +88,18 @@ def test_a_plan_is_deployed_and_its_counters_are_told(run: Path, tmp_path: Path)
     assert summary["unplanned"] == summary["ticks"]
     assert "search" not in summary
     assert "not planned" in said
-    assert "no time for a single step of the world" in said
+    assert UNPLANNED in said
+
+
+def test_a_table_is_planned_in_when_it_is_deployed(tmp_path: Path) -> None:
+    """The observation of the warm-up is one that a table knows."""
+    words = ["agent=dyna_q", "agent.table=counts", "env=frozenlake", "steps=60", f"run={tmp_path}"]
+    assert says(train_command, *words)[0] == 0
+    rest = ["deploy.fallback.rest=[1,0,0,0]", "pace=false", "deploy.warmup=2"]
+    words = [f"run={tmp_path}", "episodes=1", "env.time_limit=9", *PATIENT, *rest]
+    code, said = says(deploy_command, *words, "planner=mcts", "planner.simulations=4")
+    assert code == 0, said
+    assert "plans, mean" in said
 
 
 def test_a_tree_search_asks_the_agent_that_it_plans_for(run: Path) -> None:

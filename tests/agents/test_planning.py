@@ -76,8 +76,9 @@ def make(name: str, action: ActionSpec = ONE, seed: int = 0, **settings: Any) ->
     """A small planner: quick, and good enough for one number."""
     cls = planner_class(name)
     small: dict[str, Any] = {"simulations": 60, "rollout": 3} if name == "mcts" else {
-        "horizon": 3, "candidates": 200, "elites": 20,
+        "horizon": 3, "candidates": 200,
         "iterations": {"cem": 6, "icem": 4, "mppi": 6, "shooting": 1}[name],
+        **({} if name == "shooting" else {"elites": 20}),
     }  # fmt: skip
     if name == "mppi":
         small |= {"gain": 20.0, "filter": 1.0, "fit_std": True}
@@ -260,6 +261,27 @@ def test_one_slow_call_does_not_end_planning(name: str) -> None:
     assert not planned[1]
     assert all(planned[2:])
     assert all(found["ms"] <= 5.0 for found in stats[1:])
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("cem", {"elites": 50, "candidates": 20}, "candidates from 50 on"),
+        ("icem", {"elites": 11, "candidates": 20}, "candidates from 22 on"),
+        ("shooting", {"momentum": 0.1}, "momentum is 0.1; shooting"),
+        (
+            "cem",
+            {"horizon": 5, "bounds": BoundsConfig(uncertainty_limit=0.1, least_horizon=5)},
+            "least_horizon is 5 with horizon=5.*up to 4",
+        ),
+        ("mcts", {"bounds": BoundsConfig(least_horizon=4)}, "least_horizon belong"),
+    ],
+)
+def test_settings_that_could_not_act_are_refused(
+    name: str, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        planner_class(name).Config(**settings)
 
 
 def test_nothing_counts_after_the_end() -> None:
