@@ -215,8 +215,8 @@ class _Player:
         action, self._state, _ = checked(chosen, spec, len(self.envs), agent, self.longest)
         early = np.array([len(rows) < self.jolts for rows in self._rows])
         if early.any():
-            chosen = random_actions(spec, obs, len(self.envs), self._rng)
-            action = np.where(early[:, None], chosen, action)
+            drawn = random_actions(spec, obs, len(self.envs), self._rng)
+            action = np.where(early[:, None], drawn, action)
             self._state = agent.replace_action(self._state, action)
         action = spec.action.clip(action)
         states = tree.to(agent.world_state(self._state), "cpu")
