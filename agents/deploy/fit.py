@@ -211,8 +211,8 @@ class _Player:
         obs = {key: np.stack([one[key] for one in self._obs]) for key in spec.seen}
         agent = self.policy.agent
         inputs = {**obs, "is_first": self._first}
-        chosen = agent.act(inputs, self._state, self.mode)
-        action, self._state, _ = checked(chosen, spec, len(self.envs), agent, self.longest)
+        acted = agent.act(inputs, self._state, self.mode)
+        action, self._state, _ = checked(acted, spec, len(self.envs), agent, self.longest)
         early = np.array([len(rows) < self.jolts for rows in self._rows])
         if early.any():
             drawn = random_actions(spec, obs, len(self.envs), self._rng)
