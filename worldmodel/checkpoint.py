@@ -17,7 +17,7 @@ import re
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -37,6 +37,7 @@ AXES = {"image": 3, "vector": 1, "discrete": 1, "recorded": 1}  # kind of observ
 MOST_NUMBERS = 1 << 28  # in one observation or action
 DEEPEST = 64  # levels of nested dicts and lists
 SIMPLE = (str, int, float, bool, type(None))
+Warn = Callable[[str], None] | None
 NESTS = (dict, OrderedDict, list, tuple)
 # What a file, or a part of a state, that is not ours can make its readers raise.
 NONSENSE = (
@@ -95,7 +96,7 @@ def exists(run: Path) -> bool:
     return bool(found(run))
 
 
-def load(run: Path, warn: Callable[[str], None] | None = None) -> dict[str, Any]:
+def load(run: Path, warn: Warn = None) -> dict[str, Any]:
     """The newest undamaged checkpoint of a run folder, on the CPU, without running any code from
     it. Damaged ones are passed over, with a line to `warn`.
 
@@ -104,9 +105,9 @@ def load(run: Path, warn: Callable[[str], None] | None = None) -> dict[str, Any]
     return next(candidates(run, warn))
 
 
-def candidates(run: Path, warn: Callable[[str], None] | None = None) -> Iterator[dict[str, Any]]:
-    """The undamaged checkpoints of a run folder, newest first, as `load` reads them; after the last
-    one CheckpointError."""
+def candidates(run: Path, warn: Warn = None, but: Iterable[str] = ()) -> Iterator[dict[str, Any]]:
+    """The undamaged checkpoints of a run folder, newest first, as `load` reads them; then a
+    CheckpointError. but: why the caller, who adds to it, could not use those before."""
     paths = found(run)
     damages: list[str] = []
     for path in paths:
@@ -125,8 +126,8 @@ def candidates(run: Path, warn: Callable[[str], None] | None = None) -> Iterator
             "run was stopped before its first checkpoint: start it again."
         )
     raise CheckpointError(
-        f"{' '.join(damages)} There is no other checkpoint in '{Path(run) / FOLDER}': start the "
-        "run again in a new folder."
+        f"{' '.join(dict.fromkeys([*but, *damages]))} There is no other checkpoint in "
+        f"'{Path(run) / FOLDER}': start the run again in a new folder."
     )
 
 

@@ -87,6 +87,8 @@ def restore(
     Raises CheckpointError where there is none, ConfigError where it is of other ranks.
     """
 
+    refused: list[str] = []
+
     def load(everything: Mapping[str, Any]) -> dict[str, Any] | None:
         """This rank's part, or None where its replay is damaged."""
         saved = part_of(everything, ranks, folder)
@@ -95,12 +97,14 @@ def restore(
             setup.load_replay(state.replay, state.place, saved["replay"], say_here)
         except ReplayDamaged as error:
             say_here(f"{error} Trying the checkpoint before.")
+            refused.append(str(error))
             return None
         return saved
 
-    for found in checkpoint.candidates(folder, say):
+    for found in checkpoint.candidates(folder, say, refused):
         saved = ranks.all_or_none(lambda found=found: load(found))  # type: ignore[misc]
         if ranks.agree(saved is None) or saved is None:
+            refused += ["The replay of another rank is damaged."] * (saved is not None)
             continue
         checkpoint.restore(state.agent, saved["agent"], folder)
         state.counters = Counters(**saved["counters"])

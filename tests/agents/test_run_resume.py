@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,18 @@ def test_a_damaged_newest_checkpoint_costs_one_interval(tmp_path: Path) -> None:
     trainer.run()
     assert trainer.state.counters.agent_steps == 120
     trainer.close()
+
+
+def test_a_damaged_replay_is_the_reason_where_no_checkpoint_is_left(
+    alone: TrainConfig, tmp_path: Path
+) -> None:
+    shutil.copytree(alone.folder, tmp_path / "run")
+    for path in (tmp_path / "run" / "replay").glob("*.bin"):
+        path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(
+        checkpoint.CheckpointError, match=r"^\S.*[Rr]eplay.* There is no other checkpoint"
+    ):
+        Trainer(replace(alone, run=str(tmp_path / "run"), steps=120), SILENT)
 
 
 @pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
