@@ -21,6 +21,7 @@ from agents.run import report
 from agents.run.evaluate import EvalResult, evaluate, frames_of
 from worldmodel import config
 from worldmodel.envs.config import MOST_ENVS, with_words
+from worldmodel.folders import make_folder
 from worldmodel.log import write_video
 
 MOST_EPISODES = 1_000_000
@@ -35,7 +36,9 @@ class EvaluateConfig:
     run, weighted, that a planner maximises and by which the score is taken; none: the task's
     reward. planner=NAME and planner.SETTING=... (agents/planning): plan each action in the run's
     world. env: settings of the environment that are others than in training: env.time_limit=300,
-    or another level, env.kwargs.level=2; what it observes and takes must stay the same.
+    or another level, env.kwargs.level=2; what it observes and takes must stay the same. to: folder
+    for returns, video and drawings; empty: <run>/evaluation, and in it a folder of the planner's
+    name, or control.
     """
 
     run: str = MISSING
@@ -46,10 +49,16 @@ class EvaluateConfig:
     env: dict[str, Any] = field(default_factory=dict)
     device: str = "auto"
     control: dict[str, float] = field(default_factory=dict)
+    to: str = ""
 
     def __post_init__(self) -> None:
         ranges = {"episodes": (1, MOST_EPISODES), "num_envs": (1, MOST_ENVS), "seed": (0, 2**63)}
         config.check_ranges(self, ranges)
+
+    def folder(self, planner: Any) -> Path:
+        """Where results go: nobody's replace those of the policy itself."""
+        kinds = ([planner.name] if planner else []) + (["control"] if self.control else [])
+        return Path(self.to or Path(self.run, "evaluation", *kinds))
 
 
 def evaluate_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
@@ -63,6 +72,7 @@ def _evaluate(words: Sequence[str], say: Callable[[str], None]) -> int:
     settings = config.from_cli(EvaluateConfig, rest)
     try:
         policy = agents.load(settings.run, settings.device)
+        folder = make_folder(settings.folder(planner), "to")
         policy = replace(policy, env=with_words(policy.env.judged, rest))
         if planner is not None:
             world = with_heads(settings.run, settings.control, policy) if settings.control else None
@@ -77,14 +87,14 @@ def _evaluate(words: Sequence[str], say: Callable[[str], None]) -> int:
             result = evaluate(*about, *many, settings.mode, record=True)
     except ValueError as error:
         raise config.ConfigError(str(error)) from error
-    kinds = [] if planner is None else [planner.name]
-    kinds += ["control"] if settings.control else []
-    folder = Path(settings.run, "evaluation", *kinds)  # nobody's results replace the policy's own
     asked = {"task": policy.env.id, "mode": settings.mode, "seed": settings.seed}
     asked |= {"env": settings.env}
     asked |= {} if planner is None else {"planner": asdict(planner)}
     asked |= {"control": settings.control} if settings.control else {}
     tally = policy.agent.tally if isinstance(policy.agent, Planned) else SearchTally()
+    for name, text in tally.rows():
+        say(f"{name}: {text}")
+    say(result.line() + (" by control" if settings.control else ""))  # now: a disk may be full
     report.write_returns(folder, result, asked | tally.summary())
     frames = []
     if result.rows:
@@ -96,8 +106,5 @@ def _evaluate(words: Sequence[str], say: Callable[[str], None]) -> int:
     if isinstance(policy.agent, Planned) and policy.agent.shown is not None:
         for path in draw_decision(folder, policy.agent.model, policy.spec, *policy.agent.shown):
             say(f"one decision: {path}")
-    for name, text in tally.rows():
-        say(f"{name}: {text}")
-    say(result.line() + (" by control" if settings.control else ""))
     say(f"returns{' and video' * bool(frames)}: {os.fspath(folder)}")
     return 0

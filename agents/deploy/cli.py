@@ -22,6 +22,7 @@ from worldmodel.accel import devices
 from worldmodel.config import ConfigError
 from worldmodel.envs.config import EnvConfig, with_words
 from worldmodel.envs.shifts import LEVELS, SHIFTS, shift_named
+from worldmodel.folders import make_folder
 from worldmodel.log import write_json
 from worldmodel.ood import store
 
@@ -39,8 +40,8 @@ class DeployCommand:
     period, as a robot does; false: one tick after the other. graph, expected: of an
     export, and its digest. planner=NAME and planner.SETTING=... (agents/planning): plan each action
     in the run's world, until deploy.soft_ms unless planner.bounds.deadline_ms is given. to: folder
-    for log, summary and requests to train; empty: <run>/deployment. deploy: everything about the
-    loop itself.
+    for log, summary and requests to train; empty: <run>/deployment, and in it a folder of the
+    planner's name. deploy: everything about the loop itself.
     """
 
     run: str = MISSING
@@ -88,12 +89,27 @@ class DeployCommand:
                 f"shift=NAME; known: {', '.join(SHIFTS)}."
             )
 
-    @property
-    def folder(self) -> Path:
-        """Where log, summary and requests go; never into an export, which is sealed."""
+    def folder(self, planner: Any) -> Path:
+        """Where log, summary and requests go: nobody's replace those of the policy itself. Never
+        into an export, which is sealed."""
         beside = f"{self.run.rstrip('/')}-deployment"
         own = beside if sources.is_export(self.run) else str(Path(self.run) / "deployment")
-        return Path(self.to or own)
+        return Path(self.to or Path(own, *([planner.name] if planner else [])))
+
+    def loop(self, folder: Path) -> DeployConfig:
+        """Settings of the loop, which writes to this folder where they name no other place.
+        ConfigError where one of the places cannot be written to."""
+        log, retrain = self.deploy.log, self.deploy.retrain
+        make_folder(folder, "to")
+        if log:
+            make_folder(Path(log).parent, "deploy.log")
+        if retrain.folder:
+            make_folder(Path(retrain.folder), "deploy.retrain.folder")
+        return replace(
+            self.deploy,
+            log=log or str(folder / "deploy.jsonl"),
+            retrain=replace(retrain, folder=retrain.folder or str(folder / "retrain")),
+        )
 
 
 def deploy_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
@@ -110,19 +126,14 @@ def deploy_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
 
 def _deploy(asked: DeployCommand, world: World, planner: Any, say: Callable[[str], None]) -> int:
     devices.set_threads(1)
-    folder = asked.folder
-    settings = replace(
-        asked.deploy,
-        log=asked.deploy.log or str(folder / "deploy.jsonl"),
-        retrain=replace(
-            asked.deploy.retrain, folder=asked.deploy.retrain.folder or str(folder / "retrain")
-        ),
-    )
+    folder = asked.folder(planner)
+    settings = asked.loop(folder)
+    planner = planner and sources.on_time(planner, settings)
     if asked.guard and not _has_detector(asked.run):
-        say(
-            f"'{asked.run}' has no detector, so nothing is ever unknown. Fit one: "
-            f"scripts/fit_detector.py run={asked.run}"
-        )
+        fit = f"Fit one: scripts/fit_detector.py run={asked.run}"
+        if sources.is_export(asked.run):
+            fit = "Fit one on its run (scripts/fit_detector.py run=RUN), and export that again."
+        say(f"'{asked.run}' has no detector, so nothing is ever unknown. {fit}")
     runtime = sources.open_runtime(
         asked.run, settings, guard=asked.guard, graph=asked.graph, expected=asked.expected,
         on_retrain=lambda request: say(f"please train: {request.kind} error {request.error:.3f} "
@@ -149,12 +160,12 @@ def _deploy(asked: DeployCommand, world: World, planner: Any, say: Callable[[str
             say(f"{name}: could not be played ({type(error).__name__}: {config.first_line(error)})")
     for line in _report(asked, world, trial, others, summary, table):
         say(line)
-    if too_slow := slowness(asked, summary):
+    if too_slow := slowness(asked, summary, planner):
         say(too_slow)
     trials = {"guarded": trial, **others}
     results = {name: asdict(one) | {"mean": one.mean} for name, one in trials.items()}
-    folder.mkdir(parents=True, exist_ok=True)
     about = {"world": asdict(world), "deploy": config.keys_of(settings)}
+    about |= {"planner": asdict(planner)} if planner else {}
     write_json(folder / "summary.json", {**summary, **about, "trials": results})
     say(f"log, summary and requests to train: {folder}")
     return 0
@@ -190,15 +201,20 @@ def _report(
     return [*lines, *(f"  {names[name]:<{width}}  {text}" for name, text in rows)]
 
 
-def slowness(asked: DeployCommand, summary: Mapping[str, Any]) -> str:
+def slowness(asked: DeployCommand, summary: Mapping[str, Any], planner: Any = None) -> str:
     """A warning where the agent is too slow for its cycle, or ""."""
     late = max(summary["reasons"].get(LATE, 0), summary["missed"])
     if late <= MANY * summary["ticks"]:
         return ""
+    advice = "Give it a longer period."
+    if planner:
+        advice = "Give it a longer period, plan with fewer candidates, or in a smaller world."
+    elif not sources.is_export(asked.run):
+        advice = f"An export answers sooner (scripts/export.py run={asked.run}); or give it longer."
     return (
         f"warning: {late:,} of {summary['ticks']:,} ticks had no answer in time "
         f"(deploy.hard_ms={asked.deploy.hard_ms:g}, deploy.period_ms={asked.deploy.period_ms:g}). "
-        f"An export answers sooner (scripts/export.py run={asked.run}); or give it longer."
+        f"{advice}"
     )
 
 
@@ -235,6 +251,8 @@ def _export(arguments: Sequence[str], say: Callable[[str], None]) -> int:
         raise ConfigError(config.unknown("detector", asked.detector, ("auto", "no")))
     devices.set_threads(1)
     policy = sources.load_policy(asked.run)
+    folder = Path(asked.to or Path(asked.run) / "export")
+    make_folder(folder.parent, "to")
     detector = sources.load_detector(asked.run, policy) if asked.detector == "auto" else None
     say("with the run's detector" if detector is not None else "without a detector")
     try:
@@ -246,7 +264,6 @@ def _export(arguments: Sequence[str], say: Callable[[str], None]) -> int:
         "reward_range": sources.reward_range(asked.run),
         "calibration": None if detector is None else detector.calibration,
     }
-    folder = Path(asked.to or Path(asked.run) / "export")
     made = export_agent(policy, folder, asked, detector, replay, about, say)
     say(f"{folder}: graphs {', '.join(made.manifest['graphs'])}; sha256 {made.digest}")
     say(f"without our code: python {shlex.quote(str(folder / 'run_export.py'))}")

@@ -17,12 +17,14 @@ from agents.base import Policy, check_mode, random_actions
 from agents.deploy import earnings
 from agents.deploy.config import FallbackConfig
 from agents.run.collect import checked
+from agents.run.config import CONFIG
 from worldmodel import config, progress, seeding, tree
 from worldmodel.accel import devices
 from worldmodel.config import ConfigError, RunError
 from worldmodel.envs import make_env
 from worldmodel.envs.pictures import Scene, with_object
 from worldmodel.envs.shifts import SHIFTS
+from worldmodel.folders import make_folder
 from worldmodel.ood import store
 from worldmodel.ood.api import Track
 from worldmodel.ood.config import DetectorConfig
@@ -265,6 +267,8 @@ def table(detector: Detector) -> str:
 def fit_detector(settings: FitConfig, say: Said) -> Path:
     """Fit, calibrate and store the detector of a run; returns its folder."""
     devices.set_threads(settings.threads)
+    config.read(Path(settings.run) / CONFIG)  # ConfigError where it is no run
+    make_folder(Path(settings.run), "run")
     detector = fit_run(settings, say)
     folder = store.save(
         settings.run, detector, pictures(detector, settings), {"mode": settings.mode}

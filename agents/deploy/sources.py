@@ -134,8 +134,7 @@ def open_runtime(
         ranged = replace(settings.retrain, reward_range=reward_range(path))
         settings = replace(settings, retrain=ranged)
     time = clock or SystemClock()
-    if planner is not None and not planner.bounds.deadline_ms:
-        planner = replace(planner, bounds=replace(planner.bounds, deadline_ms=settings.soft_ms))
+    planner = planner and on_time(planner, settings)
     wanted = settings.retrain.image is not None or settings.retrain.reward_range is not None
     source = Source(str(path), robots, guard, graph, settings.max_gap, wanted, expected, planner)
     if settings.isolation == "process":
@@ -157,6 +156,13 @@ def open_runtime(
 
     known = earnings_of(path) if guard else None
     return Runtime(spec, worker, settings, robots, time, on_retrain, str(path), earnings=known)
+
+
+def on_time(planner: Any, settings: DeployConfig) -> Any:
+    """The settings of a planner, whose deadline is soft_ms where it has none."""
+    if planner.bounds.deadline_ms:
+        return planner
+    return replace(planner, bounds=replace(planner.bounds, deadline_ms=settings.soft_ms))
 
 
 def spec_of(path: str | Path) -> EnvSpec:

@@ -29,16 +29,6 @@ LOCK, HOLDER = ".lock", ".holder.json"
 LEAST_MEMORY = 256 << 20  # bytes; with less, the next allocation may be the process's last
 
 
-def make_folder(folder: Path) -> None:
-    """The run folder, or ConfigError where it cannot be one."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"'{folder}' cannot be a run folder ({error}). Choose another run=..."
-        ) from error
-
-
 def check_folder(settings: TrainConfig, say: Callable[[str], None]) -> dict[str, Any] | None:
     """The summary of a run that is finished already, or None where there is something to do.
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 from agents.run import report, shares
 from agents.run.config import TrainConfig
-from agents.run.folder import HOLDER, RunLock, check_folder, make_folder
+from agents.run.folder import HOLDER, RunLock, check_folder
 from agents.run.learn import Diverged
 from agents.run.trainer import Trainer
 from worldmodel import checkpoint
@@ -16,6 +16,7 @@ from worldmodel.accel.ranks import FailedElsewhere, RankLost, Ranks
 from worldmodel.atomic import is_full
 from worldmodel.config import ConfigError, RunError
 from worldmodel.entry import INTERRUPTED
+from worldmodel.folders import make_folder
 
 SLOWER = 0.5  # times the learning rate, each time that a run goes back
 
@@ -46,7 +47,7 @@ def train(settings: TrainConfig, say: Callable[[str], None]) -> int:
 def _lock(settings: TrainConfig, say: Callable[[str], None], ranks: Ranks) -> RunLock:
     """That of the run folder, or on other ranks than 0 that of the rank's part of the replay."""
     place = settings.folder if ranks.first else shares.shard(settings.replay_folder, ranks.rank)
-    make_folder(place)
+    make_folder(place, "run")
     return RunLock(place, shares.say_once(say, ranks))
 
 

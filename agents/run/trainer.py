@@ -25,7 +25,7 @@ from agents.run import checkpoints, clock, report, setup, shares
 from agents.run.collect import Collector, Episode
 from agents.run.config import CONFIG, TrainConfig, crossed
 from agents.run.evaluate import EvalResult, evaluate
-from agents.run.folder import check_disk, check_memory, check_unused, make_folder
+from agents.run.folder import check_disk, check_memory, check_unused
 from agents.run.learn import Learner
 from agents.run.progress import Progress, Stopper
 from agents.run.state import RunState
@@ -36,6 +36,7 @@ from worldmodel.accel.ranks import RankLost, Ranks
 from worldmodel.config import RunError
 from worldmodel.entry import OutputGone
 from worldmodel.envs import EnvError, Vector, describe, env_spec, make_vector, notes
+from worldmodel.folders import make_folder
 from worldmodel.log import RunLog
 from worldmodel.replay.datasets import Dataset
 from worldmodel.types import EnvSpec
@@ -64,7 +65,7 @@ class Trainer:
         set_deterministic(settings.deterministic)
         keep_freed_memory()
         seeding.seed_everything(settings.seed)
-        make_folder(self.folder)
+        make_folder(self.folder, "run")
         begun = ranks.gather_objects(checkpoint.exists(self.folder))[0]
         if not begun:
             ranks.all_or_none(lambda: check_unused(self.folder))

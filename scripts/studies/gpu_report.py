@@ -22,6 +22,7 @@ from scripts.studies.bench import machine
 from worldmodel import config, plots, progress
 from worldmodel.accel.devices import pick_device
 from worldmodel.config import ConfigError
+from worldmodel.folders import make_folder
 from worldmodel.log import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,7 +118,7 @@ def check_device(device: str) -> None:
 def measure(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
     """Run every step and keep what it says; report.json is written after each."""
     out, began = Path(settings.out), time.monotonic()
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out, "out")
     report: dict[str, Any] = {
         **machine(), "asked_device": settings.device, "size": settings.size, "steps": {},
     }  # fmt: skip

@@ -18,6 +18,7 @@ from agents.deploy.config import ISOLATION
 from agents.deploy.fallback import rest_action
 from agents.deploy.loop import Sensed, run_loop
 from agents.deploy.sources import open_runtime, reward_range, spec_of
+from agents.planning import planner_class
 from agents.random import RandomConfig
 from agents.run.config import TrainConfig
 from agents.run.train import train
@@ -71,6 +72,10 @@ def test_an_agent_that_is_too_slow_for_its_cycle_is_said() -> None:
         assert words in said
     assert "deploy.hard_ms=8" in said
     assert "scripts/export.py run=runs/demo" in said
+    late = {"ticks": 100, "reasons": {"late": 50}, "missed": 0}
+    said = slowness(asked, late, planner_class("icem").Config())
+    assert "scripts/export.py" not in said  # an export cannot plan
+    assert "longer period, plan with fewer candidates, or in a smaller world" in said
 
 
 @pytest.mark.parametrize(

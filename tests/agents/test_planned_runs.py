@@ -18,7 +18,7 @@ from agents.apps.plans import draw_decision, draw_tree
 from agents.apps.play.cli import open_run
 from agents.apps.play.session import Session
 from agents.apps.play.show import shown
-from agents.deploy.cli import deploy_command, export_command
+from agents.deploy.cli import DeployCommand, deploy_command, export_command
 from agents.dyna import DynaQ
 from agents.dyna.config import DynaQConfig
 from agents.planning import PLANNERS, planner_class
@@ -78,9 +78,15 @@ def test_a_plan_is_deployed_and_its_counters_are_told(run: Path, tmp_path: Path)
     words = [f"run={run}", f"to={tmp_path}", "episodes=1", *PATIENT, *REST, *QUICK]
     code, said = says(deploy_command, *words)
     assert code == 0, said
-    search = json.loads((tmp_path / "summary.json").read_text())["search"]
-    assert search["model_steps"] >= 3 * 8
-    assert search["iterations"] > 1
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["search"]["model_steps"] >= 3 * 8
+    planner = summary["planner"]
+    assert (planner["name"], planner["horizon"]) == ("icem", 3)
+    assert planner["bounds"]["deadline_ms"] == summary["deploy"]["soft_ms"]
+    asked = DeployCommand(run="runs/demo")
+    assert asked.folder(None) == Path("runs/demo/deployment")
+    assert asked.folder(planner_class("icem").Config()) == Path("runs/demo/deployment/icem")
+    assert summary["search"]["iterations"] > 1
     assert "plans, mean" in said
     code, said = says(deploy_command, *words, "planner.bounds.deadline_ms=0.001")
     assert code == 0, said

@@ -316,7 +316,9 @@ def test_refuses_a_run_that_cannot_fit_on_the_disk(
 
 def test_a_file_cannot_be_a_run_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot be a run folder"):
+    with pytest.raises(
+        ConfigError, match=r"cannot be written to \(it is a file\)\. Give another run="
+    ):
         train(settings(tmp_path / "file"), SILENT)
 
 

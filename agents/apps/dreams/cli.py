@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from worldmodel.accel.devices import keep_freed_memory, set_threads
 from worldmodel.atomic import is_full
 from worldmodel.capabilities import Decodes
 from worldmodel.config import ConfigError, RunError
+from worldmodel.folders import make_folder
 from worldmodel.log import write_json
 from worldmodel.types import Dynamics
 
@@ -38,7 +38,7 @@ def _dream(words: list[str], say: Callable[[str], None]) -> int:
     try:
         policy = agents.load(settings.run, settings.device)
         missing = left_out(policy, settings.run)
-        folder = writable(Path(settings.out or Path(settings.run) / "dreams"))
+        folder = make_folder(Path(settings.out or Path(settings.run) / "dreams"), "out")
         lived = [experience(policy, settings)]
         lived[0].shown(settings)  # refused before any more is played
         lived += random_experience(policy, settings, missing)
@@ -71,19 +71,6 @@ def left_out(policy: Policy, run: str) -> list[str]:
     if not policy.spec.keys("image"):
         return ["left out: the run has no images, so there are no films; its vectors are drawn."]
     return []
-
-
-def writable(folder: Path) -> Path:
-    """The folder, made if need be; ConfigError where nothing can be written to it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"out='{folder}' cannot be written to ({error}). Give another out=..."
-        ) from error
-    return folder
 
 
 def random_experience(

@@ -22,6 +22,7 @@ from agents.base import Policy
 from worldmodel import config
 from worldmodel.accel.devices import set_threads
 from worldmodel.config import ConfigError
+from worldmodel.folders import make_folder
 from worldmodel.rssm import Head
 from worldmodel.rssm.fitted import FittedHead, TakesHeads, checkpoint_name, fingerprint
 from worldmodel.rssm.heads import KINDS
@@ -187,6 +188,8 @@ class _Job:
     def run(self) -> FittedHead:
         """Fit, measure and store."""
         settings, run = self.settings, Path(self.settings.run)
+        place, word = (settings.new_run, "into") if settings.finetune else (run, "run")
+        make_folder(place, word)
         latents = self._filter()
         head, found = self._fit(latents)
         if settings.finetune:

@@ -17,6 +17,7 @@ from scripts.studies.reproduce.table import CLAIMS
 from worldmodel import config, progress
 from worldmodel.config import ConfigError
 from worldmodel.entry import HELP
+from worldmodel.folders import make_folder
 from worldmodel.machine import processor
 from worldmodel.usage import usage
 
@@ -116,7 +117,7 @@ def _run(names: Sequence[str], settings: Settings, say: Callable[[str], None]) -
     seeds = {c.name: settings.seeds_of(c)[: 1 if fast else None] for c in claims}
     jobs = {c.name: jobs_of(c, settings, seeds[c.name]) for c in claims}
     out, cores = Path(settings.out), processor()[1]
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out, "out")
     say(f"{here['machine']['cpu']}, {cores} cores{gpu and f', {gpu}'}; code {commit()}; {out}")
     try:
         with FileLock(out / ".lock", timeout=0), progress.step("running claims"):
