@@ -118,12 +118,12 @@ def build(config: DictConfig, schema: type[T], like: T | None = None, saved: boo
     return built
 
 
-def from_cli(schema: type[T], arguments: Sequence[str], like: T | None = None) -> T:
+def from_cli(schema: type[T], arguments: Sequence[str], like: T | None = None, **chosen: Any) -> T:
     """A dataclass object from `key=value` words, with the values of `like` where there is no word;
     ConfigError where one does not fit, HelpAsked where one asks for help. A word for one entry of a
-    map, map.entry=value, leaves the others as they are."""
+    map, map.entry=value, leaves the others as they are. chosen: for that help, as of `usage`."""
     if any(word in HELP for word in arguments):
-        raise HelpAsked(usage(schema))
+        raise HelpAsked(usage(schema, chosen))
     base = OmegaConf.structured(schema if like is None else like)
     words = parse(arguments, schema if like is None else like)
     keys = [re.sub(r"\[([^\]]*)\]", r".\1", word.partition("=")[0]) for word in arguments]

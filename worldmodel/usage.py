@@ -7,6 +7,7 @@ import inspect
 import io
 import textwrap
 import tokenize
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -14,12 +15,22 @@ from omegaconf import OmegaConf
 WIDTH = 100
 
 
-def usage(schema: Any) -> str:
+def usage(schema: Any, chosen: Mapping[str, Any] | None = None) -> str:
     """Every setting of a dataclass (a class or an object), a line each: `key=default`, and its
-    meaning from the comments beside and above it."""
-    about = inspect.getdoc(schema if isinstance(schema, type) else type(schema)) or ""
-    lines = [about, "", "Settings, with what they are where nothing is said:"]
-    return "\n".join([*lines, *_settings(schema, "")])
+    meaning from the comments beside and above it. chosen: by its word, what else was chosen by
+    name, an object with a `name`, whose settings follow as `word.key`."""
+    lines = [_about(schema), "", "Settings, with what they are where nothing is said:"]
+    lines += _settings(schema, "")
+    for word, one in (chosen or {}).items():
+        if one is not None:
+            own = _settings(type(one), f"{word}.")
+            lines += ["", f"{word}={one.name}", "", _about(one), ""]
+            lines += [row for row in own if not row.startswith(f"  {word}.name=")]  # chose it
+    return "\n".join(lines)
+
+
+def _about(schema: Any) -> str:
+    return inspect.getdoc(schema if isinstance(schema, type) else type(schema)) or ""
 
 
 def _settings(schema: Any, prefix: str) -> list[str]:

@@ -34,11 +34,11 @@ class EvaluateConfig:
     run: its folder. episodes, seed, num_envs: of the evaluation; num_envs environments play at the
     same time. mode: the likeliest action, or "sample" as while training. control: heads of the
     run, weighted, that a planner maximises and by which the score is taken; none: the task's
-    reward. planner=NAME and planner.SETTING=... (agents/planning): plan each action in the run's
-    world. env: settings of the environment that are others than in training: env.time_limit=300,
-    or another level, env.kwargs.level=2; what it observes and takes must stay the same. to: folder
-    for returns, video and drawings; empty: <run>/evaluation, and in it a folder of the planner's
-    name, or control.
+    reward. planner=NAME and planner.SETTING=... (--help planner=NAME lists them): plan each action
+    in the run's world. env: settings of the environment that are others than in training:
+    env.time_limit=300, or another level, env.kwargs.level=2; what it observes and takes must stay
+    the same. to: folder for returns, video and drawings; empty: <run>/evaluation, and in it a
+    folder of the planner's name, or control.
     """
 
     run: str = MISSING
@@ -69,7 +69,7 @@ def evaluate_command(say: Callable[[str], None], arguments: Sequence[str]) -> in
 
 def _evaluate(words: Sequence[str], say: Callable[[str], None]) -> int:
     planner, rest = split_words(words)
-    settings = config.from_cli(EvaluateConfig, rest)
+    settings = config.from_cli(EvaluateConfig, rest, planner=planner)
     try:
         policy = agents.load(settings.run, settings.device)
         folder = make_folder(settings.folder(planner), "to")

@@ -38,8 +38,9 @@ class DeployCommand:
     middle, strong, or a number in the shift's unit. onset: tick of every episode at which it
     begins. episodes, seed: of each way to play them. guard: with the detector. pace: keep to the
     period, as a robot does; false: one tick after the other. graph, expected: of an
-    export, and its digest. planner=NAME and planner.SETTING=... (agents/planning): plan each action
-    in the run's world, until deploy.soft_ms unless planner.bounds.deadline_ms is given. to: folder
+    export, and its digest. planner=NAME and planner.SETTING=... (--help planner=NAME lists them):
+    plan each action in the run's world, until deploy.soft_ms unless planner.bounds.deadline_ms is
+    given. to: folder
     for log, summary and requests to train; empty: <run>/deployment, and in it a folder of the
     planner's name. deploy: everything about the loop itself.
     """
@@ -117,7 +118,7 @@ def deploy_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
 
     def deploy() -> int:
         planner, words = split_words(arguments)
-        asked = config.from_cli(DeployCommand, words)
+        asked = config.from_cli(DeployCommand, words, planner=planner)
         world = asked.world(with_words(sources.env_of(asked.run), words))
         return _deploy(asked, world, planner, say)
 

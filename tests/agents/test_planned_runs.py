@@ -15,7 +15,7 @@ import torch
 import agents
 from agents.apps.evaluate import evaluate_command
 from agents.apps.plans import draw_decision, draw_tree
-from agents.apps.play.cli import open_run
+from agents.apps.play.cli import open_run, play_command
 from agents.apps.play.session import Session
 from agents.apps.play.show import shown
 from agents.deploy.cli import DeployCommand, deploy_command, export_command
@@ -115,6 +115,16 @@ def test_a_tree_search_asks_the_agent_that_it_plans_for(run: Path) -> None:
     chosen = PLANNERS["mcts"].Config(simulations=4, rule="gumbel")
     assert make_planner(chosen, policy, 0).config.rule == "gumbel"
     assert planner_class("mcts")(policy.spec.action, settings).config.rule == "ucb1"
+
+
+@pytest.mark.parametrize("command", [evaluate_command, deploy_command, play_command])
+def test_help_shows_the_settings_of_a_planner_that_is_named(command: Any) -> None:
+    code, said = says(command, "--help", "planner=icem")
+    assert code == 0
+    for key in ("horizon=30", "bounds.deadline_ms=0.0", "cache.size=0"):
+        assert f"\n  planner.{key}\n" in said
+    assert "planner.name" not in said
+    assert "\n  planner." not in says(command, "--help")[1]
 
 
 def test_no_graph_holds_a_search(run: Path) -> None:

@@ -28,7 +28,8 @@ HIGHEST_PORT = 65535
 @dataclass
 class PlayConfig:
     """Which run's dream to step into, and where its page is served. planner=NAME and
-    planner.SETTING=... (agents/planning): the agent plans, and the page shows its plans."""
+    planner.SETTING=... (--help planner=NAME lists them): the agent plans, and the page shows its
+    plans."""
 
     run: str = MISSING  # run folder
     port: int = 8123  # 0 takes any free one
@@ -53,7 +54,7 @@ def play_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
 
 def _play(words: Sequence[str], say: Callable[[str], None]) -> int:
     planner, rest = split_words(words)
-    settings = config.from_cli(PlayConfig, rest)
+    settings = config.from_cli(PlayConfig, rest, planner=planner)
     devices.set_threads(settings.threads)
     run = Path(settings.run)
     world, recorded = open_run(run, settings.device, settings.seed, say, planner)
