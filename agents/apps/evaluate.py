@@ -72,12 +72,12 @@ def _evaluate(words: Sequence[str], say: Callable[[str], None]) -> int:
     settings = config.from_cli(EvaluateConfig, rest, planner=planner)
     try:
         policy = agents.load(settings.run, settings.device)
-        folder = make_folder(settings.folder(planner), "to")
         policy = replace(policy, env=with_words(policy.env.judged, rest))
         if planner is not None:
             world = with_heads(settings.run, settings.control, policy) if settings.control else None
             policy = planned(policy, planner, settings.seed, world, trusts=not settings.control)
             say(f"planning each action: {planner.name}")
+        folder = make_folder(settings.folder(planner), "to")
         many = (settings.episodes, settings.seed, settings.num_envs)
         if settings.control:
             found = score(policy, settings.control, settings.run, *many, settings.mode)
