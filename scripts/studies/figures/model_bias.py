@@ -47,7 +47,8 @@ VARIANTS = {
 
 
 def promised(world: Any, agent: MBPO, values: Tensor) -> float:
-    """The mean return of the policy's mode over HORIZON steps from values [B, 3], in a world."""
+    """The median return of the policy's mode over HORIZON steps from values [B, 3], in a world:
+    one path of thirty that leaves all that was ever seen may earn -1e11 in a learned one."""
     obs = {"state": values}
     nothing = torch.zeros(len(values), 1)
     state = world.observe(world.initial(len(values)), obs, nothing, torch.ones(len(values)).bool())
@@ -57,7 +58,7 @@ def promised(world: Any, agent: MBPO, values: Tensor) -> float:
             action = agent.learner.judge(world.decode(state)).prior.mode()
             state, reward, _ = world.step(state, action)
             total += reward
-    return float(total.mean())
+    return float(total.median())
 
 
 def measure(name: str, seed: int, steps: int) -> list[tuple[float, float]]:
