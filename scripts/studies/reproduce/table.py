@@ -77,6 +77,20 @@ LEARNING: tuple[Claim, ...] = (
         about="DREAMER.md",
     ),
     Claim(
+        "pendulum_soon",
+        PIXELS,
+        "The same in 5,000 steps, within three minutes of training.",
+        (f"{TRAIN} steps=5000",),
+        (
+            Measure("return", RETURN, at_least=-200),
+            Measure("training, s", summary("wall_clock_s"), at_most=180),
+        ),
+        minutes=3,
+        seeds=(0, 1, 2),
+        alone=True,
+        about="DREAMER.md",
+    ),
+    Claim(
         "cartpole",
         PIXELS,
         "The same model balances CartPole-v1, from 32x64 pixels.",
