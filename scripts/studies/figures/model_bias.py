@@ -29,6 +29,7 @@ from worldmodel.plots import COLOURS, Curve
 from worldmodel.replay import Replay, ReplayConfig
 
 STEPS, EVERY, UPDATES, PREFILL, HORIZON, STARTS = 2000, 200, 4, 200, 100, 30
+WORST = -16.3 * HORIZON  # of Pendulum-v1
 ENSEMBLE = GaussianConfig(
     members=5, elites=3, layers=2, units=64, decay=[1e-5], terminal="never", particles="ts1",
     fit=FitConfig(lr=3e-3, batch_size=32, epochs=60, patience=10),  # as agent=mbpo
@@ -107,5 +108,8 @@ def make(job: Job) -> None:
             f"{real[:, -1].mean():.0f}; bias over all {np.abs(imagined - real).mean():.0f}"
         )
     made, axes = draw_panels(panels, [("real steps", "return"), ("real steps", "imagined - real")])
+    # A world that is left earns anything: the picture ends where real returns do.
+    axes[0].set_ylim(WORST, 50)
+    axes[1].set_ylim(WORST / 2, -WORST / 4)
     axes[1].axhline(0, color="#888888", linewidth=0.9, linestyle=":")
     job.save(made, panels, "MBPO on Pendulum-v1, paths of 5 steps; mean and 95% band,")
