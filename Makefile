@@ -34,7 +34,7 @@ demo: setup  ## train on Pendulum from pixels, evaluate, write runs/demo (minute
 reproduce: setup  ## the claims that fit in 30 minutes: run, compared, pass or FAIL
 	"$(BIN)/python" scripts/reproduce.py quick $(ARGS)
 
-test: lint  ## lint, types, layers and the tests (about twelve minutes on 2 cores)
+test: lint  ## lint, types, layers and the tests (five to twelve minutes on 2 cores)
 	"$(BIN)/python" -m pytest $(TESTS) $(ARGS)
 
 test-gpu: setup  ## the tests that need a CUDA GPU

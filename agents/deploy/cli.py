@@ -40,9 +40,8 @@ class DeployCommand:
     period, as a robot does; false: one tick after the other. graph, expected: of an
     export, and its digest. planner=NAME and planner.SETTING=... (--help planner=NAME lists them):
     plan each action in the run's world, until deploy.soft_ms unless planner.bounds.deadline_ms is
-    given. to: folder
-    for log, summary and requests to train; empty: <run>/deployment, and in it a folder of the
-    planner's name. deploy: everything about the loop itself.
+    given. to: folder for log, summary and requests to train; empty: <run>/deployment, and in it a
+    folder of the planner's name. deploy: everything about the loop itself.
     """
 
     run: str = MISSING

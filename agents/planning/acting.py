@@ -64,7 +64,7 @@ class Planned(Agent):
     ) -> None:
         self.agent, self.planner, self.trusts = agent, planner, trusts
         self.model = agent.plan_in() if world is None else world
-        self.decisions, self.tally = 0, SearchTally()
+        self.tally = SearchTally()
         #: The state of the first environment at the decision with number SHOWN, and its plan.
         self.shown: tuple[Any, Plan] | None = None
         known = isinstance(self.model, Dynamics)
@@ -108,8 +108,7 @@ class Planned(Agent):
         )
         self.stats = plan.stats
         self.tally.add(plan.stats)
-        self.decisions += 1
-        if self.decisions == SHOWN:
+        if self.tally.decisions == SHOWN:
             self.shown = tree.index(world_state, slice(0, 1)), plan
         chosen = plan.action.cpu().numpy()
         if self.trusts and not plan.stats["model_steps"]:

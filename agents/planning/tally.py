@@ -29,6 +29,11 @@ class SearchTally:
                 self._sums[name] += value  # type: ignore[assignment]  # floats
 
     @property
+    def decisions(self) -> int:
+        """All of them."""
+        return self.planned + self.unplanned
+
+    @property
     def means(self) -> dict[str, float]:
         """Of the decisions that were planned; of a cache, what it came to in the end."""
         found = {name: total / self.planned for name, total in self._sums.items()} | self._last
