@@ -28,6 +28,7 @@ FIGURES: dict[str, str] = {
     "values": "values",
     "doubt": "doubt",
     "model_bias": "model_bias",
+    "few_simulations": "few_simulations",
 }
 
 

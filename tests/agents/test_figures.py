@@ -35,7 +35,7 @@ def run_figure(name: str, folder: Path, seeds: str) -> None:
     assert {str(path) for path in folder.iterdir()} <= {line.strip() for line in said}
 
 
-TRAINED = {"doubt", "model_bias"}  # they train worlds first
+TRAINED = {"doubt", "few_simulations", "model_bias"}  # they train worlds first
 
 
 @pytest.mark.parametrize(
