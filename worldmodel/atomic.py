@@ -53,10 +53,16 @@ def _swap(fresh: Path, final: Path, old: Path) -> None:
 def _sweep(final: Path) -> None:
     """Remove what processes that were killed have left; an old folder only if it was replaced."""
     for word in WORDS if final.exists() else WORDS[:1]:
-        for left in final.parent.glob(f".{glob.escape(final.name)}.{word}-*"):
-            number = left.name.rpartition("-")[2]
-            if number.isdigit() and _gone(int(number)):
-                shutil.rmtree(left, ignore_errors=True)
+        for left in _left(final.parent, f".{final.name}.{word}-"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _left(folder: Path, start: str, end: str = "") -> Iterator[Path]:
+    """What lies there under names of `start`, the number of a process that is gone, and `end`."""
+    for left in folder.glob(f"{glob.escape(start)}*{glob.escape(end)}"):
+        number = left.name.removesuffix(end).rpartition("-")[2]
+        if number.isdigit() and _gone(int(number)):
+            yield left
 
 
 def _gone(process: int) -> bool:
@@ -75,9 +81,13 @@ def _gone(process: int) -> bool:
 @contextmanager
 def replaced_file(final: Path) -> Iterator[Path]:
     """A name of the same suffix to write to, whose file takes the place of `final` when the block
-    ends well; after an error the old file is as it was, and nothing of the new one is left."""
-    fresh = final.with_name(f".{final.stem}.new{final.suffix}")
+    ends well; after an error the old file is as it was, and nothing of the new one is left. Each of
+    several processes has a name of its own, and the later one's file stays."""
+    start = f".{final.stem}.new-"
     final.parent.mkdir(parents=True, exist_ok=True)
+    for left in _left(final.parent, start, final.suffix):
+        left.unlink(missing_ok=True)
+    fresh = final.with_name(f"{start}{os.getpid()}{final.suffix}")
     try:
         yield fresh
         os.replace(fresh, final)

@@ -78,6 +78,11 @@ class MCTSConfig:
             raise ConfigError(
                 f"value_range is {list(self.value_range)}; allowed: [low, high] with low < high."
             )
+        if self.rule == "ucb1" and self.dirichlet:
+            raise ConfigError(
+                f"dirichlet is {self.dirichlet:g}, of the noise in a policy's prior, and rule=ucb1 "
+                "asks no policy. Leave it out, or set rule=puct."
+            )
         if self.wide_samples > (self.root_samples or self.samples):
             raise ConfigError(
                 f"wide_samples is {self.wide_samples}, of {self.root_samples or self.samples} "

@@ -264,7 +264,7 @@ def test_backup_by_hand() -> None:
 @pytest.mark.parametrize("rule", ["puct", "gumbel", "ucb1"])
 def test_what_a_mask_forbids_is_never_tried(rule: str) -> None:
     mask = torch.tensor([[1.0, 0, 1], [0, 1, 0], [0, 0, 0]])  # the last: nothing is said
-    settings = {"dirichlet": 0.3, "temperature": 1.0}
+    settings = {"dirichlet": 0.0 if rule == "ucb1" else 0.3, "temperature": 1.0}
     found = searched(Graph(), [0, 1, 2], mask, rule=rule, **settings)
     visits = found.trees.visits[:, 0]
     assert (visits[:2][mask[:2].numpy() == 0] == 0).all()
@@ -337,6 +337,8 @@ def test_drawn_actions_of_a_continuous_world() -> None:
         MCTS(one, MCTSConfig(), 0)
     with pytest.raises(ConfigError, match="wide_samples is 5, of 4"):
         MCTSConfig(samples=4, wide_samples=5)
+    with pytest.raises(ConfigError, match=r"rule=ucb1 asks no policy. Leave it out, or set rule=p"):
+        MCTSConfig(rule="ucb1", dirichlet=0.3)
 
 
 def test_an_action_is_closed_where_the_world_breaks() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from worldmodel.atomic import replaced
+from worldmodel.atomic import replaced, replaced_file
 
 
 def test_the_new_folder_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
@@ -58,3 +58,20 @@ def test_two_processes_may_write_at_once(tmp_path: Path) -> None:
     assert [process.wait(60) for process in both] == [0, 0]
     assert len({(tmp_path / "a" / name).read_text() for name in "bc"}) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_file_has_a_name_of_its_own_in_each_process(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib; from worldmodel.atomic import replaced_file\n"
+        "for i in range(400):\n"
+        "    with replaced_file(pathlib.Path(sys.argv[1])) as fresh:\n"
+        "        with fresh.open('w') as text:\n"
+        "            for _ in range(50): print(sys.argv[2], end='', file=text, flush=True)\n"
+    )
+    both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "a.b"), n]) for n in "12"]
+    assert [process.wait(60) for process in both] == [0, 0]
+    assert (tmp_path / "a.b").read_text() in ("1" * 50, "2" * 50)
+    (tmp_path / f".a.new-{both[0].pid}.b").write_text("half of")  # as if it had been killed
+    with replaced_file(tmp_path / "a.b") as fresh:
+        fresh.write_text("3")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.b"]
