@@ -150,6 +150,13 @@ LEARNING: tuple[Claim, ...] = (
         seeds=(0, 1, 2),
         about="MUZERO.md",
     ),
+    trained(
+        "tic_tac_toe",
+        "MuZero, by self-play alone, never loses at tic-tac-toe against perfect play (200 games).",
+        "experiment=tic_tac_toe",
+        (0, 12, 3),
+        "MUZERO.md",
+    ),
     Claim(
         "sac",
         STATE,
