@@ -83,12 +83,24 @@ def without_fusing() -> list[AbstractContextManager[Any]]:
     return [mock.patch(f"{place}.norm_mish", plain_mish) for place in places]
 
 
+def without_own_softmax() -> list[AbstractContextManager[Any]]:
+    """PyTorch's softmax of small groups in both places that use ours."""
+
+    def plain(x: Tensor, group: int) -> Tensor:
+        return torch.softmax(x.float().unflatten(-1, (-1, group)), -1).flatten(-2)
+
+    places = ("worldmodel.models.latent_nets", "worldmodel.models.latent")
+    return [mock.patch(f"{place}.sim_norm", plain) for place in places]
+
+
 def variants(settings: Settings) -> dict[str, tuple[Callable[[], Any], list[Any]]]:
     """What is timed by name, and what is changed around it."""
     agent, slow = make(settings), make(settings, decay=1.25)
     replay, obs = replay_of(agent), {"o": np.zeros((1, settings.obs), np.float32)}
     every = mock.patch("agents.tdmpc2.networks.Networks.two", return_value=None)
     unprepared = mock.patch.object(LatentWorld, "prepared", lambda self, state: state)
+
+    short = mock.patch.object(agent.config, "cpu_precision", "bfloat16")
 
     def act(one: TDMPC2) -> Callable[[], Any]:
         return lambda: one.act(obs)
@@ -99,11 +111,15 @@ def variants(settings: Settings) -> dict[str, tuple[Callable[[], Any], list[Any]
     return {
         "act": (act(agent), []),
         "act, PyTorch's mish": (act(agent), without_fusing()),
+        "act, PyTorch's softmax": (act(agent), without_own_softmax()),
+        "act, bfloat16": (act(agent), [short]),
         "act, all Q functions": (act(agent), [every]),
         "act, first layers anew": (act(agent), [unprepared]),
         "act, decay 1.25": (act(slow), []),
         "update": (update, []),
         "update, PyTorch's mish": (update, without_fusing()),
+        "update, PyTorch's softmax": (update, without_own_softmax()),
+        "update, bfloat16": (update, [short]),
     }
 
 

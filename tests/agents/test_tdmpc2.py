@@ -273,6 +273,22 @@ def test_an_update_moves_everything(spec: str, guide: str) -> None:
     assert set(still) <= {"scale"}
 
 
+def test_bfloat16_moves_weights_where_float32_does() -> None:
+    moves = []
+    for precision in ("float32", "bfloat16"):
+        agent = make(cpu_precision=precision, dropout=0.0, batch_size=256)
+        replay, nets = filled_replay(VECTOR), agent.networks
+        before = copy.deepcopy(nets.state_dict())
+        for _ in range(3):
+            agent.update(replay)
+        moves.append({name: x - before[name] for name, x in nets.state_dict().items()})
+    exact, short = moves
+    moved = [name for name, x in exact.items() if x.abs().sum() > 0]
+    assert set(exact) - set(moved) <= {"scale"}
+    assert min(F.cosine_similarity(exact[n].flatten(), short[n].flatten(), 0) for n in moved) > 0.9
+    assert not all(torch.equal(exact[n], short[n]) for n in exact)
+
+
 def test_where_the_loss_is_not_finite_nothing_moves() -> None:
     agent, replay = make(), filled_replay(VECTOR)
     agent.update(replay)
@@ -448,7 +464,11 @@ def test_its_parts_are_the_weights_in_use() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"guide": "mppi"}, "guide"), ({"precision": "half"}, "precision")],
+    [
+        ({"guide": "mppi"}, "guide"),
+        ({"precision": "half"}, "precision"),
+        ({"cpu_precision": "float16"}, "cpu_precision"),
+    ],
 )
 def test_what_cannot_work_is_refused(changes: Any, words: str) -> None:
     with pytest.raises(ConfigError, match=words):

@@ -81,6 +81,8 @@ def test_norm_mish_is_what_it_says_gradients_included(shape: Any) -> None:
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
     with torch.no_grad():
         assert torch.equal(norm_mish(*ours), out)
+        short = x.bfloat16()
+        assert torch.equal(norm_mish(short, scale, shift), norm_mish(short.float(), scale, shift))
     found = torch.autograd.grad(out, ours, grad)
     for a, b in zip(found, torch.autograd.grad(expected, plain, grad.double()), strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4)

@@ -88,10 +88,16 @@ def out_of_memory(error: BaseException) -> bool:
     ) or "can't allocate memory" in str(error)
 
 
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
-    """Mixed precision on a CUDA GPU ("bfloat16"); float32 elsewhere, where bfloat16 is slower."""
-    if precision not in PRECISIONS:
-        raise ValueError(f"Unknown precision '{precision}'. Known: bfloat16, float32.")
+def autocast(
+    device: torch.device, precision: str, on_cpu: str = "float32"
+) -> contextlib.AbstractContextManager[Any]:
+    """Mixed precision ("bfloat16") or float32: `precision` on a CUDA GPU, `on_cpu` on a CPU; many
+    CPUs are slower with bfloat16."""
+    for one in (precision, on_cpu):
+        if one not in PRECISIONS:
+            raise ValueError(f"Unknown precision '{one}'. Known: bfloat16, float32.")
+    if device.type == "cpu" and on_cpu == "bfloat16":
+        return torch.autocast("cpu", torch.bfloat16)
     if device.type == "cuda":
         if precision == "bfloat16":
             return torch.autocast("cuda", torch.bfloat16)

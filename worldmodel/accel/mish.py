@@ -17,7 +17,9 @@ from worldmodel.accel.threads import array_of, ranges, share
 
 def norm_mish(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-5) -> Tensor:
     """mish(LayerNorm(x)) over the last axis of [..., C]; scale and shift [C], or [E, 1, C] for x of
-    [E, N, C]. Computed in float32."""
+    [E, N, C]. Computed in float32, which a bfloat16 product on a CPU also becomes."""
+    if x.is_cpu and x.dtype is torch.bfloat16:
+        x = x.float()  # the loops know no other
     if in_loops(x, scale, shift):
         if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
             out: Tensor = _NormMish.apply(x, scale, shift, eps)

@@ -59,7 +59,10 @@ class LatentConfig:
 
 def sim_norm(x: Tensor, group: int) -> Tensor:
     """The softmax of each group of neighbours in [..., F]."""
-    return torch.softmax(x.float().unflatten(-1, (-1, group)), -1).flatten(-2)
+    # In small groups PyTorch's own softmax takes five times as long on a CPU.
+    x = x.float().unflatten(-1, (-1, group))
+    e = (x - x.detach().amax(-1, keepdim=True)).exp()
+    return (e / e.sum(-1, keepdim=True)).flatten(-2)
 
 
 def linear(features_in: int, features_out: int) -> nn.Linear:

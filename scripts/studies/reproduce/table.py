@@ -124,6 +124,16 @@ LEARNING: tuple[Claim, ...] = (
         about="WORLD_MODELS.md",
     ),
     Claim(
+        "muzero_pixels",
+        PIXELS,
+        "MuZero plays Dodge (random 15, perfect 100) from its pixels.",
+        (f"{TRAIN} experiment=muzero_pixels",),
+        (Measure("return", RETURN, at_least=95), *ALSO),
+        minutes=11,
+        seeds=(0, 1, 2),
+        about="MUZERO.md",
+    ),
+    Claim(
         "dqn",
         STATE,
         "DQN balances CartPole-v1 in 50,000 steps, as stable-baselines3's does beside it.",
@@ -149,6 +159,13 @@ LEARNING: tuple[Claim, ...] = (
         minutes=15,
         seeds=(0, 1, 2),
         about="MUZERO.md",
+    ),
+    trained(
+        "muzero_pendulum",
+        "EfficientZero V2, small, swings Pendulum-v1 up: a search over actions that it draws.",
+        "experiment=efficientzero_v2",
+        (-200, 10, 3),
+        "MUZERO.md",
     ),
     trained(
         "tic_tac_toe",
