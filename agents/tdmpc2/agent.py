@@ -12,7 +12,6 @@ The policy takes its step after the others; the targets Q' then follow Q. Hansen
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -35,7 +34,6 @@ from agents.tdmpc2.losses import (
 )
 from agents.tdmpc2.networks import Networks, TDMPC2State, Tick
 from worldmodel import seeding, tree
-from worldmodel.accel.devices import autocast
 from worldmodel.adam import Adam
 from worldmodel.config import ConfigError
 from worldmodel.distributions import FactoredOneHot
@@ -90,7 +88,7 @@ class TDMPC2(Agent):
     ) -> tuple[np.ndarray, TDMPC2State, dict[str, Any]]:
         """See `Agent.act`; before the first update nothing is planned, and the policy acts."""
         check_mode(mode)
-        with self._autocast():
+        with self.config.autocast(self.device):
             state, mask, first = self._seen(obs, state)
             latent, batch = state.latent, len(first)
             if self.config.plan and self.optim.updates:
@@ -103,15 +101,12 @@ class TDMPC2(Agent):
         extras = {PLAN: plan} if self.columns else {}
         return action.cpu().numpy(), TDMPC2State(latent, mean), extras
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return autocast(self.device, self.config.precision, self.config.cpu_precision)
-
     def follow(
         self, obs: Mapping[str, Any], state: TDMPC2State | None = None, mode: str = "sample"
     ) -> tuple[None, TDMPC2State, dict[str, Any]]:
         """See `Agent.follow`: nothing is planned."""
         check_mode(mode)
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), self.config.autocast(self.device):
             return None, self._seen(obs, state)[0], {}
 
     def _seen(
@@ -196,13 +191,13 @@ class TDMPC2(Agent):
     def _train_on(self, batch: Batch) -> dict[str, Any]:
         """One update on this batch; draws from torch's generator."""
         nets = self.networks
-        with self._autocast():
+        with self.config.autocast(self.device):
             learned = self.model.learn(batch)
             losses, metrics = self.world_losses(learned, batch)
         total = torch.stack(list(losses.values())).sum()
         metrics |= {f"loss/{name}": loss.detach() for name, loss in losses.items()}
         metrics |= self.optim.step(total)
-        with self._autocast():
+        with self.config.autocast(self.device):
             loss, scale, more = self.policy_loss(learned, batch)
         metrics["grad_norm/policy"] = self.policy_optim.step(loss)["grad_norm"]
         if self.decoder_optim is not None:

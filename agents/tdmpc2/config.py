@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any
+
+import torch
 
 from agents.planning.mppi import MPPIConfig
+from worldmodel.accel import devices
 from worldmodel.accel.devices import PRECISIONS
 from worldmodel.adam import AdamConfig
 from worldmodel.config import ConfigError, check_ranges, free, unknown
@@ -66,6 +71,10 @@ class TDMPC2Config:
         for name in ("precision", "cpu_precision"):
             if getattr(self, name) not in PRECISIONS:
                 raise ConfigError(unknown(name, getattr(self, name), PRECISIONS))
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        """The precision of the networks on a device."""
+        return devices.autocast(device, self.precision, self.cpu_precision)
 
     @property
     def log_std(self) -> tuple[float, float]:
