@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from agents.base import Agent, Evaluation, Part, check_mode
+from agents.planning.base import Plan
 from agents.planning.mppi import MPPI
 from agents.planning.sequence import Warm
 from agents.tdmpc2.config import TDMPC2Config
@@ -33,6 +34,7 @@ from agents.tdmpc2.losses import (
     value_target,
 )
 from agents.tdmpc2.networks import Networks, TDMPC2State, Tick
+from agents.tdmpc2.plans import PLAN, plan_again, stored, unplanned
 from worldmodel import seeding, tree
 from worldmodel.adam import Adam
 from worldmodel.config import ConfigError
@@ -42,8 +44,6 @@ from worldmodel.replay import Replay
 from worldmodel.types import MASK_KEY, Batch, Column, EnvSpec
 
 DECODER = "decoder"
-PLAN = "plan"  # the column: mean and std of the planner's first action, or probabilities
-BROAD = {"constraint": float(np.exp(2.0)), "imitation": 1.0}  # std where nothing was planned
 
 
 class TDMPC2(Agent):
@@ -92,13 +92,19 @@ class TDMPC2(Agent):
             state, mask, first = self._seen(obs, state)
             latent, batch = state.latent, len(first)
             if self.config.plan and self.optim.updates:
-                action, mean, plan = self._plan(latent, state.mean, first, mask, mode)
+                plan = self.plan(latent, state.mean, first, mask, mode)
+                action, mean, values = plan.action, plan.warm.mean, self._stored(plan)
+                if mode == "sample" and not self.discrete:
+                    with self.stream:
+                        noise = plan.first.std * torch.randn_like(plan.first.std)
+                    action = self.spec.action.clip(action + noise)
             else:
                 policy = self.networks.actions(latent.z, mask)
                 with self.stream:
                     action = policy.sample() if mode == "sample" else policy.mode()
-                mean, plan = self.initial(batch).mean, self._unplanned(batch)
-        extras = {PLAN: plan} if self.columns else {}
+                mean, guide = self.initial(batch).mean, self.config.guide
+                values = unplanned(self.planners[mode].space, guide, batch, self.device)
+        extras = {PLAN: values} if self.columns else {}
         return action.cpu().numpy(), TDMPC2State(latent, mean), extras
 
     def follow(
@@ -121,28 +127,20 @@ class TDMPC2(Agent):
         latent = self.model.observe(state.latent, tensors, state.latent.z, first)
         return state._replace(latent=latent), tensors.get(MASK_KEY), first
 
-    def _plan(
-        self, latent: Latent, mean: Tensor, first: Tensor, mask: Tensor | None, mode: str
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The action [B, A], the mean of the plan, one step later, and the column's values."""
-        root, warm = self.model.prepared(latent), Warm(mean, mean.unsqueeze(1)[:, :0])
-        plan = self.planners[mode].plan(self.model, root, self._guess, warm, first, mask)
-        mean, std = plan.first.mean, plan.first.std
-        if self.discrete:
-            return plan.action, plan.warm.mean, mean
-        action = plan.action
-        centre = action if self.config.guide == "constraint" else mean
-        if mode == "sample":
-            with self.stream:
-                action = self.spec.action.clip(action + std * torch.randn_like(std))
-        return action, plan.warm.mean, torch.cat([centre, std], -1)
+    def plan(
+        self, latent: Latent, mean: Tensor | None, first: Tensor | None, mask: Tensor | None,
+        mode: str,
+    ) -> Plan:  # fmt: skip
+        """What the planner finds; mean [B, H, A]: the last plan's, None where there is none."""
+        root = self.model.prepared(latent)
+        warm = None if mean is None else Warm(mean, mean.unsqueeze(1)[:, :0])
+        return self.planners[mode].plan(self.model, root, self._guess, warm, first, mask)
 
-    def _unplanned(self, batch: int) -> Tensor:
-        """The column's values where there was no plan: all actions alike."""
-        if self.discrete:
-            return self.planners["sample"].space.uniform(self.device).repeat(batch, 1)
-        mean = torch.zeros(batch, self.spec.action.size, device=self.device)
-        return torch.cat([mean, torch.full_like(mean, BROAD.get(self.config.guide, 1.0))], -1)
+    def _stored(self, plan: Plan) -> Tensor:
+        return stored(plan, self.config.guide, self.discrete)
+
+    def _plan_anew(self, latent: Latent, mask: Tensor | None) -> Tensor:
+        return self._stored(self.plan(latent, None, None, mask, "sample"))
 
     def world_state(self, state: TDMPC2State) -> Latent:
         return state.latent
@@ -183,17 +181,19 @@ class TDMPC2(Agent):
         batch = batch.to(self.device)
         try:
             with self.stream:
-                return self._train_on(batch)
+                return self._train_on(batch, replay)
         except FloatingPointError as error:
             error.batch = batch  # type: ignore[attr-defined]  # for whoever looks for the cause
             raise
 
-    def _train_on(self, batch: Batch) -> dict[str, Any]:
-        """One update on this batch; draws from torch's generator."""
+    def _train_on(self, batch: Batch, replay: Replay) -> dict[str, Any]:
+        """One update on this batch of a replay; draws from torch's generator."""
         nets = self.networks
         with self.config.autocast(self.device):
             learned = self.model.learn(batch)
             losses, metrics = self.world_losses(learned, batch)
+            if self.config.replans(self.optim.updates):
+                plan_again(replay, batch, learned, self.config.replan, self._plan_anew)
         total = torch.stack(list(losses.values())).sum()
         metrics |= {f"loss/{name}": loss.detach() for name, loss in losses.items()}
         metrics |= self.optim.step(total)

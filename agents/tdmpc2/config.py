@@ -36,10 +36,12 @@ class TDMPC2Config:
     as in the paper; false: that of the normal distribution before tanh, as its code since 2024.
     guide: what else the policy learns from the planner, whose distributions replay then stores:
     nothing, "constraint" (stay likely under them; TD-M(PC)^2), or "imitation" (nothing but them;
-    BMPC). plan: act by planning; false: by the policy alone. precision: of the networks on a GPU
-    ("bfloat16" or "float32"). cpu_precision: on a CPU, where bfloat16 is quicker if the processor
-    multiplies it (avx512_bf16 or amx among its flags), and slower if not. planner: its `sample` is
-    for training; an action of mode "mode" is the mean of the plan. policy_optim: of the policy."""
+    BMPC). replan: slices of a batch whose stored distributions are planned anew at every
+    replan_every-th update (BMPC: 20, 10); 0: they stay as they were. plan: act by planning; false:
+    by the policy alone. precision: of the networks on a GPU ("bfloat16" or "float32").
+    cpu_precision: on a CPU, where bfloat16 is quicker if the processor multiplies it (avx512_bf16
+    or amx among its flags), and slower if not. planner: its `sample` is for training; an action of
+    mode "mode" is the mean of the plan. policy_optim: of the policy."""
 
     name: str = "tdmpc2"
     batch_size: int = 256
@@ -52,6 +54,8 @@ class TDMPC2Config:
     entropy: float = 1e-4
     squashed_entropy: bool = True
     guide: str = "none"
+    replan: int = 0
+    replan_every: int = 10
     plan: bool = free(True)
     precision: str = "bfloat16"
     cpu_precision: str = "float32"
@@ -64,10 +68,16 @@ class TDMPC2Config:
         check_ranges(self, {
             "batch_size": (1, 1 << 16), "horizon": (1, 1000), "heads": (2, 1000),
             "dropout": (0, 0.99), "target_rate": (1e-9, 1), "encoder_rate": (0, 1e3),
-            "value_scale": (0, 1e6), "entropy": (0, 1e6),
+            "value_scale": (0, 1e6), "entropy": (0, 1e6), "replan": (0, 1 << 16),
+            "replan_every": (1, 1 << 40),
         })  # fmt: skip
         if self.guide not in GUIDES:
             raise ConfigError(unknown("guide", self.guide, GUIDES))
+        if self.replan and self.guide == "none":
+            raise ConfigError(
+                f"replan is {self.replan}, of plans that the policy learns from, and guide=none "
+                "learns from none. Set guide=imitation or constraint, or leave it out."
+            )
         for name in ("precision", "cpu_precision"):
             if getattr(self, name) not in PRECISIONS:
                 raise ConfigError(unknown(name, getattr(self, name), PRECISIONS))
@@ -75,6 +85,10 @@ class TDMPC2Config:
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """The precision of the networks on a device."""
         return devices.autocast(device, self.precision, self.cpu_precision)
+
+    def replans(self, updates: int) -> bool:
+        """Whether old rows are planned anew after so many updates."""
+        return bool(self.replan and updates and updates % self.replan_every == 0)
 
     @property
     def log_std(self) -> tuple[float, float]:

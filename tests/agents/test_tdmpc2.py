@@ -18,7 +18,6 @@ from agents.base import parameters_count
 from agents.planning.mppi import MPPI
 from agents.run.config import TrainConfig
 from agents.tdmpc2 import TDMPC2, TDMPC2Config
-from agents.tdmpc2.agent import PLAN
 from agents.tdmpc2.config import published_planner
 from agents.tdmpc2.losses import (
     constraint_gain,
@@ -29,6 +28,7 @@ from agents.tdmpc2.losses import (
     value_loss,
     value_target,
 )
+from agents.tdmpc2.plans import PLAN
 from tests.agents.small_runs import (
     check_exports_and_deploys,
     check_learns_from_images,
@@ -45,6 +45,7 @@ from worldmodel import tree
 from worldmodel.adam import Adam, AdamConfig
 from worldmodel.config import ConfigError
 from worldmodel.models.latent_nets import LatentConfig
+from worldmodel.replay import RowIndex
 from worldmodel.types import MASK_KEY, ActionSpec, Batch, EnvSpec, ObsSpec
 
 CPU = torch.device("cpu")
@@ -273,6 +274,35 @@ def test_an_update_moves_everything(spec: str, guide: str) -> None:
     assert set(still) <= {"scale"}
 
 
+@CONTINUOUS_AND_NOT
+def test_old_rows_are_planned_anew(spec: str) -> None:
+    agent = make(SPECS[spec], guide="imitation", replan=3, replan_every=2)
+    replay = filled_replay(SPECS[spec], columns=agent.columns)
+
+    def held() -> np.ndarray:
+        rows = RowIndex(np.arange(2), np.zeros(2, np.int64), 40)
+        return replay.gather(rows, columns=(PLAN,)).columns[PLAN].numpy()
+
+    began, untouched = held(), []
+    for update in range(4):
+        assert agent.config.replans(agent.optim.updates) == (update == 2)
+        agent.update(replay)
+        untouched.append(np.array_equal(held(), began))
+    assert untouched == [True, True, False, False]
+    now = held()
+    changed = (now != began).any(-1)
+    slices = agent.config.replan * (agent.config.horizon + 1)
+    assert agent.config.horizon + 1 <= changed.sum() <= slices
+    assert np.isfinite(now).all()
+    values = now[changed]
+    if SPECS[spec].action.kind == "discrete":  # probabilities of each factor
+        assert values.sum(-1) == pytest.approx(len(SPECS[spec].action.sizes), abs=1e-4)
+    else:
+        mean, std = np.split(values, 2, -1)
+        assert np.abs(mean).max() <= 1
+        assert std.min() >= agent.config.planner.least_std - 1e-6
+
+
 def test_bfloat16_moves_weights_where_float32_does() -> None:
     moves = []
     for precision in ("float32", "bfloat16"):
@@ -468,6 +498,7 @@ def test_its_parts_are_the_weights_in_use() -> None:
         ({"guide": "mppi"}, "guide"),
         ({"precision": "half"}, "precision"),
         ({"cpu_precision": "float16"}, "cpu_precision"),
+        ({"replan": 20}, "guide=none learns from none. Set guide=imitation"),
     ],
 )
 def test_what_cannot_work_is_refused(changes: Any, words: str) -> None:
@@ -511,10 +542,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("actions", "guide"), [("box", "constraint"), ("discrete", "imitation")])
-def test_a_run_stopped_and_continued_is_the_same(tmp_path: Path, actions: str, guide: str) -> None:
+@pytest.mark.parametrize(
+    ("actions", "guide", "replan"), [("box", "constraint", 0), ("discrete", "imitation", 2)]
+)
+def test_a_run_stopped_and_continued_is_the_same(
+    tmp_path: Path, actions: str, guide: str, replan: int
+) -> None:
     config = config_of(tmp_path, actions, first_updates=3)
-    agent = replace(config.agent, guide=guide)
+    agent = replace(config.agent, guide=guide, replan=replan, replan_every=2)
     check_resumes(tmp_path, replace(config, agent=agent, env=replace(config.env, num_envs=2)))
 
 
