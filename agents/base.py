@@ -79,7 +79,9 @@ class Agent(ABC):
     model: its learned world, or None. planner: what searches it for actions (agents.planning), or
     None. stats: numbers about the last decision, of a search.
     batch_size, batch_length: rows of experience in one update, [B, T].
-    min_rows: rows that replay must hold before the first update.
+    min_rows: rows that replay must hold before the first update. window: how many of them in a row,
+    of one environment, where those are more than batch_length; window_words: its settings.
+    both_sides: whether it knows what it is to play for two players in turn (`to_play`).
 
     What has a body here may be left as it is: an agent overrides what it offers.
     """
@@ -87,6 +89,7 @@ class Agent(ABC):
     Config: ClassVar[type]
     learns: ClassVar[bool] = True
     joins: ClassVar[bool] = False
+    both_sides: ClassVar[bool] = False
 
     # Set on instances (or as properties) by those that have them.
     columns: Mapping[str, Column] = MappingProxyType({})
@@ -98,6 +101,13 @@ class Agent(ABC):
     batch_size: int = 1
     batch_length: int = 1
     min_rows: int = 1
+    window: int = 0
+    window_words: str = "agent.batch_length"
+
+    @property
+    def in_a_row(self) -> int:
+        """Rows of one environment that one update takes."""
+        return max(self.window, self.batch_length)
 
     @property
     def name(self) -> str:

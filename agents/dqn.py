@@ -97,6 +97,7 @@ class DQN(Agent):
             )
         self.spec, self.config, self.device = spec, config, device
         self.batch_size = self.min_rows = config.batch_size
+        self.window, self.window_words = 2, "env.num_envs"
         self.priority_exponent = config.priority_exponent
         self.q = QNetwork(spec, config).to(device)
         self.target = copy.deepcopy(self.q).requires_grad_(False)
@@ -156,8 +157,6 @@ class DQN(Agent):
     # Learning.
 
     def update(self, replay: Replay) -> dict[str, Any]:
-        if not replay.can_sample(2):
-            return {}  # many environments, which have taken no step yet
         c = self.config
         beta = min(1.0, c.beta + (1 - c.beta) * self.optim.updates / c.beta_updates)
         batch = replay.transitions(c.batch_size, c.n_step, c.discount, beta)

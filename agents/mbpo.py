@@ -105,6 +105,7 @@ class MBPO(Agent):
         check_world(world, config.rollouts)
         self.model: Any = world
         self.batch_size = self.min_rows = config.batch_size
+        self.window, self.window_words = 2, "env.num_envs"
         seed = int(torch.randint(2**31, ()).item())
         self.pool = Pool(config.rollouts.capacity(config.rollouts.length(0)), seed)
         self.stream = Stream(seed, device)  # of what is imagined
@@ -148,8 +149,6 @@ class MBPO(Agent):
     def update(self, replay: Replay) -> dict[str, Any]:
         """One update of the learner; before it, where they are due, a training of the world and
         new rollouts."""
-        if not replay.can_sample(2):
-            return {}  # many environments, which have taken no step yet
         metrics: dict[str, Any] = {}
         rows = int(replay.counts.sum())
         self._since = self._since + 1 if rows == self._rows else 0

@@ -133,6 +133,7 @@ class SAC(Agent):
             )
         self.spec, self.config, self.device = spec, config, device
         self.batch_size = self.min_rows = config.batch_size
+        self.window, self.window_words = 2, "env.num_envs"
         self.networks = Networks(spec, config).to(device)
         self.optim = Adam([("networks", self.networks)], config.optim)
         given = config.target_entropy
@@ -179,8 +180,6 @@ class SAC(Agent):
     # Learning.
 
     def update(self, replay: Replay) -> dict[str, Any]:
-        if not replay.can_sample(2):
-            return {}  # many environments, which have taken no step yet
         return self.learn(replay.transitions(self.batch_size, 1, self.config.discount))
 
     def learn(self, batch: Transitions) -> dict[str, Any]:

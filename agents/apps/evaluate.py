@@ -88,12 +88,14 @@ def _evaluate(words: Sequence[str], say: Callable[[str], None]) -> int:
     except ValueError as error:
         raise config.ConfigError(str(error)) from error
     asked = {"task": policy.env.id, "mode": settings.mode, "seed": settings.seed}
-    asked |= {"env": settings.env}
+    asked |= {"env": settings.env, "kwargs": policy.env.kwargs}
     asked |= {} if planner is None else {"planner": asdict(planner)}
     asked |= {"control": settings.control} if settings.control else {}
     tally = policy.agent.tally if isinstance(policy.agent, Planned) else SearchTally()
     for name, text in tally.rows():
         say(f"{name}: {text}")
+    if policy.env.kwargs:
+        say("environment: " + ", ".join(f"{k}={v}" for k, v in policy.env.kwargs.items()))
     say(result.line() + (" by control" if settings.control else ""))  # now: a disk may be full
     report.write_returns(folder, result, asked | tally.summary())
     frames = []

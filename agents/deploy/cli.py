@@ -118,7 +118,7 @@ def deploy_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
     def deploy() -> int:
         planner, words = split_words(arguments)
         asked = config.from_cli(DeployCommand, words, planner=planner)
-        world = asked.world(with_words(sources.env_of(asked.run), words))
+        world = asked.world(with_words(sources.env_of(asked.run).judged, words))
         return _deploy(asked, world, planner, say)
 
     return config.guarded(deploy, say)

@@ -28,7 +28,7 @@ from worldmodel.capabilities import Expects
 from worldmodel.config import ConfigError
 from worldmodel.envs import make_env
 from worldmodel.ood.api import Track
-from worldmodel.types import ActionSpec, EnvSpec
+from worldmodel.types import MASK_KEY, ActionSpec, EnvSpec
 
 KEY = "earnings"  # in a detector's calibration
 RATE = 0.1  # of the running means, a tick
@@ -227,7 +227,9 @@ class _Relay:
             return np.asarray(spec.action.decode(self._sent))
         for i in np.flatnonzero(going):
             info = {"robot": int(i), "tick": tick, "reason": "unknown", "detail": ""}
-            self._sent[i] = self._safe[i]({key: value[i] for key, value in seen.items()}, info)
+            sent = self._safe[i]({key: value[i] for key, value in seen.items()}, info)
+            mask = seen[MASK_KEY][i] if MASK_KEY in seen else None
+            self._sent[i] = spec.action.permitted(sent, mask)  # as the guard does
         return np.asarray(spec.action.decode(self._sent))
 
 

@@ -24,9 +24,17 @@ from torch import Tensor
 
 from agents.base import Agent, Evaluation, Part, check_mode
 from agents.muzero.compiled import Compiled
-from agents.muzero.config import MuZeroConfig
+from agents.muzero.config import MuZeroConfig, check_searchable
 from agents.muzero.nets import Networks
-from agents.muzero.targets import Targets, bootstraps, make_targets, window
+from agents.muzero.targets import (
+    Targets,
+    bootstraps,
+    check_turns,
+    greatest,
+    make_targets,
+    warn_of,
+    window,
+)
 from agents.planning.mcts import MCTS
 from agents.planning.tree_growth import Found
 from worldmodel import tree
@@ -43,24 +51,30 @@ class MuZero(Agent):
     search.samples, and for more joint actions than a search looks at."""
 
     Config = MuZeroConfig
+    both_sides = True
 
     def __init__(self, spec: EnvSpec, config: MuZeroConfig, device: torch.device) -> None:
         self.spec, self.config, self.device = spec, config, device
+        check_searchable(spec.action, config.search)
         self.batch_size = config.batch_size
         self.priority_exponent = config.priority_exponent
         self.networks = Networks(spec, config).to(device).eval()
         self.model = self.networks.model
         self.context = self.model.frames.context  # rows before the first one that is learned from
-        self.length = self.context + 1 + config.unroll + config.n_step  # of one sequence
-        self.min_rows = max(config.batch_size, self.length)
+        self.window = self.context + 1 + config.unroll + config.n_step
+        self.window_words = "agent.unroll, agent.n_step, agent.model.frames"
+        self.min_rows = max(config.batch_size, self.window)
         self.target = copy.deepcopy(self.networks).requires_grad_(False)
         self.optim = Adam([("networks", self.networks)], config.optim)
         # Seeded from torch's generator, which the caller seeds.
         seed = int(torch.randint(2**31, ()).item())
-        self.explorer = MCTS(spec.action, config.search, seed, device)
+        own = config.search
+        if own.rule == "gumbel":
+            own = replace(own, dirichlet=0.0)  # of puct, whose default it is
+        self.explorer = MCTS(spec.action, own, seed, device)
         calm = replace(
-            config.search, dirichlet=0.0, gumbel=0.0, temperature=0.0,
-            simulations=config.simulations_evaluated or config.search.simulations,
+            own, dirichlet=0.0, gumbel=0.0, temperature=0.0,
+            simulations=config.simulations_evaluated or own.simulations,
         )  # fmt: skip
         self.planner = MCTS(spec.action, calm, 0, device)
         count = config.search.root_samples or config.search.samples
@@ -73,6 +87,7 @@ class MuZero(Agent):
         if self.drawn:
             self.columns["options"] = Column((size, spec.action.size), "float32")
         self.rng = torch.Generator().manual_seed(seed)
+        self._told = False
 
     # Acting.
 
@@ -142,15 +157,14 @@ class MuZero(Agent):
 
     def update(self, replay: Replay) -> dict[str, Any]:
         c = self.config
-        if not replay.can_sample(self.length):
-            return {}  # many environments, which have taken few steps yet
         if c.reanalyse:
             rows = replay.sample(c.reanalyse, self.context + 1, online=False)
             self.search_again(replay, rows)
         beta = min(1.0, c.beta + (1 - c.beta) * self.optim.updates / c.beta_updates)
         batch = replay.sample(
-            c.batch_size, self.length, online=False, columns=self.columns, beta=beta
+            c.batch_size, self.window, online=False, columns=self.columns, beta=beta
         )
+        check_turns(batch)
         first = RowIndex(batch.index.stream, batch.index.start + self.context, 1)
         counts = torch.from_numpy(replay.counts[first.stream] - first.start)
         batch = batch.to(self.device)
@@ -164,6 +178,7 @@ class MuZero(Agent):
             replay.reweigh(first, error + 1e-6)
         if self.optim.updates % c.target_every == 0:
             self.target.load_state_dict(self.networks.state_dict())
+            self._told = self._told or warn_of(metrics["value_outside"], self.networks.support)
         return metrics
 
     def loss(self, batch: Batch, age: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
@@ -194,6 +209,7 @@ class MuZero(Agent):
         metrics = {
             "loss/value": value.mean(), "loss/policy": policy.mean(), "loss/reward": reward.mean(),
             "loss/ends": ends.mean(), "value_mean": targets.value.mean(),
+            "value_outside": (targets.value.abs() > greatest(nets.support)).float().mean(),
             "entropy": (entropy * targets.decides).mean(),
         }  # fmt: skip
         if c.model.projection:

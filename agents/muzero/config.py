@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
+from agents.planning.mcts import MOST_ACTIONS
 from agents.planning.tree_config import MCTSConfig
 from worldmodel.adam import AdamConfig
 from worldmodel.config import ConfigError, check_ranges
 from worldmodel.models.muzero import MuZeroModelConfig
+from worldmodel.types import ActionSpec
 
 VALUES = ("target", "search")
 
@@ -76,5 +79,23 @@ class MuZeroConfig:
             raise ConfigError(f"values is '{self.values}'; allowed: {', '.join(VALUES)}.")
         if self.search.rule not in ("puct", "gumbel"):
             raise ConfigError(
-                f"search.rule={self.search.rule} learns no policy; allowed: puct, gumbel."
+                f"search.rule is {self.search.rule}; allowed where the search teaches a policy: "
+                "puct, gumbel."
             )
+        if self.search.temperature:
+            raise ConfigError(
+                f"search.temperature is {self.search.temperature:g}; agent=muzero acts by "
+                "agent.temperature and agent.temperature_end while it learns. Set those."
+            )
+
+
+def check_searchable(action: ActionSpec, search: MCTSConfig) -> None:
+    """ConfigError for actions that can only be searched where some are drawn, and none are."""
+    many = action.kind == "discrete" and math.prod(action.sizes) > MOST_ACTIONS
+    if search.samples or (action.kind == "discrete" and not many):
+        return
+    what = f"{math.prod(action.sizes):,} joint" if many else "continuous"
+    raise ConfigError(
+        f"agent=muzero looks at every action, and these are {what} ones. Set agent.search.samples, "
+        "the number that is drawn at each node (experiment=efficientzero_v2 does)."
+    )

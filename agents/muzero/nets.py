@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agents.muzero.config import MuZeroConfig
+from worldmodel.config import ConfigError
 from worldmodel.distributions import FactoredOneHot, OneHot, Support, TanhNormal
 from worldmodel.models.muzero import MuZeroWorld, PlaneFeatures, dense
 from worldmodel.types import PLAYER_KEY, ActionSpec, EnvSpec
@@ -40,6 +41,13 @@ class Networks(nn.Module):
         super().__init__()
         self.action = spec.action
         alternates = PLAYER_KEY in spec.obs
+        if alternates and spec.obs[PLAYER_KEY].sizes != (2,):
+            found = spec.obs[PLAYER_KEY]
+            raise ConfigError(
+                f"'{PLAYER_KEY}' says whose turn it is, as gymnasium.spaces.Discrete(2); here it "
+                f"is {found.kind} {found.sizes or found.shape}. Where it means something else, "
+                "call it otherwise, or leave it out with env.keys=[...]."
+            )
         self.model = MuZeroWorld(spec, config.model, config.discount, alternates)
         self.prediction = Prediction(self.model, spec.action, config.units)
 

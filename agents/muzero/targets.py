@@ -13,12 +13,15 @@ g is negative where two players move in turn: values and rewards are those of wh
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from worldmodel.types import Batch
+from worldmodel.config import ConfigError
+from worldmodel.distributions import Support
+from worldmodel.types import PLAYER_KEY, Batch
 
 
 class Window(NamedTuple):
@@ -46,6 +49,39 @@ def window(batch: Batch) -> Window:
     same = batch.is_first[:, 1:].long().cumsum(1) == 0
     last = same.sum(1)
     return Window(last, batch.is_terminal.gather(1, last[:, None]).squeeze(1))
+
+
+def check_turns(batch: Batch) -> None:
+    """ConfigError where two players are to move in turn, and one of them moves twice in a row."""
+    player = batch.obs.get(PLAYER_KEY)
+    if player is None:
+        return
+    again = (player[:, 1:] == player[:, :-1]).all(-1)
+    if (again & ~batch.is_first[:, 1:] & ~batch.is_terminal[:, 1:]).any():
+        raise ConfigError(
+            f"'{PLAYER_KEY}' says that two players move in turn, but here one of them moves twice "
+            "in a row, which this agent would learn with wrong signs. Where the environment "
+            "answers itself (env.kwargs.opponent=...), set env.kwargs.alternates=false."
+        )
+
+
+def greatest(support: Support) -> float:
+    """The most that categories can tell."""
+    return float(support.back(torch.tensor(support.limit)))
+
+
+def warn_of(outside: Tensor, support: Support) -> bool:
+    """Warn where more than a hundredth of the values is more than the categories can tell; whether
+    that was so."""
+    if outside < 0.01:
+        return False
+    warnings.warn(
+        f"{float(outside):.0%} of the values to be learned lie beyond {greatest(support):,.0f}, "
+        f"the most that agent.model.support={support.limit:g} can tell, and count as that. Set it to "
+        "the square root of the greatest return, and agent.model.bins to about twice as many.",
+        stacklevel=3,
+    )
+    return True
 
 
 def bootstraps(found: Window, unroll: int, steps: Tensor) -> Tensor:

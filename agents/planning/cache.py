@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from worldmodel import tree
-from worldmodel.capabilities import Deterministic, Expects, Masks, Uncertain
+from worldmodel.capabilities import Alternates, Deterministic, Expects, Masks, Uncertain
 from worldmodel.config import ConfigError, check_ranges
 from worldmodel.types import Dynamics, Prediction
 
@@ -65,6 +65,8 @@ class CachedWorld:
         self.world, self.config = world, config
         self._ask = world.expect if expect and isinstance(world, Expects) else world.step
         # What else a planner asks a world for, where this one has it.
+        if isinstance(world, Alternates):
+            self.alternates = world.alternates
         if isinstance(world, Masks):
             self.action_mask = world.action_mask
         if isinstance(world, Uncertain):

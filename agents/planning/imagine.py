@@ -2,6 +2,8 @@
 
 return = sum over t of weight_t (r_{t+1} - caution * uncertainty_t) + weight_H value(s_H)
 weight_0 = 1,  weight_{t+1} = weight_t * discount * cont_{t+1}
+
+The discount is negative where two players move in turn: what the other one earns is lost.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from torch import Tensor
 from agents.planning.base import BoundsConfig, Evaluate, Meter
 from agents.planning.space import ActionSpace
 from worldmodel import tree
-from worldmodel.capabilities import Deterministic, Expects, Masks, Uncertain, Unrolls
+from worldmodel.capabilities import Alternates, Deterministic, Expects, Masks, Uncertain, Unrolls
 from worldmodel.config import ConfigError
 from worldmodel.types import Dynamics, Prediction
 
@@ -74,6 +76,9 @@ class Imagination:
                 f"expect=true needs a world that looks ahead without drawing; "
                 f"{type(world).__name__} does not. Set expect=false."
             )
+        #: Whether two players move in turn, and the discount of a step with its sign.
+        self.alternates = isinstance(world, Alternates) and world.alternates
+        self.discount = -world.discount if self.alternates else world.discount
         self._masks = isinstance(world, Masks)  # asking takes as long as a small step
         self._step = world.expect if expect and isinstance(world, Expects) else world.step
         # Steps of one call of the world; a deadline wants to be asked about between some.
@@ -161,7 +166,7 @@ class Imagination:
         if self.doubts:
             doubt = self.world.uncertainty(state, actions[:, 0])  # type: ignore[attr-defined]
             total, weight = self._stop(state, doubt, total, weight, t)
-            cost = self.bounds.caution * doubt
+            cost = self.bounds.caution * doubt * weight.sign()  # a loss, whoever moves
         state, reward, cont = self.advance(state, actions[:, 0], rows)
         total, weight = self._counted(total, weight, reward - cost, cont)
         return state, total, weight
@@ -179,15 +184,15 @@ class Imagination:
     ) -> tuple[Tensor, Tensor]:
         """Return and weight after a step. Nothing counts after the end of an episode, not even what
         is not finite."""
-        there = weight > 0
+        there = weight != 0
         total = total + torch.where(there, weight * reward, 0.0)
-        return total, weight * torch.where(there, cont * self.world.discount, 0.0)
+        return total, weight * torch.where(there, cont * self.discount, 0.0)
 
     def _ended(self, total: Tensor, weight: Tensor, state: Any) -> Tensor:
         """The return with what the agent thinks of the last state, where it counts."""
         value = self.evaluate(state).value if self.bootstrap and self.evaluate else None
         if value is not None:
-            total = total + torch.where(weight > 0, weight * value, 0.0)
+            total = total + torch.where(weight != 0, weight * value, 0.0)
         return torch.where(weight.isnan(), torch.nan, total)  # by a `cont` that was not finite
 
     def _stop(
@@ -197,7 +202,7 @@ class Imagination:
         limit = self.bounds.uncertainty_limit
         if limit is None or t < self.bounds.least_horizon:
             return total, weight
-        ends = (doubt > limit) & (weight > 0)
+        ends = (doubt > limit) & (weight != 0)
         if not ends.any():
             return total, weight
         total = total + torch.where(ends, weight * self.value(state), 0.0)

@@ -39,6 +39,11 @@ class MCTS(Planner):
         if self.config.rule == AUTO:  # who knows an agent has chosen before: `make_planner`
             self.config = replace(self.config, rule="ucb1")
         c = self.config
+        if c.dirichlet and c.rule != "puct":
+            raise ConfigError(
+                f"dirichlet is {c.dirichlet:g}, noise in the prior of rule=puct, and rule={c.rule} "
+                "has none. Leave it out, or set rule=puct."
+            )
         encoded = torch.zeros(0, action.size)
         if c.samples == 0:
             instead = "icem, cem, mppi or shooting, or draw actions with planner.samples=20"

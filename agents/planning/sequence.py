@@ -118,6 +118,11 @@ class SequencePlanner(Planner):
             dreams = Imagination(
                 world, state, evaluate, self.space, c.bounds, meter, c.particles, expect, c.value
             )
+            if dreams.alternates:
+                raise ConfigError(
+                    f"planner={c.name} chooses a sequence of moves, and here every second one is "
+                    "the other player's. Use planner=mcts."
+                )
             allowed = dreams.mask(state) if mask is None else mask
             start, elites = self._start(warm, is_first, batch)
             sequences, pool, iterations = self._search(dreams, state, allowed, start, elites)

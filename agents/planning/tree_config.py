@@ -78,17 +78,18 @@ class MCTSConfig:
             raise ConfigError(
                 f"value_range is {list(self.value_range)}; allowed: [low, high] with low < high."
             )
-        if self.rule == "ucb1" and self.dirichlet:
-            raise ConfigError(
-                f"dirichlet is {self.dirichlet:g}, of the noise in a policy's prior, and rule=ucb1 "
-                "asks no policy. Leave it out, or set rule=puct."
-            )
         if self.wide_samples > (self.root_samples or self.samples):
             raise ConfigError(
                 f"wide_samples is {self.wide_samples}, of {self.root_samples or self.samples} "
                 "actions drawn at the root; allowed: as many at most."
             )
-        budget, one = self.bounds.budget, 1 + self.steps
+        if 0 < self.root_samples < self.samples or (self.root_samples and not self.samples):
+            raise ConfigError(
+                f"root_samples is {self.root_samples} with samples={self.samples}; allowed: at "
+                "least as many as samples, which must not be 0; or 0, for as many."
+            )
+        unsure = self.rule == AUTO and self.rollout is None  # asked again when the rule is known
+        budget, one = self.bounds.budget, 1 if unsure else 1 + self.steps
         if 0 < budget < one:
             raise ConfigError(
                 f"bounds.budget is {budget} model steps; one simulation takes {one} (rollout="

@@ -14,7 +14,6 @@ from agents.planning.imagine import Imagination
 from agents.planning.tree_config import MCTSConfig
 from agents.planning.tree_rules import NONE, RULES, Rule, Trees
 from worldmodel import tree
-from worldmodel.capabilities import Alternates
 from worldmodel.config import ConfigError
 from worldmodel.distributions import FactoredOneHot, Normal, OneHot, TanhNormal
 from worldmodel.types import ActionSpec
@@ -65,8 +64,6 @@ class Search:
         actions = max(self.root_count, c.samples) or len(choices.encoded)
         rng = np.random.default_rng(int(torch.randint(1 << 62, ())))
         self.trees = search.make_trees(batch, self.most, actions, self.outcomes, rng)
-        sign = -1.0 if isinstance(dreams.world, Alternates) and dreams.world.alternates else 1.0
-        self.discount = sign * dreams.world.discount
         # States of all nodes, [B M, ...]: node m of tree b at b M + m.
         self.states = tree.map(lambda x: x.new_zeros((batch * self.most, *x.shape[1:])), state)
         if c.samples:
@@ -89,7 +86,7 @@ class Search:
         c = self.config
         self.dreams.nonfinite += compiled(
             self.trees, self.choices.rule, self.choices.considered, c.simulations, c.depth,
-            self.states, self.discount, self.deepest,
+            self.states, self.dreams.discount, self.deepest,
         )  # fmt: skip
         self.dreams.meter.spend(c.simulations)
         self.done = c.simulations
@@ -113,7 +110,7 @@ class Search:
         state, reward, cont = answer
         wrong = search.expand(
             trees, leaf, edge, self.keys, self.key, reward.float().cpu().numpy(),
-            cont.float().cpu().numpy(), self.discount, self._new,
+            cont.float().cpu().numpy(), self.dreams.discount, self._new,
         )  # fmt: skip
         self.dreams.nonfinite += wrong
         if again or wrong:
@@ -148,8 +145,9 @@ class Search:
             self._check(prior, value)
         options = None
         rows = np.arange(self.batch)
+        allowed = self.dreams.mask(state) if mask is None else mask
         if c.samples:
-            options = self._draw(prior, root)
+            options = self._draw(prior, root, allowed)
             self.options[where, : options.shape[1]] = options
             trees.legal[rows, node] = np.arange(trees.legal.shape[2]) < options.shape[1]
         elif c.rule != "ucb1":
@@ -157,7 +155,6 @@ class Search:
             trees.logits[rows, node] = logits.cpu().numpy()
             if c.rule == "puct":
                 trees.prior[rows, node] = logits.exp().cpu().numpy()
-        allowed = self.dreams.mask(state) if mask is None else mask
         if allowed is not None:
             self._forbid(node, allowed, options)
         if value is None or (c.steps and not root):
@@ -203,15 +200,19 @@ class Search:
         rows = [prior.log_prob(row.expand(self.batch, -1)) for row in encoded]
         return torch.stack(rows, -1)
 
-    def _draw(self, prior: Any, root: bool) -> Tensor:
-        """Actions [B, N, A] to look at: the policy's, or without one any."""
+    def _draw(self, prior: Any, root: bool, mask: Tensor | None) -> Tensor:
+        """Actions [B, N, A] to look at, of those allowed: the policy's, or without one any."""
         c, action = self.config, self.choices.action
         count, wide = (self.root_count, c.wide_samples) if root else (c.samples, 0)
         if prior is None:
             shape = (self.batch, count, action.size)
             raw = self.dreams.space.spread(torch.randn(shape, device=self.device))
-            return self.dreams.space.resolve(raw, None)
+            return self.dreams.space.resolve(raw, None if mask is None else mask[:, None])
         if not isinstance(prior, Normal | TanhNormal):
+            if mask is not None:
+                parts = [prior] if isinstance(prior, OneHot) else prior.parts
+                logits = torch.cat([part.log_probs for part in parts], -1)
+                prior = FactoredOneHot(logits, action.sizes, mask=mask)
             return torch.stack([prior.sample() for _ in range(count)], 1)
         drawn: Tensor = action.clip(prior.repeated(count - wide).sample())
         if wide:

@@ -19,7 +19,7 @@ from worldmodel.envs.observe import native_observations
 from worldmodel.log import write_picture
 from worldmodel.replay import Replay, clear, holds_committed
 from worldmodel.replay.datasets import Convention, Dataset
-from worldmodel.types import EnvSpec
+from worldmodel.types import PLAYER_KEY, EnvSpec
 
 FIRST_FRAME = "first_frame.png"  # of a recording, as the model sees it
 
@@ -117,10 +117,10 @@ def fill(replay: Replay, dataset: Dataset, agent: Agent) -> None:
     Raises ConfigError where it holds too little for a single update.
     """
     dataset.fill(replay)
-    if not replay.can_sample(agent.batch_length):
+    if not replay.can_sample(agent.in_a_row):
         raise ConfigError(
             f"The recording has {dataset.rows:,} rows, but one sequence takes "
-            f"{agent.batch_length}. Lower agent.batch_length."
+            f"{agent.in_a_row}. Lower {agent.window_words}."
         )
     agent.prepare(replay)
 
@@ -140,13 +140,21 @@ def check_can_learn(
         return
     if not agent.learns:
         return
-    need, length, steps = agent.min_rows, agent.batch_length, settings.steps
+    if PLAYER_KEY in replay.spec.obs and not agent.both_sides:
+        raise ConfigError(
+            f"Two players move in turn here ('{PLAYER_KEY}' is observed), and agent="
+            f"{settings.agent.name} would count what the other one earns as its own. Use "
+            "agent=muzero; or let the environment answer, as env.kwargs.opponent=random "
+            "env.kwargs.alternates=false does for this house's board games."
+        )
+    need, length, steps = agent.min_rows, agent.in_a_row, settings.steps
+    words = f"agent.batch_size, {agent.window_words}"
     capacity, streams = replay.capacity, replay.num_envs
     if capacity < need or capacity // streams < length:
         raise ConfigError(
             f"replay.capacity holds {capacity:,} rows for {streams} environments together; the "
             f"first update needs {need:,}, and {length} of one environment. Raise "
-            "replay.capacity, or lower agent.batch_size or agent.batch_length."
+            f"replay.capacity, or lower those that ask for so many ({words})."
         )
     prefill = settings.prefill
     if steps <= prefill:
@@ -161,13 +169,13 @@ def check_can_learn(
             )
         return
     rows = ranks * max(need, length * streams)
-    reason = f"replay must hold {rows:,} rows first (agent.batch_size, agent.batch_length)"
+    reason = f"replay must hold {rows:,} rows first ({words})"
     if steps < rows:
         raise ConfigError(
             f"steps={steps} is less than the first update needs, so that nothing is learned: "
             f"{reason}. Raise steps, or lower those."
         )
-    ratio = settings.train_ratio / (ranks * agent.batch_size * length)  # updates a step
+    ratio = settings.train_ratio / (ranks * agent.batch_size * agent.batch_length)  # updates a step
     learning = steps + ranks * streams - max(prefill, rows)  # steps; the last ones go beyond
     if settings.first_updates + learning * ratio < 1:
         raise ConfigError(

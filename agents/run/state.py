@@ -56,4 +56,4 @@ class RunState:
     def can_sample(self) -> bool:
         """Whether replay holds enough for an update."""
         enough = self.agent.learns and len(self.replay) >= self.agent.min_rows
-        return enough and self.replay.can_sample(self.agent.batch_length)
+        return enough and self.replay.can_sample(self.agent.in_a_row)

@@ -57,6 +57,8 @@ class TDMPC2(Agent):
         self.discrete = spec.action.kind == "discrete"
         self.networks = nets = Networks(spec, config).to(device)
         self.model = nets.model
+        self.window = self.model.context + config.horizon + 1
+        self.window_words = "agent.horizon, agent.model.frames"
         world = [(n, module) for n, module in self.model.named_children() if n != DECODER]
         rates = [config.encoder_rate if name == "encoder" else 1.0 for name, _ in world] + [1.0]
         self.optim = Adam([*world, ("q", nets.q)], config.optim, rates)
@@ -174,10 +176,7 @@ class TDMPC2(Agent):
 
     def update(self, replay: Replay) -> dict[str, Any]:
         """One step of world and values, and one of the policy, on fresh slices."""
-        rows = self.model.context + self.config.horizon + 1
-        if not replay.can_sample(rows):
-            return {}
-        batch = replay.sample(self.batch_size, rows, online=False, columns=self.columns)
+        batch = replay.sample(self.batch_size, self.window, online=False, columns=self.columns)
         batch = batch.to(self.device)
         try:
             with self.stream:

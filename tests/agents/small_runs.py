@@ -20,7 +20,7 @@ from agents.run.train import build, train
 from scripts.studies.bench_faults import compare
 from worldmodel.envs import EnvConfig
 from worldmodel.replay import Replay, ReplayConfig
-from worldmodel.types import MASK_KEY, EnvSpec
+from worldmodel.types import MASK_KEY, PLAYER_KEY, EnvSpec
 
 ENV = "tests.envs_for_tests:SteadyEnv"
 # Deadlines that a machine which is busy with other things keeps too.
@@ -74,7 +74,9 @@ def observed(spec: EnvSpec, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
             continue
         out[key] = rng.normal(size=(batch, *one.shape)).astype(np.float32)
         if one.kind == "discrete" or key == MASK_KEY:
-            hot = np.eye(one.shape[0], dtype=np.float32)[rng.integers(one.shape[0], size=batch)]
+            drawn = rng.integers(one.shape[0], size=batch)
+            drawn = np.full(batch, seed % 2) if key == PLAYER_KEY else drawn  # by turns
+            hot = np.eye(one.shape[0], dtype=np.float32)[drawn]
             out[key] = hot if key != MASK_KEY else np.maximum(hot, out[key] > 0)
     return out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from agents.apps.evaluate import evaluate_command
 from agents.deploy.cli import deploy_command, export_command
 from agents.muzero import MuZero, MuZeroConfig
-from agents.muzero.targets import bootstraps, make_targets, window
+from agents.muzero.targets import bootstraps, check_turns, make_targets, window
 from agents.planning.tree_config import MCTSConfig
 from agents.run.config import TrainConfig
 from scripts.studies.figures import decision
@@ -190,7 +191,7 @@ def test_only_the_way_into_the_next_step_is_halved() -> None:
     """The gradient that reaches the first state from the k-th one's value is 2^-k of what it is
     without the halving."""
     agent = make(model={"scaled": False})
-    batch = replay_of(agent, VECTOR).sample(8, agent.length, columns=agent.columns)
+    batch = replay_of(agent, VECTOR).sample(8, agent.window, columns=agent.columns)
     _, latents = agent._unroll(batch, agent.model.rows(batch))
     plain = agent.model.represent(batch.obs["v"][:, 0])
     actions = agent._actions(batch)
@@ -257,10 +258,19 @@ def test_old_rows_are_searched_again() -> None:
 
 
 def test_what_cannot_work_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"planner\.samples"):
+    with pytest.raises(ConfigError, match=r"continuous ones. Set agent\.search\.samples"):
         make(CONTINUOUS)
-    with pytest.raises(ConfigError, match="learns no policy"):
-        config(search={"rule": "ucb1"})
+    many = EnvSpec(VECTOR.obs, ActionSpec("discrete", (17, 17, 17)))
+    with pytest.raises(ConfigError, match=r"4,913 joint ones. Set agent\.search\.samples"):
+        make(many)
+    for rule in ("ucb1", "auto"):
+        with pytest.raises(ConfigError, match=f"search.rule is {rule}; allowed .* puct, gumbel"):
+            config(search={"rule": rule})
+    with pytest.raises(ConfigError, match=r"search.temperature is 0.5; .* agent.temperature"):
+        config(search={"temperature": 0.5})
+    three = EnvSpec({**VECTOR.obs, PLAYER_KEY: ObsSpec("discrete", (3,), (3,))}, THREE)
+    with pytest.raises(ConfigError, match=r"Discrete\(2\); here it is discrete \(3,\)"):
+        make(three)
     with pytest.raises(ConfigError, match="no planes of 9"):
         make(VECTOR, model={"board": [3, 3]})
     with pytest.raises(ConfigError, match="images or vectors"):
@@ -269,6 +279,45 @@ def test_what_cannot_work_is_refused() -> None:
         config(values="old")
     with pytest.raises(ValueError, match="the agent"):
         make().load_state_dict(make(units=8).state_dict())
+
+
+def test_a_player_who_moves_twice_is_not_learned_from() -> None:
+    agent = make(BOARD, model={"board": [3, 3]})
+    batch = replay_of(agent, BOARD).sample(64, 5)
+    check_turns(batch)  # episodes of five, of which some end and some are cut off
+    batch.obs[PLAYER_KEY][:, 3] = batch.obs[PLAYER_KEY][:, 2]
+    with pytest.raises(ConfigError, match=r"moves twice in a row, .* env.kwargs.alternates=false"):
+        check_turns(batch)
+
+
+def test_it_says_once_that_returns_are_greater_than_it_can_tell() -> None:
+    agent = make(target_every=1, model={"support": 1.0, "bins": 5})
+    replay = filled_replay(
+        VECTOR, columns=agent.columns, reward=lambda action: np.full(len(action), 50.0)
+    )
+    with pytest.warns(UserWarning, match=r"lie beyond 3, .* agent.model.support=1 can tell"):
+        assert agent.update(replay)["value_outside"] > 0.5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        agent.update(replay)
+
+
+@pytest.mark.parametrize("spec", ["masked", "factors"])
+def test_drawn_actions_are_allowed_ones(spec: str) -> None:
+    base = SHAPES[spec][0]
+    size = base.action.size
+    spec_ = EnvSpec({**base.obs, MASK_KEY: ObsSpec("vector", (size,))}, base.action)
+    agent = make(spec_, search={"rule": "gumbel", "samples": 2, "root_samples": 3})
+    for seed in range(20):
+        obs = observed(spec_, 4, seed)
+        edges = np.cumsum(base.action.sizes)[:-1]
+        for part in np.split(obs[MASK_KEY], edges, -1):
+            part[:] = 0
+            part[np.arange(4), np.random.default_rng(seed).integers(part.shape[-1], size=4)] = 1
+        for mode in ("sample", "mode"):
+            action, _, extras = agent.act(obs, None, mode)
+            assert (action <= obs[MASK_KEY]).all()
+            assert (extras["options"] <= obs[MASK_KEY][:, None]).all()
 
 
 # What a run asks of it
@@ -324,7 +373,7 @@ def test_a_decision_is_drawn(run: TrainConfig, tmp_path: Path) -> None:
     after = [float(line.split(",")[2]) for line in lines[1:]]
     assert sum(after) == pytest.approx(1.0)
     assert plot_command(said.append, [*words, "moves=[7]"]) == 2
-    assert said[-1].endswith("There is no action 7.")
+    assert said[-1].endswith("There is no action 7 (moves); allowed: 0 to 2.")
 
 
 def test_the_expected_line_of_a_game() -> None:
@@ -344,7 +393,7 @@ def test_learning_and_acting_see_the_same_frames() -> None:
     agent = make(spec, model={"frames": 3, "channels": 8}, reanalyse=4, search=search)
     torch.nn.init.normal_(agent.networks.prediction.out.weight)
     replay = replay_of(agent, spec)
-    assert (agent.context, agent.length) == (2, 3 + agent.config.unroll + agent.config.n_step)
+    assert (agent.context, agent.window) == (2, 3 + agent.config.unroll + agent.config.n_step)
     batch = replay.sample(4, 8, columns=agent.columns)
     seen, state = agent.model.rows(batch), None
     assert seen.shape == (4, 8, 32, 32, 9)

@@ -42,14 +42,21 @@ def test_a_new_run_takes_no_replay_of_others_away(tmp_path: Path) -> None:
 def learner(**changes: Any) -> Any:
     """Of batches 32 x 16, as the small Dreamer."""
     about = {"learns": True, "min_rows": 512, "batch_size": 32, "batch_length": 16, "agenda": None}
+    about |= {"in_a_row": 16, "window_words": "agent.batch_length", "both_sides": False}
     return SimpleNamespace(**about | changes)
 
 
-def check(steps: int, agent: Any, say: Any = None, **changes: Any) -> None:
+def check(steps: int, agent: Any, say: Any = None, spec: Any = SPEC, **changes: Any) -> None:
     wanted = {"steps": steps, "prefill": 200, "train_ratio": 160.0} | changes
     config = replace(runs.settings(Path("none"), CountingConfig()), **wanted)
-    replay: Any = SimpleNamespace(capacity=10_000, num_envs=1)
+    replay: Any = SimpleNamespace(capacity=10_000, num_envs=1, spec=spec)
     setup.check_can_learn(config, agent, replay, say=say)
+
+
+def test_a_game_of_two_is_refused_by_who_plays_for_one() -> None:
+    with pytest.raises(ConfigError, match=r"agent=.* as its own. Use agent=muzero; .*alternates="):
+        check(1000, learner(), spec=SimpleNamespace(obs={"to_play": None}))
+    check(1000, learner(both_sides=True), spec=SimpleNamespace(obs={"to_play": None}))
 
 
 def test_a_run_in_which_no_update_can_come_is_refused() -> None:

@@ -178,7 +178,7 @@ def test_an_update_moves_weights_and_targets() -> None:
 def test_before_the_first_step_there_is_nothing_to_learn() -> None:
     agent, replay = make(), filled_replay(VECTOR, steps=1, num_envs=8)
     assert len(replay) == agent.min_rows
-    assert agent.update(replay) == {}
+    assert not replay.can_sample(agent.in_a_row)
 
 
 def test_where_the_loss_is_not_finite_nothing_moves() -> None:

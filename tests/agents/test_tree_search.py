@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from agents.base import Evaluation
+from agents.planning import planner_class
 from agents.planning import tree_search as search
+from agents.planning.base import BoundsConfig
+from agents.planning.cache import CacheConfig
 from agents.planning.mcts import MCTS
 from agents.planning.tree_config import MCTSConfig
 from agents.planning.tree_growth import Found
@@ -261,10 +264,39 @@ def test_backup_by_hand() -> None:
         assert trees.visits[0, :2].tolist() == [[1, 0], [1, 0]]
 
 
+class Nim:
+    """Sticks, of which each player takes one or two in turn; who takes the last one has won."""
+
+    discount, deterministic, alternates = 1.0, True, True
+
+    def step(self, state: Number, action: Tensor) -> Prediction[Number]:
+        left = (state.x - action.argmax(-1) - 1).clamp_min(0)
+        return Prediction(Number(left), (left == 0).float(), (left > 0).float())
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_rollouts_know_that_the_other_player_earns_for_himself(cached: bool) -> None:
+    sticks = torch.tensor([2, 4, 5, 7, 8])  # one can leave three or six, and win
+    settings = MCTSConfig(simulations=200, rollout=10, cache=CacheConfig(size=1000 * cached))
+    taken = torch.zeros(len(sticks), 2)
+    for seed in range(5):
+        planner = MCTS(ActionSpec("discrete", (2,)), settings, seed)
+        taken += planner.plan(Nim(), Number(sticks)).action
+    assert taken.argmax(-1).tolist() == [int(n % 3) - 1 for n in sticks]
+    assert taken.amax(-1).min() >= 4
+
+
+def test_a_sequence_is_no_plan_for_two_players() -> None:
+    for name in ("icem", "cem", "mppi", "shooting"):
+        planner = planner_class(name)(ActionSpec("discrete", (2,)), planner_class(name).Config(), 0)
+        with pytest.raises(ConfigError, match=f"planner={name} .* the other player's. Use .*mcts"):
+            planner.plan(Nim(), Number(torch.tensor([4])))
+
+
 @pytest.mark.parametrize("rule", ["puct", "gumbel", "ucb1"])
 def test_what_a_mask_forbids_is_never_tried(rule: str) -> None:
     mask = torch.tensor([[1.0, 0, 1], [0, 1, 0], [0, 0, 0]])  # the last: nothing is said
-    settings = {"dirichlet": 0.0 if rule == "ucb1" else 0.3, "temperature": 1.0}
+    settings = {"dirichlet": 0.3 if rule == "puct" else 0.0, "temperature": 1.0}
     found = searched(Graph(), [0, 1, 2], mask, rule=rule, **settings)
     visits = found.trees.visits[:, 0]
     assert (visits[:2][mask[:2].numpy() == 0] == 0).all()
@@ -337,8 +369,15 @@ def test_drawn_actions_of_a_continuous_world() -> None:
         MCTS(one, MCTSConfig(), 0)
     with pytest.raises(ConfigError, match="wide_samples is 5, of 4"):
         MCTSConfig(samples=4, wide_samples=5)
-    with pytest.raises(ConfigError, match=r"rule=ucb1 asks no policy. Leave it out, or set rule=p"):
-        MCTSConfig(rule="ucb1", dirichlet=0.3)
+    for rule in ("ucb1", "gumbel"):
+        with pytest.raises(ConfigError, match=f"rule={rule} has none. Leave it out"):
+            MCTS(ActionSpec("discrete", (3,)), MCTSConfig(rule=rule, dirichlet=0.3), 0)
+    for wrong in ({"root_samples": 4}, {"samples": 4, "root_samples": 2}):
+        with pytest.raises(ConfigError, match=r"root_samples is . with samples=.; allowed"):
+            MCTSConfig(**wrong)
+    with pytest.raises(ConfigError, match="one simulation takes 21"):
+        MCTSConfig(rule="ucb1", bounds=BoundsConfig(budget=4))
+    assert MCTSConfig(bounds=BoundsConfig(budget=4)).rule == "auto"  # with a policy, 4 simulations
 
 
 def test_an_action_is_closed_where_the_world_breaks() -> None:

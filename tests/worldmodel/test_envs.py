@@ -446,7 +446,7 @@ def test_arrays_that_hold_nothing_are_not_observed() -> None:
 
 
 def test_pixels_of_an_environment_that_cannot_draw_are_an_error() -> None:
-    with pytest.raises(EnvError, match="Set pixels to false"):
+    with pytest.raises(EnvError, match=r"Set env\.pixels=false"):
         make_env(EnvConfig("tests.worldmodel.test_envs:Blind"))
 
 
@@ -484,7 +484,7 @@ def test_a_close_that_raises_is_a_warning_and_hides_no_error(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     config = EnvConfig("tests.worldmodel.test_envs:Demanding", kwargs={"size": 1})
-    with pytest.raises(EnvError, match="Set pixels to false"):
+    with pytest.raises(EnvError, match=r"Set env\.pixels=false"):
         make_env(config)
     make_env(replace(config, pixels=False)).close()
     make_vector(replace(config, pixels=False), 1).close()

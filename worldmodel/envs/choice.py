@@ -148,7 +148,7 @@ def _check_renders(env: gymnasium.Env[Any, Any]) -> None:
         raise EnvError(
             f"pixels is true, but the observation has no image ({env.observation_space}) and "
             f"the environment cannot render: its render_mode is {env.render_mode!r} instead of "
-            f"'rgb_array'. Set pixels to false to learn from its vectors."
+            f"'rgb_array'. Set env.pixels=false to learn from its vectors."
         )
 
 

@@ -41,7 +41,7 @@ def choose_backend() -> str:
     if given in OFF:
         raise EnvError(
             f"Pixels need OpenGL, but {VARIABLE} is '{given}'. Unset it, or set it to egl or "
-            f"osmesa, before the program starts; or set pixels to false."
+            f"osmesa, before the program starts; or set env.pixels=false."
         )
     if given:
         if given in BACKENDS:
@@ -59,7 +59,7 @@ def choose_backend() -> str:
     raise EnvError(
         f"MuJoCo cannot draw: EGL failed ({failures['egl']}), and so did OSMesa "
         f"({failures['osmesa']}). On Debian or Ubuntu install one of them: "
-        f"`apt-get install libegl1` or `apt-get install libosmesa6`. Or set pixels to false."
+        f"`apt-get install libegl1` or `apt-get install libosmesa6`. Or set env.pixels=false."
     )
 
 

@@ -165,5 +165,6 @@ def _judge(name: str, policy: Policy, run: str | Path | None) -> Judge:
     if name in own or name == "reward":
         return Judge(key=own[name].config.target if name in own else name)
     raise ConfigError(
-        config.unknown("reward", name, [*own, *stored]) + " A function is named as module:function."
+        config.unknown("reward", name, {"reward": 0, **own, **dict.fromkeys(stored)})
+        + " A function is named as module:function."
     )

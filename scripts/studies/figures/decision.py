@@ -84,7 +84,10 @@ def reach(
     ConfigError where there is no world, and for moves that cannot be made."""
     agent, spec = policy.agent, policy.spec
     if spec.action.kind != "discrete" or agent.world_state(agent.initial(1)) is None:
-        raise config.ConfigError("figure=decision needs an agent with a world, discrete actions.")
+        raise config.ConfigError(
+            f"figure=decision needs an agent with a world and discrete actions; this is agent="
+            f"{agent.name}, whose actions are {spec.action.kind}."
+        )
     with closing(make_env(policy.env, seed, spec=spec)) as env:
         obs, _ = env.reset(seed=seed)
         state: Any = None
@@ -95,7 +98,10 @@ def reach(
             if number == len(moves):
                 break
             if not 0 <= moves[number] < spec.action.sizes[0]:
-                raise config.ConfigError(f"There is no action {moves[number]}.")
+                most = spec.action.sizes[0] - 1
+                raise config.ConfigError(
+                    f"There is no action {moves[number]} (moves); allowed: 0 to {most}."
+                )
             action = spec.action.encode(np.array([moves[number]]))
             state = agent.replace_action(state, action)
             obs, _, terminated, truncated, _ = env.step(spec.action.decode(action)[0])
