@@ -77,8 +77,8 @@ def warn_of(outside: Tensor, support: Support) -> bool:
         return False
     warnings.warn(
         f"{float(outside):.0%} of the values to be learned lie beyond {greatest(support):,.0f}, "
-        f"the most that agent.model.support={support.limit:g} can tell, and count as that. Set it to "
-        "the square root of the greatest return, and agent.model.bins to about twice as many.",
+        f"the most that agent.model.support={support.limit:g} can tell, and count as that. Set it "
+        "to the square root of the greatest return, and agent.model.bins to about twice as many.",
         stacklevel=3,
     )
     return True
