@@ -25,11 +25,19 @@ def unit(config: TrainConfig, agenda: Agenda | None) -> str:
     return "update" if config.offline else "step" if agenda is None else "turn"
 
 
+def learned_enough(config: TrainConfig, counters: Counters) -> bool:
+    """Whether the last update is done, where their number is what was asked for."""
+    return 0 < config.updates <= counters.updates
+
+
+def is_late(config: TrainConfig, seconds: float) -> bool:
+    """Whether the time is up after so many seconds of training."""
+    return config.max_minutes is not None and seconds >= 60 * config.max_minutes
+
+
 def is_over(config: TrainConfig, counters: Counters, agenda: Agenda | None) -> bool:
     """Whether the last step or update is done, or the time is up."""
-    minutes = config.max_minutes
-    late = minutes is not None and counters.train_seconds >= 60 * minutes
-    if 0 < config.updates <= counters.updates or late:
+    if learned_enough(config, counters) or is_late(config, counters.train_seconds):
         return True
     if agenda is None or config.offline:
         done = position(config, counters, agenda) >= config.length

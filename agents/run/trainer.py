@@ -70,6 +70,7 @@ class Trainer:
         if not begun:
             ranks.all_or_none(lambda: check_unused(self.folder))
         self._open = ExitStack()  # what `close` closes
+        self._began = time.monotonic()  # the step under way
         self._evaluation_due = False  # but waits for the end of an episode
         self.envs, dataset, spec, rows = ranks.all_or_none(lambda: self._open_world(share, begun))
         try:
@@ -149,7 +150,9 @@ class Trainer:
 
     @property
     def _learned_enough(self) -> bool:
-        return 0 < self.config.updates <= self.state.counters.updates
+        counters, since = self.state.counters, time.monotonic() - self._began
+        late = clock.is_late(self.config, counters.train_seconds + since)
+        return (late and self.ranks.size == 1) or clock.learned_enough(self.config, counters)
 
     @property
     def clock(self) -> int:
@@ -186,17 +189,16 @@ class Trainer:
     def one_step(self, bar: Progress, stop: Stopper) -> None:
         """One agent step in every environment and the updates that it earned, or offline one
         update; then what is due."""
-        counters, began = self.state.counters, time.monotonic()
-        before = replace(counters)
-        agenda = self.state.agent.agenda
+        counters, self._began = self.state.counters, time.monotonic()
+        before, agenda = replace(counters), self.state.agent.agenda
         if self.state.collector is None or (agenda is not None and not agenda.collecting):
             counters.owed = 1.0
             self._learn_owed(stop)
         else:
             self._collect(self.state.collector, bar, stop)
         self._report(clock.position(self.config, before, agenda), bar)
-        evaluating = counters.eval_seconds - before.eval_seconds
-        counters.train_seconds += time.monotonic() - began - evaluating
+        spent, self._began = time.monotonic() - self._began, time.monotonic()
+        counters.train_seconds += spent - (counters.eval_seconds - before.eval_seconds)
         self._agree_on(stop)
         minutes = before.train_seconds / 60, counters.train_seconds / 60
         if crossed(*minutes, self.config.checkpoint_minutes):

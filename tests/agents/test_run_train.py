@@ -351,6 +351,13 @@ def test_the_time_limit_ends_a_run(tmp_path: Path) -> None:
     assert "finished already" in said[0]
 
 
+def test_the_time_ends_the_first_updates_too(tmp_path: Path) -> None:
+    train(settings(tmp_path, steps=10**9, first_updates=10**6, max_minutes=0.01), SILENT)
+    summary = summary_of(tmp_path)
+    assert 0 < summary["updates"] < 10**5
+    assert 0.6 <= summary["wall_clock_s"] < 30
+
+
 def test_settings_are_checked() -> None:
     with pytest.raises(ConfigError, match="steps is 0; allowed: 1 to inf"):
         TrainConfig(steps=0)
