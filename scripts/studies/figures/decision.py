@@ -128,7 +128,8 @@ def columns(found: Found) -> dict[str, list[float]]:
 
 
 def expected_line(trees: Trees) -> list[int]:
-    """The most visited actions from the root down, as far as they were visited twice."""
+    """The most visited actions from the root down, as far as they were visited twice and the world
+    does not take the episode to be over."""
     node, line = 0, list[int]()
     while len(line) < LONGEST:
         action = int(trees.visits[0, node].argmax())
@@ -136,6 +137,8 @@ def expected_line(trees: Trees) -> list[int]:
         if trees.visits[0, node, action] < 2 or child == NONE:
             break
         line.append(action)
+        if abs(trees.discount[0, child]) < 0.5:
+            break
         node = child
     return line
 
