@@ -87,7 +87,7 @@ class MuZero(Agent):
         if self.drawn:
             self.columns["options"] = Column((size, spec.action.size), "float32")
         self.rng = torch.Generator().manual_seed(seed)
-        self._told = False
+        self._warned = False
 
     # Acting.
 
@@ -178,7 +178,7 @@ class MuZero(Agent):
             replay.reweigh(first, error + 1e-6)
         if self.optim.updates % c.target_every == 0:
             self.target.load_state_dict(self.networks.state_dict())
-            self._told = self._told or warn_of(metrics["value_outside"], self.networks.support)
+            self._warned = self._warned or warn_of(metrics["value_outside"], self.networks.support)
         return metrics
 
     def loss(self, batch: Batch, age: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
