@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,11 +13,19 @@ from torch import Tensor
 
 from agents.policies import greedy
 from agents.world_models.config import SearchConfig
+from worldmodel import tree
 from worldmodel.config import ConfigError
 from worldmodel.models.mdnrnn import VMState, VMWorld
+from worldmodel.seeding import spawn
 from worldmodel.types import ActionSpec
 
 WORST = 1e30  # the cost of a candidate whose return is not finite
+# What decides a search's next candidates, by its name within `cma`.
+DISTRIBUTION = (
+    "mean", "sigma", "countiter", "pc", "adapt_sigma.ps", "adapt_sigma._ps_updated_iteration",
+)  # fmt: skip
+VARIANCES = ("sigma_vec.scaling",)
+COVARIANCE = ("sm.C", "sm.B", "sm.D", "sm.count_tell", "sm.count_eigen", "sm.last_update")
 
 
 def outputs(weights: Tensor, feat: Tensor) -> Tensor:
@@ -45,21 +54,16 @@ def actions_of(
 
 
 class Search:
-    """CMA-ES over N weights with random numbers of its own.
+    """CMA-ES over N weights with random numbers of its own, drawn anew for every generation.
 
-    Its state is what it was told: from the same seed and start the same returns lead to the same
-    next candidates, so `load_state_dict` tells them again. That costs one generation's arithmetic
-    each: milliseconds with `diagonal`, up to a second without and with hundreds of weights.
+    Its state is the distribution that the next candidates are drawn from, as numbers: they are the
+    same bit for bit wherever and however often it is put back.
 
     start [N]: the first mean. Raises ConfigError where the package `cma` is not installed.
     """
 
     def __init__(self, start: np.ndarray, config: SearchConfig, seed: int) -> None:
-        self.config, self.seed, self.start = config, seed, np.array(start, np.float64)
-        self.told: list[np.ndarray] = []
-        self._begin()
-
-    def _begin(self) -> None:
+        self.config, self.seed = config, seed
         try:
             import cma
         except ModuleNotFoundError as error:
@@ -67,8 +71,7 @@ class Search:
                 "agent=world_models needs the package `cma` to evolve its controller: "
                 'pip install -c constraints.txt -e ".[cma]"'
             ) from error
-        self._rng = np.random.default_rng(self.seed)
-        self._outside = np.random.RandomState(self.seed)
+        self._rng = np.random.default_rng(seed)
         never: dict[str, float] = {
             "tolfun": 0,
             "tolfunhist": 0,
@@ -78,30 +81,20 @@ class Search:
         never |= {"tolflatfitness": 1 << 60, "tolfacupx": np.inf, "tolupsigma": np.inf}
         quiet = {"verbose": -9, "verb_log": 0, "verb_disp": 0}
         options = {
-            "popsize": self.config.population, "CMA_diagonal": self.config.diagonal,
+            "popsize": config.population, "CMA_diagonal": config.diagonal,
+            "CMA_mirrors": 0,  # as with six candidates or more: nothing else to keep
             "seed": np.nan, "randn": lambda *shape: self._rng.standard_normal(shape),
         }  # fmt: skip
-        with self._numpy():
+        with _numpy_of(seed):
             self._es = cma.CMAEvolutionStrategy(
-                self.start, self.config.sigma, {**options, **never, **quiet}
+                np.array(start, np.float64), config.sigma, {**options, **never, **quiet}
             )
         self._asked: list[np.ndarray] | None = None
-
-    @contextmanager
-    def _numpy(self) -> Iterator[None]:
-        """`cma` draws from NumPy's global generator here and there: give it one of its own."""
-        before = np.random.get_state(legacy=False)
-        np.random.set_state(self._outside.get_state(legacy=False))
-        try:
-            yield
-        finally:
-            self._outside.set_state(np.random.get_state(legacy=False))
-            np.random.set_state(before)
 
     @property
     def generation(self) -> int:
         """Generations that were told."""
-        return len(self.told)
+        return int(self._es.countiter)
 
     @property
     def mean(self) -> np.ndarray:
@@ -115,10 +108,16 @@ class Search:
         """The step size."""
         return float(self._es.sigma)
 
+    @property
+    def _draws(self) -> int:
+        """The seed of this generation's random numbers."""
+        return spawn(self.seed, f"generation {self.generation}")
+
     def ask(self) -> np.ndarray:
         """The candidates of this generation [P, N], the same until they are told."""
         if self._asked is None:
-            with self._numpy():
+            self._rng = np.random.default_rng(self._draws)
+            with _numpy_of(self._draws):
                 self._asked = self._es.ask()
         return np.stack(self._asked)
 
@@ -127,41 +126,50 @@ class Search:
         self.ask()
         returns = np.array(returns, np.float64)
         costs = np.where(np.isfinite(returns), -returns, WORST)
-        with self._numpy():
+        with _numpy_of(self._draws):
             self._es.tell(self._asked, costs.tolist())
-        self.told.append(returns)
         self._asked = None
 
     def state_dict(self) -> dict[str, Any]:
-        told = np.stack(self.told) if self.told else np.zeros((0, self.config.population))
-        return {
-            "seed": self.seed,
-            "start": torch.from_numpy(self.start.copy()),
-            "returns": torch.from_numpy(told),
-            "mean": torch.from_numpy(self.mean),
-        }
+        return {"seed": self.seed} | {name: self._read(name) for name in self._names}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put `state_dict()` back; ValueError where it is another search's, or another version of
-        `cma` makes something else of the same returns."""
-        returns, start, mean = (state[name] for name in ("returns", "start", "mean"))
-        good = all(isinstance(x, Tensor) and x.is_floating_point() for x in (returns, start, mean))
-        if not good or returns.ndim != 2 or returns.shape[1] != self.config.population:
-            raise ValueError(
-                f"The search's returns are not of {self.config.population} candidates."
-            )
-        if start.shape != self.start.shape or not 0 <= state["seed"] < 2**32:
-            raise ValueError(f"The search is not one over {len(self.start)} weights.")
-        self.seed, self.start = int(state["seed"]), start.double().numpy().copy()
-        self.told = []
-        self._begin()
-        for row in returns.double().numpy():
-            self.tell(row)
-        if not np.allclose(self.mean, mean.numpy(), rtol=1e-6, atol=1e-9):
-            raise ValueError(
-                "The search does not come back to where it was: the checkpoint is damaged, or the "
-                "package `cma` has another version than the one it was made with (constraints.txt)."
-            )
+        """Put `state_dict()` back; ValueError where it is another search's. The same candidates
+        come next, to the bit."""
+        if self._es.countiter == 0:  # parts of it are made with the first generation
+            self.tell(np.arange(float(self.config.population)))
+        tree.check_plain_like(self.state_dict(), state, "the search")
+        self.seed, self._asked = state["seed"], None
+        for name in self._names:
+            owner, last = self._owner(name)
+            kept = state[name]
+            setattr(owner, last, kept.numpy().copy() if isinstance(kept, Tensor) else kept)
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return DISTRIBUTION + (VARIANCES if self.config.diagonal else COVARIANCE)
+
+    def _owner(self, name: str) -> tuple[Any, str]:
+        """Where in `cma` a number of that name is kept, and what it is called there."""
+        *path, last = name.split(".")
+        return functools.reduce(getattr, path, self._es), last
+
+    def _read(self, name: str) -> Any:
+        value = getattr(*self._owner(name))
+        if isinstance(value, np.ndarray):
+            return torch.from_numpy(np.array(value, np.float64))
+        return float(value) if isinstance(value, float) else int(value)
+
+
+@contextmanager
+def _numpy_of(seed: int) -> Iterator[None]:
+    """`cma` draws from NumPy's global generator here and there: give it one of its own."""
+    before = np.random.get_state(legacy=False)
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
 
 
 class Dreamed:

@@ -85,27 +85,27 @@ def test_its_actions_by_hand() -> None:
     assert actions_of(values, factors, (), mask).tolist() == [[1, 0, 0, 0, 1]]
 
 
-@pytest.mark.parametrize("diagonal", [True, False])
-def test_the_search_finds_a_maximum_and_goes_on_where_it_was(diagonal: bool) -> None:
-    goal = np.array([0.5, -0.3, 0.2])
+@pytest.mark.parametrize(("diagonal", "size"), [(True, 3), (False, 3), (False, 40)])
+def test_the_search_finds_a_maximum_and_goes_on_where_it_was(diagonal: bool, size: int) -> None:
+    goal = np.linspace(-0.5, 0.5, size)
     config = replace(SEARCH, population=16, diagonal=diagonal)
 
     def step(search: Search) -> None:
         search.tell(-np.square(search.ask() - goal).sum(-1))
 
     outside = copy.deepcopy(np.random.get_state())
-    one = Search(np.zeros(3), config, seed=1)
+    one = Search(np.zeros(size), config, seed=1)
     for _ in range(15):
         step(one)
     saved = copy.deepcopy(one.state_dict())
-    other = Search(np.zeros(3), config, seed=5)
+    other = Search(np.zeros(size), config, seed=5)
     other.load_state_dict(saved)
     np.random.rand(3)  # what others draw is no affair of the search
     for search in (one, other):
         for _ in range(25):
             step(search)
     np.testing.assert_array_equal(one.mean, other.mean)
-    np.testing.assert_allclose(one.mean, goal, atol=0.01)
+    np.testing.assert_allclose(one.mean, goal, atol=0.01 if size == 3 else 0.5)
     assert one.generation == 40
     np.random.set_state(outside)
     one.ask()
@@ -123,16 +123,28 @@ def test_a_return_that_is_not_finite_is_the_worst() -> None:
     assert np.isfinite(search.mean).all()
 
 
-def test_a_search_that_does_not_come_back_is_an_error() -> None:
+def test_another_search_s_state_is_an_error() -> None:
     search = Search(np.zeros(2), SEARCH, seed=0)
     search.tell(np.arange(4.0))
     saved = search.state_dict()
-    with pytest.raises(ValueError, match="not of 5 candidates"):
-        Search(np.zeros(2), replace(SEARCH, population=5), 0).load_state_dict(saved)
-    with pytest.raises(ValueError, match="not one over 3 weights"):
+    with pytest.raises(ValueError, match=r"the search.mean must be torch.float64 \[3\]"):
         Search(np.zeros(3), SEARCH, 0).load_state_dict(saved)
-    with pytest.raises(ValueError, match="does not come back"):
-        search.load_state_dict({**saved, "mean": saved["mean"] + 1})
+    with pytest.raises(ValueError, match=r"the search must hold seed, mean, .*sm\.C"):
+        Search(np.zeros(2), replace(SEARCH, diagonal=False), 0).load_state_dict(saved)
+
+
+def test_a_search_is_put_back_where_arithmetic_differs() -> None:
+    """It was told again once, and no run of another number of threads could be loaded."""
+    search = Search(np.zeros(40), replace(SEARCH, diagonal=False), seed=0)
+    for _ in range(9):
+        search.tell(-np.square(search.ask()).sum(-1))
+    saved = copy.deepcopy(search.state_dict())
+    saved["mean"][0] += 1e-12  # as of another machine
+    other = Search(np.zeros(40), replace(SEARCH, diagonal=False), seed=3)
+    other.load_state_dict(saved)
+    again = other.state_dict()
+    assert all(np.array_equal(again[name], value) for name, value in saved.items())
+    np.testing.assert_allclose(other.ask(), search.ask(), atol=1e-9)
 
 
 def test_a_population_dreams_as_each_would_alone() -> None:
