@@ -2,7 +2,8 @@
 
     V    obs_t -> q(z_t)
     M    h_t+1 = LSTM([z_t, a], h_t)      h_t+1 -> P(z_t+1) = for each entry its own mixture of K
-                                                -> reward_t+1, P(the episode ends at t+1)
+                                                -> reward_t+1, P(the episode ends at t+1);
+                                                   heads="arrival": from h_t+1 and z_t+1
 
     row        t                    t+1
     z          from obs_t           from obs_t+1
@@ -26,17 +27,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldmodel.config import check_ranges
+from worldmodel.config import ConfigError, check_ranges
 from worldmodel.models.vae import VAE
 from worldmodel.types import Batch, EnvSpec, Prediction
 
 LOG_STD = (-8.0, 8.0)  # of a component, in units of the latents
+HEADS = ("memory", "arrival")
 
 
 @dataclass
 class MDNRNNConfig:
     """units: of the LSTM. mixtures: K components for each entry of z. reward, end: whether these
-    are predicted. end_weight: of the loss of rows that end an episode, against 1 of others.
+    are predicted. heads: what from, "memory": h alone, as published, so that a dream can arrive
+    where an episode ends and go on; "arrival": h and the z that comes, through a hidden layer.
+    end_weight: of the loss of rows that end an episode, against 1 of others.
     temperature: of dreams. sample: draw z from q(z | obs), as published; else it is q's mean.
     discount: of one step, for planners."""
 
@@ -44,6 +48,7 @@ class MDNRNNConfig:
     mixtures: int = 5
     reward: bool = True
     end: bool = True
+    heads: str = "memory"
     end_weight: float = 1.0
     temperature: float = 1.0
     sample: bool = True
@@ -53,6 +58,8 @@ class MDNRNNConfig:
         sizes = {"units": (1, 1 << 16), "mixtures": (1, 1 << 10)}
         rest = {"end_weight": (0, 1e6), "temperature": (0, 100), "discount": (0, 1)}
         check_ranges(self, {**sizes, **rest})
+        if self.heads not in HEADS:
+            raise ConfigError(f"heads is '{self.heads}'; allowed: {', '.join(HEADS)}.")
 
 
 class Mixture(NamedTuple):
@@ -93,15 +100,6 @@ class Mixture(NamedTuple):
         return (torch.softmax(self.logits, -2) * self.mean).sum(-2)
 
 
-class Outputs(NamedTuple):
-    """What M says after a step: of z, of the reward [...] (None without), and the logit [...] of
-    the episode's end (None without)."""
-
-    z: Mixture
-    reward: Tensor | None
-    end: Tensor | None
-
-
 class MDNRNN(nn.Module):
     """M alone, over latents z [..., N] and actions [..., A].
 
@@ -118,7 +116,11 @@ class MDNRNN(nn.Module):
         self.lstm = nn.LSTM(latent + actions, config.units, batch_first=True)
         self.out = nn.Linear(config.units, 3 * config.mixtures * latent)
         names = [name for name in ("reward", "end") if vars(config)[name]]
-        self.heads = nn.ModuleDict({name: nn.Linear(config.units, 1) for name in names})
+        arrival = config.heads == "arrival"
+        self.heads = nn.ModuleDict({
+            name: _judge(config.units + latent, config.units) if arrival
+            else nn.Linear(config.units, 1) for name in names
+        })  # fmt: skip
         self.register_buffer("reward_mean", torch.zeros(()))
         self.register_buffer("reward_std", torch.ones(()))
         weight_in, weight_h, bias, second = self._lstm_weights()
@@ -149,13 +151,18 @@ class MDNRNN(nn.Module):
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         return torch.sigmoid(o) * torch.tanh(c), c
 
-    def outputs(self, h: Tensor) -> Outputs:
-        """What follows from h [..., U]."""
+    def mixture(self, h: Tensor) -> Mixture:
+        """P(next z) from h [..., U]."""
         parts = self.out(h).unflatten(-1, (3, self.config.mixtures, self.latent))
         logits, mean, log_std = parts.unbind(-3)
-        values = {name: head(h).squeeze(-1) for name, head in self.heads.items()}
-        mixture = Mixture(logits, mean, log_std.clamp(*LOG_STD))
-        return Outputs(mixture, values.get("reward"), values.get("end"))
+        return Mixture(logits, mean, log_std.clamp(*LOG_STD))
+
+    def judge(self, h: Tensor, z: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The reward [...], in units of `reward_std`, and the logit [...] of the episode's end,
+        after h [..., U] where z [..., N] came; None without that head."""
+        seen = torch.cat([h, z], -1) if self.config.heads == "arrival" else h
+        values = {name: head(seen).squeeze(-1) for name, head in self.heads.items()}
+        return values.get("reward"), values.get("end")
 
 
 class VMState(NamedTuple):
@@ -221,22 +228,20 @@ class VMWorld(nn.Module):
     ) -> Prediction[VMState]:
         """As `step`, with the noise of `Mixture.draw`."""
         h, c = self.rnn.cell(state.z, action, state.h, state.c)
-        said = self.rnn.outputs(h)
-        return self._prediction(said, VMState(said.z.draw(self.temperature, noise), h, c))
+        z = self.rnn.mixture(h).draw(self.temperature, noise)
+        return self._prediction(VMState(z, h, c))
 
     def expect(self, state: VMState, action: Tensor) -> Prediction[VMState]:
         h, c = self.rnn.cell(state.z, action, state.h, state.c)
-        said = self.rnn.outputs(h)
-        return self._prediction(said, VMState(said.z.expectation(), h, c))
+        return self._prediction(VMState(self.rnn.mixture(h).expectation(), h, c))
 
-    def _prediction(self, said: Outputs, state: VMState) -> Prediction[VMState]:
-        """Without its head a reward is 0, and nothing ends."""
-        zero = torch.zeros_like(state.z[..., 0])
-        reward, cont = zero, zero + 1
-        if said.reward is not None:
-            reward = self.rnn.reward_mean + self.rnn.reward_std * said.reward
-        if said.end is not None:
-            cont = torch.sigmoid(-said.end)
+    def _prediction(self, state: VMState) -> Prediction[VMState]:
+        """Of the state that came. Without its head a reward is 0, and nothing ends."""
+        said, end = self.rnn.judge(state.h, state.z)
+        reward = cont = torch.zeros_like(state.z[..., 0])
+        cont = cont + 1 if end is None else torch.sigmoid(-end)
+        if said is not None:
+            reward = self.rnn.reward_mean + self.rnn.reward_std * said
         return Prediction(state, reward, cont)
 
     def decode(self, state: VMState) -> dict[str, Tensor]:
@@ -260,7 +265,7 @@ class VMWorld(nn.Module):
         mean, std = self.encode(obs[self.key])
         h, _ = self.rnn.cell(before.z, action, before.h, before.c)
         peak = -std.log() - 0.5 * math.log(2 * math.pi)
-        nats: Tensor = (peak - self.rnn.outputs(h).z.log_prob(mean)).sum(-1)
+        nats: Tensor = (peak - self.rnn.mixture(h).log_prob(mean)).sum(-1)
         return nats
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -277,21 +282,25 @@ class VMWorld(nn.Module):
         """
         mean, std = codes.chunk(2, -1)
         z = mean + std * torch.randn_like(std)
-        said = self.rnn.outputs(self.rnn.sequence(z[:, :-1], batch.action[:, 1:]))
+        h = self.rnn.sequence(z[:, :-1], batch.action[:, 1:])
+        reward, end = self.rnn.judge(h, z[:, 1:])
         counts = batch.is_first[:, 1:].cumsum(1) == 0
-        metrics = {"nll": _mean_of(-said.z.log_prob(z[:, 1:]).mean(-1), counts)}
-        if said.reward is not None:
+        metrics = {"nll": _mean_of(-self.rnn.mixture(h).log_prob(z[:, 1:]).mean(-1), counts)}
+        if reward is not None:
             wanted = (batch.reward[:, 1:] - self.rnn.reward_mean) / self.rnn.reward_std
-            metrics["reward"] = _mean_of((said.reward - wanted).square(), counts)
-        if said.end is not None:
-            weight = torch.full_like(said.end[0, 0], self.config.end_weight)
+            metrics["reward"] = _mean_of((reward - wanted).square(), counts)
+        if end is not None:
+            weight = torch.full_like(end[0, 0], self.config.end_weight)
             ends = batch.is_terminal[:, 1:].float()
-            bce = F.binary_cross_entropy_with_logits(
-                said.end, ends, pos_weight=weight, reduction="none"
-            )
+            bce = F.binary_cross_entropy_with_logits(end, ends, pos_weight=weight, reduction="none")
             metrics["end"] = _mean_of(bce, counts)
         total = torch.stack(list(metrics.values())).sum()
         return total, {name: value.detach() for name, value in metrics.items()}
+
+
+def _judge(seen: int, units: int) -> nn.Module:
+    """A head with one hidden layer."""
+    return nn.Sequential(nn.Linear(seen, units), nn.SiLU(), nn.Linear(units, 1))
 
 
 def image_key(spec: EnvSpec) -> tuple[str, tuple[int, int, int]]:
