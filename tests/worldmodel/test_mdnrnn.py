@@ -78,6 +78,29 @@ def test_the_density_of_a_mixture_by_hand() -> None:
     assert float(mixture().expectation()) == pytest.approx(1.25)
 
 
+def test_a_joint_mixture_is_one_choice_for_all_entries() -> None:
+    rng = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 3, 1, generator=rng)
+    mean, log_std = (torch.randn(1, 3, 4, generator=rng) for _ in range(2))
+    mixture = Mixture(logits, mean, log_std)
+    theirs = torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(logits=logits[..., 0]),
+        torch.distributions.Independent(torch.distributions.Normal(mean, log_std.exp()), 1),
+    )
+    z = torch.randn(5, 4, generator=rng)
+    torch.testing.assert_close(mixture.log_prob(z), theirs.log_prob(z))
+    torch.testing.assert_close(mixture.expectation(), theirs.mean)
+    count = 20_000
+    noise = torch.rand(count, 4, generator=rng), torch.zeros(count, 4)
+    drawn = Mixture(*(x.expand(count, -1, -1) for x in mixture)).draw(1.0, noise)
+    which = torch.stack([(drawn == mean[0, k]).all(-1) for k in range(3)], -1)
+    assert bool((which.sum(-1) == 1).all())  # never entries of two components
+    shares = which.float().mean(0)
+    torch.testing.assert_close(shares, torch.softmax(logits[0, :, 0], 0), atol=0.015, rtol=0)
+    likeliest = mean[0, int(logits[0, :, 0].argmax())]
+    torch.testing.assert_close(mixture.draw(0.0, noise)[0], likeliest)
+
+
 @pytest.mark.parametrize("tau", [0.0, 0.25, 1.0, 2.0])
 def test_temperature_divides_the_logits_and_stretches_the_noise(tau: float) -> None:
     count = 40_000

@@ -37,15 +37,17 @@ HEADS = ("memory", "arrival")
 
 @dataclass
 class MDNRNNConfig:
-    """units: of the LSTM. mixtures: K components for each entry of z. reward, end: whether these
-    are predicted. heads: what from, "memory": h alone, as published, so that a dream can arrive
-    where an episode ends and go on; "arrival": h and the z that comes, through a hidden layer.
+    """units: of the LSTM. mixtures: K components for each entry of z, as published; joint: for all
+    of z together, so that what appears in one of many places does so in one. reward, end: whether
+    these are predicted. heads: what from, "memory": h alone, as published, so that a dream can
+    arrive where an episode ends and go on; "arrival": h and the z that comes, by a hidden layer.
     end_weight: of the loss of rows that end an episode, against 1 of others.
     temperature: of dreams. sample: draw z from q(z | obs), as published; else it is q's mean.
     discount: of one step, for planners."""
 
     units: int = 256
     mixtures: int = 5
+    joint: bool = False
     reward: bool = True
     end: bool = True
     heads: str = "memory"
@@ -63,25 +65,30 @@ class MDNRNNConfig:
 
 
 class Mixture(NamedTuple):
-    """K Gaussians for each of N entries: logits, mean and log standard deviation [..., K, N]."""
+    """K Gaussians for each of N entries: logits, mean and log standard deviation [..., K, N]. Or K
+    for all of them together: logits [..., K, 1], so that one draw picks one component."""
 
     logits: Tensor
     mean: Tensor
     log_std: Tensor
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """Log density [..., N] of z [..., N], entry by entry."""
+        """Log density [...] of z [..., N]."""
         error = (z.unsqueeze(-2) - self.mean) * torch.exp(-self.log_std)
         normal = -0.5 * error.square() - self.log_std - 0.5 * math.log(2 * math.pi)
-        return torch.logsumexp(F.log_softmax(self.logits, -2) + normal, -2)
+        if self.logits.shape[-1] == 1:
+            normal = normal.sum(-1, keepdim=True)
+        density: Tensor = torch.logsumexp(F.log_softmax(self.logits, -2) + normal, -2).sum(-1)
+        return density
 
     def draw(self, temperature: float, noise: tuple[Tensor, Tensor]) -> Tensor:
         """z [..., N]. noise: uniform in [0, 1), which picks the components, and standard normal,
         both of a shape that broadcasts to [..., N]."""
         if temperature == 0.0:
-            best = self.logits.argmax(-2, keepdim=True)
+            best = self.logits.argmax(-2, keepdim=True).expand_as(self.mean[..., :1, :])
             return self.mean.gather(-2, best).squeeze(-2)
         uniform, normal = noise
+        uniform = uniform[..., : self.logits.shape[-1]]
         weights = torch.exp((self.logits - self.logits.amax(-2, keepdim=True)) / temperature)
         means, log_stds = self.mean.unbind(-2), self.log_std.unbind(-2)
         # Component k is picked where the sum of the first k weights is below the threshold, and
@@ -114,7 +121,9 @@ class MDNRNN(nn.Module):
         super().__init__()
         self.latent, self.config = latent, config
         self.lstm = nn.LSTM(latent + actions, config.units, batch_first=True)
-        self.out = nn.Linear(config.units, 3 * config.mixtures * latent)
+        weights = 1 if config.joint else latent
+        self.sizes = [config.mixtures * size for size in (weights, latent, latent)]
+        self.out = nn.Linear(config.units, sum(self.sizes))
         names = [name for name in ("reward", "end") if vars(config)[name]]
         arrival = config.heads == "arrival"
         self.heads = nn.ModuleDict({
@@ -153,8 +162,8 @@ class MDNRNN(nn.Module):
 
     def mixture(self, h: Tensor) -> Mixture:
         """P(next z) from h [..., U]."""
-        parts = self.out(h).unflatten(-1, (3, self.config.mixtures, self.latent))
-        logits, mean, log_std = parts.unbind(-3)
+        parts = self.out(h).split(self.sizes, -1)
+        logits, mean, log_std = (x.unflatten(-1, (self.config.mixtures, -1)) for x in parts)
         return Mixture(logits, mean, log_std.clamp(*LOG_STD))
 
     def judge(self, h: Tensor, z: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -265,7 +274,7 @@ class VMWorld(nn.Module):
         mean, std = self.encode(obs[self.key])
         h, _ = self.rnn.cell(before.z, action, before.h, before.c)
         peak = -std.log() - 0.5 * math.log(2 * math.pi)
-        nats: Tensor = (peak - self.rnn.mixture(h).log_prob(mean)).sum(-1)
+        nats: Tensor = peak.sum(-1) - self.rnn.mixture(h).log_prob(mean)
         return nats
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -285,7 +294,7 @@ class VMWorld(nn.Module):
         h = self.rnn.sequence(z[:, :-1], batch.action[:, 1:])
         reward, end = self.rnn.judge(h, z[:, 1:])
         counts = batch.is_first[:, 1:].cumsum(1) == 0
-        metrics = {"nll": _mean_of(-self.rnn.mixture(h).log_prob(z[:, 1:]).mean(-1), counts)}
+        metrics = {"nll": _mean_of(-self.rnn.mixture(h).log_prob(z[:, 1:]) / self.latent, counts)}
         if reward is not None:
             wanted = (batch.reward[:, 1:] - self.rnn.reward_mean) / self.rnn.reward_std
             metrics["reward"] = _mean_of((reward - wanted).square(), counts)
