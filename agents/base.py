@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from worldmodel.accel.ranks import Ranks
     from worldmodel.envs import EnvConfig
     from worldmodel.replay import Replay
+    from worldmodel.seeding import Stream
 
 MODES = ("sample", "mode")
 
@@ -139,6 +140,12 @@ class Agent(ABC):
         """As `act`, for whoever decides in its place and then calls `replace_action`: the action
         may be None, with no extras, where finding one takes a plan."""
         return self.act(obs, state, mode)
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        """Random numbers of its own that acting draws from, beside PyTorch's global ones: an
+        evaluation lends it others."""
+        return ()
 
     def replace_action(self, state: Any, action: Any) -> Any:
         """The state that `act` returned, where another action [B, A] was taken than its own: an

@@ -42,6 +42,7 @@ from worldmodel.capabilities import Controls, Fits, Learns
 from worldmodel.config import ConfigError, check_ranges, free, unknown
 from worldmodel.models import settings_of, world_class
 from worldmodel.replay import Replay
+from worldmodel.seeding import Stream
 from worldmodel.types import MASK_KEY, Dynamics, EnvSpec
 
 CLOCKS = ("ms", "cache_saved_s", "cache_gain")  # differ from run to run
@@ -127,6 +128,11 @@ class MPC(Agent):
         self.min_rows = config.batch_size * config.batch_length
 
     # Acting.
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        """See `Agent.streams`."""
+        return (self.planner.stream,)
 
     def initial(self, batch_size: int) -> MPCState:
         """The state before the first observation."""

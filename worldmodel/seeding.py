@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -116,6 +118,22 @@ class Stream:
             found.append(torch.cuda.get_rng_state(self._cuda))
             torch.cuda.set_rng_state(fresh[1], self._cuda)
         return found
+
+
+@contextmanager
+def aside(seed: int, streams: Sequence[Stream] = ()) -> Iterator[None]:
+    """Inside, the global generators and these streams begin at a seed; on leaving, all are as they
+    were found."""
+    before, kept = rng_state(), [stream.state_dict() for stream in streams]
+    seed_everything(seed)
+    for number, stream in enumerate(streams):
+        stream.seed(spawn(seed, f"stream {number}"))
+    try:
+        yield
+    finally:
+        set_rng_state(before)
+        for stream, state in zip(streams, kept, strict=True):
+            stream.load_state_dict(state)
 
 
 def _check(seed: int) -> None:

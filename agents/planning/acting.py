@@ -79,6 +79,11 @@ class Planned(Agent):
         """The name of the agent that is planned for."""
         return self.agent.name
 
+    @property
+    def streams(self) -> tuple[seeding.Stream, ...]:
+        """See `Agent.streams`."""
+        return (*self.agent.streams, self.planner.stream)
+
     def initial(self, batch_size: int) -> PlannedState:
         """See `Agent.initial`."""
         return PlannedState(self.agent.initial(batch_size), self.planner.initial(batch_size))

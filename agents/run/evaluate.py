@@ -85,11 +85,11 @@ def evaluate(
     `env.judged` says; those that nothing ends are cut off after `env.longest_episode` steps.
 
     The episodes are shared out before the first one starts, so that short ones do not crowd out
-    long ones. The same seed gives the same episodes, and the global random generators are left
-    as they were found. record: keep the rows of the first environment's first episode. replay:
-    where all rows go, one stream for each of the min(num_envs, episodes) environments. watch: is
-    called whenever rows have arrived. inside: environments to play in instead of own ones, which
-    stand at the end of the last episode afterwards.
+    long ones. The same seed gives the same episodes, and all random generators, the agent's own
+    too, are left as they were found. record: keep the rows of the first environment's first
+    episode. replay: where all rows go, one stream for each of the min(num_envs, episodes)
+    environments. watch: is called whenever rows have arrived. inside: environments to play in
+    instead of own ones, which stand at the end of the last episode afterwards.
 
     Raises ValueError for impossible numbers and RunError where the environment fails.
     """
@@ -100,10 +100,8 @@ def evaluate(
     num_envs = min(num_envs, episodes) if inside is None else num_envs
     quota = np.full(num_envs, episodes // num_envs)
     quota[: episodes % num_envs] += 1
-    before = seeding.rng_state()
-    seeding.seed_everything(seeding.spawn(seed, "evaluation"))
     seed_envs = seeding.spawn(seed, "evaluation environments")
-    try:
+    with seeding.aside(seeding.spawn(seed, "evaluation"), agent.streams):
         envs = inside or make_vector(env.judged, num_envs, seed_envs, whole=True)
         try:
             first = None if inside is None else seed_envs
@@ -113,8 +111,6 @@ def evaluate(
         finally:
             if inside is None:
                 envs.close()
-    finally:
-        seeding.set_rng_state(before)
 
 
 def frames_of(

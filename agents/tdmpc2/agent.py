@@ -79,6 +79,10 @@ class TDMPC2(Agent):
 
     # Acting.
 
+    @property
+    def streams(self) -> tuple[seeding.Stream, ...]:
+        return (self.stream, *(planner.stream for planner in self.planners.values()))
+
     def initial(self, batch_size: int) -> TDMPC2State:
         """The state before the first observation."""
         mean = self.planners["sample"].initial(batch_size).mean

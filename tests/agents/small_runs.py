@@ -13,9 +13,11 @@ import numpy as np
 import torch
 
 import agents
+from agents.base import Policy
 from agents.deploy.cli import deploy_command, export_command
 from agents.deploy.fit import fit_detector_command
 from agents.run.config import TrainConfig
+from agents.run.evaluate import evaluate
 from agents.run.train import build, train
 from scripts.studies.bench_faults import compare
 from worldmodel.envs import EnvConfig
@@ -129,6 +131,16 @@ def check_trains_and_evaluates(config: TrainConfig) -> None:
     assert len(summary["eval_returns"]) == config.final_episodes
     lines = [json.loads(line) for line in (Path(config.run) / "metrics.jsonl").open()]
     assert any("grad_norm" in line for line in lines)
+
+
+def check_evaluates_alike(policy: Policy) -> None:
+    """The same actions from the same seed, however often it was evaluated before, so that a run
+    that is killed after its last evaluation comes to the same end."""
+    found = []
+    for _ in range(2):
+        result = evaluate(policy.agent, policy.spec, policy.env, 1, num_envs=1, record=True)
+        found.append(np.stack([row["action"] for row in result.rows]))
+    np.testing.assert_array_equal(*found)
 
 
 def check_starts_from(config: TrainConfig, old: Path) -> None:

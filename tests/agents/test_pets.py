@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+import agents
 from agents.mpc import MPC, MPCConfig
 from agents.planning.cem import CEMConfig
 from agents.run.config import TrainConfig
 from tests.agents.small_runs import (
+    check_evaluates_alike,
     check_learns_offline,
     check_resumes,
     check_starts_from,
@@ -51,6 +53,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_stopped_and_continued_is_the_same(tmp_path: Path) -> None:
     check_resumes(tmp_path, config_of(tmp_path, particles="ts1"))
+
+
+def test_the_same_seed_is_the_same_evaluation(run: Path) -> None:
+    check_evaluates_alike(agents.load(run, "cpu"))
 
 
 def test_a_run_starts_from_another_one_and_from_a_recording(tmp_path: Path, run: Path) -> None:

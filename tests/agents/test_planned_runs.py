@@ -22,12 +22,12 @@ from agents.deploy.cli import DeployCommand, deploy_command, export_command
 from agents.dyna import DynaQ
 from agents.dyna.config import DynaQConfig
 from agents.planning import PLANNERS, planner_class
-from agents.planning.acting import Planned, make_planner
+from agents.planning.acting import Planned, make_planner, planned
 from agents.planning.tally import UNPLANNED
 from agents.planning.words import split_words
 from agents.run.cli import train_command
 from tests.agents.play_runs import left_right, run_folder
-from tests.agents.small_runs import PATIENT, SILENT
+from tests.agents.small_runs import PATIENT, SILENT, check_evaluates_alike
 from worldmodel.envs import EnvConfig, env_spec, make_env
 from worldmodel.envs.table import world_table
 from worldmodel.models.oracle import CartPole, TableOracle
@@ -47,6 +47,11 @@ def says(command: Any, *words: str) -> tuple[int, str]:
     said: list[str] = []
     code = command(said.append, words)
     return code, "\n".join(said)
+
+
+def test_the_same_seed_is_the_same_evaluation(run: Path) -> None:
+    settings, _ = split_words(QUICK)
+    check_evaluates_alike(planned(agents.load(run, "cpu"), settings, 0))
 
 
 def test_an_evaluation_draws_one_decision_and_leaves_the_plain_one_alone(run: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import agents
 from agents.base import parameters_count
 from agents.planning.mppi import MPPI
 from agents.run.config import TrainConfig
@@ -30,6 +31,7 @@ from agents.tdmpc2.losses import (
 )
 from agents.tdmpc2.plans import PLAN
 from tests.agents.small_runs import (
+    check_evaluates_alike,
     check_exports_and_deploys,
     check_learns_from_images,
     check_learns_offline,
@@ -540,6 +542,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tdmpc2") / "run"
     check_trains_and_evaluates(config_of(folder))
     return folder
+
+
+def test_the_same_seed_is_the_same_evaluation(run: Path) -> None:
+    check_evaluates_alike(agents.load(run, "cpu"))
 
 
 @pytest.mark.parametrize(
