@@ -83,6 +83,8 @@ class Agent(ABC):
     min_rows: rows that replay must hold before the first update. window: how many of them in a row,
     of one environment, where those are more than batch_length; window_words: its settings.
     both_sides: whether it knows what it is to play for two players in turn (`to_play`).
+    whole_episodes: whether it needs episodes that end, so that one that nothing ends is cut off
+    after `env.longest_episode` steps.
 
     What has a body here may be left as it is: an agent overrides what it offers.
     """
@@ -91,6 +93,7 @@ class Agent(ABC):
     learns: ClassVar[bool] = True
     joins: ClassVar[bool] = False
     both_sides: ClassVar[bool] = False
+    whole_episodes: ClassVar[bool] = False
 
     # Set on instances (or as properties) by those that have them.
     columns: Mapping[str, Column] = MappingProxyType({})

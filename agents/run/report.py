@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 import worldmodel
-from agents.base import parameters_count
+from agents.base import Agenda, parameters_count
 from agents.run.config import TrainConfig
 from agents.run.evaluate import EvalResult, frames_of, score_line
 from agents.run.state import Counters, RunState
@@ -55,6 +55,7 @@ def summarise(
         "maximised": objective(state.agent.control, settings.env.reward),
         **progress(counters),
         "rollbacks": counters.rollbacks,
+        **unfinished(state.agent.agenda),
         "wall_clock_s": round(counters.train_seconds, 2),
         "eval_s": round(counters.eval_seconds, 2),
         **({"eval_mode": settings.eval_mode} | evaluated(result) if result else {}),
@@ -65,6 +66,11 @@ def summarise(
         "code": code_version(),
         "config": keys_of(settings),
     }
+
+
+def unfinished(agenda: Agenda | None) -> dict[str, str]:
+    """The phase in which an agent that learns in phases stopped before it had learned all."""
+    return {} if agenda is None or agenda.finished else {"stopped_in": agenda.phase}
 
 
 def objective(control: Mapping[str, float], function: str | None) -> str:
@@ -167,6 +173,11 @@ def table(summary: Mapping[str, Any]) -> str:
         lines["no end"] = (
             f"{summary['eval_cut_off']} evaluation episodes were cut off, since nothing ended them "
             "(env.longest_episode)"
+        )
+    if summary.get("stopped_in"):
+        lines["unfinished"] = (
+            f"stopped in its phase '{summary['stopped_in']}': given more steps, updates or "
+            "max_minutes, the same command goes on"
         )
     lines |= {
         "maximised": summary["maximised"],

@@ -88,7 +88,8 @@ class Trainer:
         """The environments, or what was recorded of one (needed once, to fill the replay); what
         the agent will see, and in how many rows."""
         if not share.offline:
-            envs = make_vector(share.env, seed=seeding.spawn(share.seed, "environments"))
+            whole = agents.agent_class(share.agent.name).whole_episodes
+            envs = make_vector(share.env, None, seeding.spawn(share.seed, "environments"), whole)
             self._open.callback(envs.close)
             setup.check_judged(share.env, env_spec(envs))
             return envs, None, env_spec(envs), share.steps // self.ranks.size
@@ -317,8 +318,7 @@ class Trainer:
         checkpoints.save(self.state, self.folder, log, self.config.checkpoints_kept, self.ranks)
 
     def finish(self) -> dict[str, Any] | None:
-        """The last evaluation, where there is an environment, summary.json, the agent's video and
-        one dream; None on other ranks than 0."""
+        """The last evaluation, summary.json, video and one dream; None on other ranks than 0."""
         settings, state, first = self.config, self.state, self.ranks.first
         episodes, result = settings.final_episodes, None
         if self.envs is not None and not state.counters.episodes:

@@ -45,6 +45,7 @@ class WorldModels(Agent):
     """Raises ConfigError unless observations are one image and nothing else."""
 
     Config = WorldModelsConfig
+    whole_episodes = True  # they are what a candidate is judged by
 
     def __init__(self, spec: EnvSpec, config: WorldModelsConfig, device: torch.device) -> None:
         self.spec, self.config, self.device = spec, config, device
@@ -172,6 +173,7 @@ class WorldModels(Agent):
     def update(self, replay: Replay) -> dict[str, Any]:
         """One update of the present phase; see the module."""
         if self.phase == "collect":  # it is over, or there is nothing to collect from
+            windows(replay, self.batch_size, self.batch_length, self.rng)  # or V learns in vain
             self._begin("vae")
         if self.phase == "vae":
             return self._update_vae(replay)
@@ -274,8 +276,7 @@ class WorldModels(Agent):
         return found.returns.cpu().numpy(), found.steps.cpu().numpy()
 
     def dream_starts(self, replay: Replay, count: int) -> VMState:
-        """States [count, ...] of recorded episodes' first rows, drawn with the agent's generator.
-        Raises ValueError where no complete episode is held."""
+        """States [count, ...] of recorded episodes' first rows. Raises RunError without one."""
         if self._starts is None:
             self._starts = first_codes(replay, CODES, STARTS).to(self.device)
         picks = torch.randint(len(self._starts), (count,), generator=self.rng)

@@ -90,8 +90,14 @@ class WorldModelsConfig:
                 f"batch_length={self.batch_length} rows, and nobody knows what it does after "
                 f"{self.batch_length - 1} steps. Raise batch_length, or shorten the dreams."
             )
-        if search.evolve_in == "dream" and not (self.rnn.reward or self.rnn.end):
+        if search.evolve_in == "dream" and not self.rnn.reward:
             raise ConfigError(
-                "A controller cannot evolve in dreams without rewards: set rnn.reward=true, or "
-                "evolve_in=real."
+                "A controller cannot evolve in dreams without rewards, which would all be 0: set "
+                "agent.rnn.reward=true, or agent.search.evolve_in=real."
+            )
+        if self.collect < self.batch_length:
+            raise ConfigError(
+                f"collect={self.collect} steps are fewer than the batch_length="
+                f"{self.batch_length} rows of a sequence that M learns from: raise agent.collect, "
+                "or lower agent.batch_length."
             )

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldmodel.config import RunError
 from worldmodel.models.mdnrnn import VMWorld
 from worldmodel.replay import Replay, RowIndex
 
@@ -68,14 +69,15 @@ def windows(replay: Replay, batch: int, length: int, rng: torch.Generator) -> Ro
     """`batch` sequences of `length` rows: of an episode that is as long, rows from anywhere in it;
     of a shorter one, all of it and what follows. Each row is about equally likely.
 
-    Raises ValueError where nothing is long enough.
+    Raises RunError where nothing is long enough.
     """
     ends = replay.counts
     fits = [(s, a, b) for s, a, b in replay.episodes() if a + length <= ends[s] and b - a > 1]
     if not fits:
-        raise ValueError(
+        raise RunError(
             f"M learns from sequences of batch_length={length} rows, but replay holds none that "
-            "begins with an episode. Lower batch_length, or collect more."
+            "begins with an episode. Lower agent.batch_length, or raise agent.collect or "
+            "replay.capacity."
         )
     stream, start, stop = (torch.tensor(column) for column in zip(*fits, strict=True))
     picks = torch.multinomial((stop - start).double(), batch, replacement=True, generator=rng)
@@ -85,14 +87,15 @@ def windows(replay: Replay, batch: int, length: int, rng: torch.Generator) -> Ro
 
 
 def first_codes(replay: Replay, column: str, limit: int) -> Tensor:
-    """The codes [S, 2 N] of the newest complete episodes' first rows, at most `limit`. Raises
-    ValueError where there is none."""
-    episodes = replay.episodes(complete=True)[-limit:]
-    if not episodes:
-        raise ValueError(
-            "Dreams begin where recorded episodes began, but replay holds no complete episode. "
-            "Collect more, give env.time_limit=..., or raise replay.capacity."
+    """The codes [S, 2 N] of the newest episodes' first rows, at most `limit`. Raises RunError
+    where none is held."""
+    episodes = replay.episodes()
+    stream, start = (np.array([e[i] for e in episodes], np.int64) for i in (0, 1))
+    batch = replay.gather(RowIndex(stream, start, 1), columns=[column])
+    first = batch.columns[column][batch.is_first[:, 0], 0][-limit:]
+    if not len(first):
+        raise RunError(
+            "Dreams begin where recorded episodes began, but replay holds no episode's beginning "
+            "any more. Give env.time_limit=..., or raise replay.capacity."
         )
-    stream, start = (np.array([e[i] for e in episodes]) for i in (0, 1))
-    index = RowIndex(stream, start, 1)
-    return replay.gather(index, columns=[column]).columns[column][:, 0]
+    return first

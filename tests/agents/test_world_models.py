@@ -23,6 +23,7 @@ from agents.world_models.controller import Search, actions_of, dream, outputs
 from agents.world_models.trials import Trials
 from scripts.studies.bench_faults import compare
 from tests.agents.small_runs import (
+    ENV,
     SILENT,
     check_starts_from,
     live,
@@ -31,7 +32,7 @@ from tests.agents.small_runs import (
     weights,
 )
 from worldmodel import tree
-from worldmodel.config import ConfigError
+from worldmodel.config import ConfigError, RunError
 from worldmodel.envs import EnvConfig
 from worldmodel.models.mdnrnn import MDNRNNConfig
 from worldmodel.models.vae import VAEConfig
@@ -260,7 +261,9 @@ def test_the_mode_draws_nothing_and_is_its_tick() -> None:
         (lambda: replace(SEARCH, population=1), "population is 1; allowed: 4 to"),
         (lambda: replace(SEARCH, evolve_in="sleep"), "evolve_in is 'sleep'; allowed: dream, real"),
         (lambda: replace(CONFIG, batch_length=4), "dream_steps=4: M is trained on sequences"),
-        (lambda: replace(CONFIG, rnn=MDNRNNConfig(reward=False, end=False)), "without rewards"),
+        (lambda: replace(CONFIG, rnn=MDNRNNConfig(reward=False)), "without rewards, which would"),
+        (lambda: replace(CONFIG, collect=4), "collect=4 steps are fewer than the batch_length=5"),
+        (lambda: MDNRNNConfig(heads="both"), "heads is 'both'; allowed: memory, arrival"),
         (lambda: make(config=replace(CONFIG, one_sided=[0])), "one_sided=.* it is discrete"),
         (
             lambda: make(EnvSpec({"v": ObsSpec("vector", (2,))}, SPEC.action)),
@@ -271,7 +274,17 @@ def test_the_mode_draws_nothing_and_is_its_tick() -> None:
             "64x64 pixels, not 32x32",
         ),
     ],
-    ids=["one", "where", "longer", "worthless", "one-sided", "no image", "small"],
+    ids=[
+        "one",
+        "where",
+        "longer",
+        "worthless",
+        "few",
+        "heads",
+        "one-sided",
+        "no image",
+        "small",
+    ],
 )
 def test_what_cannot_work_is_refused(settings: Any, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
@@ -332,6 +345,32 @@ def test_a_run_stopped_in_every_phase_is_the_same(tmp_path: Path, agent: WorldMo
     assert all(torch.equal(a, b) for a, b in zip(
         weights(Path(whole.run)).values(), weights(Path(parts.run)).values(), strict=True
     ))  # fmt: skip
+
+
+@pytest.mark.parametrize("evolve_in", ["dream", "real"])
+def test_a_task_that_nothing_ends_is_cut_off(tmp_path: Path, evolve_in: str) -> None:
+    """Dreams begin where its one episode began; candidates are judged by whole episodes."""
+    config = replace(CONFIG, search=replace(SEARCH, evolve_in=evolve_in, generations=1))
+    endless = {"length": 10**9}
+    env = EnvConfig(ENV, state=False, keys=["image"], kwargs=endless, longest_episode=100)
+    live(config_of(tmp_path, config, env=env))
+    agent = agents.load(tmp_path).agent
+    assert isinstance(agent, WorldModels)
+    assert agent.phase == "done"
+    assert (agent.collected >= 800) == (evolve_in == "real")  # 4 candidates x 2 episodes of 100
+
+
+def test_a_run_that_stops_before_its_end_says_so(tmp_path: Path) -> None:
+    said: list[str] = []
+    assert train(config_of(tmp_path, updates=3), said.append) == 0
+    assert "unfinished   stopped in its phase 'vae': given more" in said[-1]
+
+
+def test_sequences_that_no_environment_can_give_are_refused_before_v_learns(tmp_path: Path) -> None:
+    few = replace(CONFIG, collect=6)  # three steps of each of two environments
+    with pytest.raises(RunError, match="holds none that begins with an episode"):
+        train(config_of(tmp_path, few), SILENT)
+    assert agents.load(tmp_path).agent.phase == "collect"  # type: ignore[attr-defined]
 
 
 def test_a_run_starts_from_another_one(tmp_path: Path, run: Path) -> None:
