@@ -12,6 +12,7 @@ Weights and Adam's moments go on from one training to the next. Janner et al. (2
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -79,6 +80,16 @@ def recorded(vectors: Vectors, replay: Replay) -> Rows | None:
     joined = (np.concatenate(column) for column in zip(*parts, strict=True))
     device = vectors.base.device
     return Rows(*(torch.from_numpy(x.astype(np.float32)).to(device) for x in joined))
+
+
+def warn_of_few(config: FitConfig) -> None:
+    """Warn that nothing is learned yet, since there are fewer rows than `least_rows`."""
+    warnings.warn(
+        f"Nothing is learned before {config.least_rows:,} transitions are recorded, since a share "
+        f"of agent.model.fit.holdout={config.holdout:g} is less than one of them until then. Raise "
+        "it, or set it to 0 to hold none out.",
+        stacklevel=3,
+    )
 
 
 def check_rows(rows: Rows, least: int) -> None:

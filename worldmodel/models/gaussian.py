@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from worldmodel.config import ConfigError, check_ranges, unknown
 from worldmodel.models.closed_form import CLOSED, closed_form
 from worldmodel.models.dealing import fresh_opinions, kept_opinions
-from worldmodel.models.fitting import FitConfig, Fitter, check_rows, recorded
-from worldmodel.models.known import LEARNED, end_function, reward_function
+from worldmodel.models.fitting import FitConfig, Fitter, check_rows, recorded, warn_of_few
+from worldmodel.models.known import LEARNED, Known
 from worldmodel.models.predictors import KINDS, Outcome, Predictor
 from worldmodel.models.vectors import Rows, Vectors
 from worldmodel.replay import Replay
@@ -129,14 +129,14 @@ class Gaussian(nn.Module):
     def __init__(self, spec: EnvSpec, config: GaussianConfig) -> None:
         super().__init__()
         self.spec, self.config, self.discount = spec, config, config.discount
-        self.reward = reward_function(config.reward)
-        self.ends = end_function(config.terminal)
         # Networks whose opinions mean nothing in the units of the data see targets in these.
         closed = config.kind in CLOSED
         scaled = closed or config.kind in ("priors", "evidential")
         self.vectors = v = Vectors(
-            spec, config.angles, config.absolute, self.reward is None, scaled
+            spec, config.angles, config.absolute, config.reward == LEARNED, scaled
         )
+        self.known = Known(config.reward, config.terminal, v.size, spec.action, not closed)
+        self.reward, self.ends = self.known.reward, self.known.ends
         self.feat_size, self.feat_bound = v.size, float("inf")
         if closed and self.ends is None:
             raise ConfigError(
@@ -155,11 +155,8 @@ class Gaussian(nn.Module):
         self.opinions: int = config.elites if many else predictor.opinions
         self.register_buffer("elites", torch.arange(self.opinions))
         self.decay = config.decay * (config.layers + 1 if len(config.decay) == 1 else 1)
-        if (
-            self.opinions > 1
-            or config.kind not in ("ensemble", "priors")
-            or config.doubt == "largest"
-        ):
+        doubts = self.opinions > 1 or config.kind not in ("ensemble", "priors")
+        if doubts or config.doubt == "largest":
             self.uncertainty = self._uncertainty
             self.uncertainty_unit = DOUBTS[config.doubt]
         if not closed:
@@ -238,8 +235,7 @@ class Gaussian(nn.Module):
         """[B], in `uncertainty_unit`."""
         if self.config.doubt == "largest":
             outcome = self.all_opinions(state.values, action)
-            total = outcome.variance + outcome.doubt
-            return total.sum(-1).sqrt().amax(0)
+            return (outcome.variance + outcome.doubt).sum(-1).sqrt().amax(0)
         epistemic = self.moments(state, action).epistemic / self.vectors.change_variance
         return epistemic[..., : self.feat_size].mean(-1)
 
@@ -259,11 +255,16 @@ class Gaussian(nn.Module):
         return self._fitter
 
     def fit(self, replay: Replay) -> dict[str, float]:
-        """One training on all that is recorded; no metrics where that is too little yet."""
+        """One training on all that is recorded, with which named functions are compared; no metrics
+        where that is too little yet."""
         rows = recorded(self.vectors, replay)
         if rows is None or len(rows.reward) < self.least_rows:
+            if rows is not None and self.config.kind not in CLOSED:
+                warn_of_few(self.config.fit)
             return {}
-        return self.fit_rows(rows)
+        metrics = self.fit_rows(rows)
+        self.known.compare(rows)
+        return metrics
 
     def fit_rows(self, rows: Rows) -> dict[str, float]:
         """One training on these rows, see `Fitter.fit`; then the members with the least errors on

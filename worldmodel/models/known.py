@@ -1,23 +1,34 @@
 """Rewards and ends of some tasks as functions of their numbers: a world need not learn them.
 
 Each takes (state [..., D], action [..., A], next state [..., D]) as the environment observes and
-takes them, actions in [-1, 1], and gives [...]. Your own is named "module:function".
+takes them, actions in [-1, 1], and gives [...]: a reward numbers, an end true or false. Your own is
+named "module:function". `Known` tries those that a world was given, and compares them with what was
+recorded.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from worldmodel.config import ConfigError, unknown
+from worldmodel.config import ConfigError, first_line, unknown
 from worldmodel.envs.named import found
+from worldmodel.models.vectors import Rows
+from worldmodel.types import ActionSpec
 
 Function = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 LEARNED, NEVER = "learned", "never"
+REWARD, TERMINAL = "agent.model.reward", "agent.model.terminal"  # the settings, in messages
+TRIED = (2, 3)  # leading shape of the batch that a user's own function is tried on
+# A named reward fits where its root mean squared error is at most this share of the recorded
+# rewards' standard deviation, or is rounding; named ends, where at most this share of all is wrong.
+REWARD_TOLERANCE, ROUNDING, END_TOLERANCE = 0.1, 1e-4, 0.01
 
 
 def _swing_up(state: Tensor, action: Tensor, after: Tensor) -> Tensor:
@@ -84,6 +95,14 @@ ENDS: dict[str, Function] = {
     "humanoid": _humanoid_ends, "inverted_double_pendulum": _inverted_double_pendulum_ends,
     "inverted_pendulum": _inverted_pendulum_ends, "walker2d": _walker_ends,
 }  # fmt: skip
+# Numbers of the state that each is made for, where that matters.
+SIZES = {
+    REWARD: {"swing_up": 4, "pendulum": 3},
+    TERMINAL: {
+        "ant": 27, "cartpole": 4, "hopper": 11, "humanoid": 45, "inverted_double_pendulum": 9,
+        "inverted_pendulum": 4, "walker2d": 17,
+    },
+}  # fmt: skip
 
 
 def reward_function(name: str) -> Function | None:
@@ -112,3 +131,106 @@ def _function(name: str, known: dict[str, Function], what: str, words: tuple[str
         )
     function: Function = found(name, "function")
     return function
+
+
+class Known:
+    """The functions that a world's settings `reward` and `terminal` name, or None where they are to
+    be learned. learns_ends: whether this world could.
+
+    Raises ConfigError for an unknown name, for a state with fewer numbers than the named function
+    is made for, and where a user's own function fails or gives something else than it must.
+    """
+
+    def __init__(
+        self, reward: str, terminal: str, state: int, action: ActionSpec, learns_ends: bool = True
+    ) -> None:
+        self.names = {REWARD: reward, TERMINAL: terminal}
+        own = "a function of your own (module:function)"
+        self._advice = {
+            REWARD: f"Set {REWARD}={LEARNED}, or name {own}.",
+            TERMINAL: f"Set {TERMINAL}={LEARNED}, or name {own}."
+            if learns_ends
+            else f"Name {own}.",
+        }
+        self.reward, self.ends = reward_function(reward), end_function(terminal)
+        self.action = action
+        self._warned: set[str] = set()
+        for setting, function in ((REWARD, self.reward), (TERMINAL, self.ends)):
+            name = self.names[setting]
+            least = SIZES[setting].get(name, 0)
+            if state < least:
+                raise ConfigError(
+                    f"{setting}={name} is made for a state of {least} numbers, but this one has "
+                    f"{state}. {self._advice[setting]}"
+                )
+            if function is not None and ":" in name:
+                _try(setting, name, function, state, action.size)
+
+    @torch.no_grad()
+    def compare(self, rows: Rows) -> None:
+        """Warn, once for each setting, where what was recorded is not what the function says."""
+        about = rows.values, self.action.clip(rows.action), rows.after
+        if self.reward is not None:
+            self._warn(REWARD, reward_fault(self.reward(*about), rows.reward))
+        if self.ends is not None:
+            self._warn(TERMINAL, ends_fault(self.ends(*about), rows.goes_on == 0))
+
+    def _warn(self, setting: str, fault: str) -> None:
+        if not fault or setting in self._warned:
+            return
+        self._warned.add(setting)
+        warnings.warn(
+            f"{setting}={self.names[setting]} is not what was recorded: {fault}. "
+            f"{self._advice[setting]}",
+            stacklevel=4,
+        )
+
+
+def reward_fault(said: Tensor, recorded: Tensor) -> str:
+    """How far rewards [N] are from the recorded ones [N], in words; "" where they agree."""
+    off = (said - recorded).double()
+    scale = float(recorded.double().std(correction=0))
+    rounding = ROUNDING * float(recorded.abs().max()) + 1e-6
+    if float(off.square().mean().sqrt()) <= max(REWARD_TOLERANCE * scale, rounding):
+        return ""
+    return (
+        f"its rewards of {len(off):,} transitions are off by {float(off.abs().mean()):.3g} on "
+        f"average, and by {float(off.abs().max()):.3g} at most, where the recorded ones lie "
+        f"between {float(recorded.min()):.3g} and {float(recorded.max()):.3g}"
+    )
+
+
+def ends_fault(said: Tensor, recorded: Tensor) -> str:
+    """How ends [N] differ from the recorded ones [N], in words; "" where they agree."""
+    missed, added = int((recorded & ~said).sum()), int((said & ~recorded).sum())
+    if missed + added <= END_TOLERANCE * int((recorded | said).sum()):
+        return ""
+    return (
+        f"of {len(said):,} transitions {int(recorded.sum()):,} ended their episode, of which it "
+        f"misses {missed:,}, and it ends {added:,} others"
+    )
+
+
+def _try(setting: str, name: str, function: Function, state: int, action: int) -> None:
+    """ConfigError unless a user's function gives one number, or true or false, for each row."""
+    kind = "floating-point numbers" if setting == REWARD else "true or false (torch.bool)"
+    shapes = (*TRIED, state), (*TRIED, action), (*TRIED, state)
+    takes = "state {}, action {}, next state {}".format(*map(list, shapes))
+    wanted = (
+        f"It must take tensors [..., D], [..., A], [..., D], and give a tensor [...] of {kind}: "
+        f"for {takes} one of shape {list(TRIED)}."
+    )
+    try:
+        given: Any = function(*map(torch.zeros, shapes))
+    except Exception as error:  # of anybody's function
+        raise ConfigError(
+            f"{setting}={name} raised {type(error).__name__}: {first_line(error)}. {wanted}"
+        ) from error
+    if not isinstance(given, Tensor):
+        raise ConfigError(f"{setting}={name} gave a {type(given).__name__}. {wanted}")
+    right = given.is_floating_point() if setting == REWARD else given.dtype == torch.bool
+    if tuple(given.shape) != TRIED or not right:
+        raise ConfigError(
+            f"{setting}={name} gave a tensor of shape {list(given.shape)} and type {given.dtype}. "
+            f"{wanted}"
+        )
