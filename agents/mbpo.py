@@ -28,7 +28,7 @@ from worldmodel.config import ConfigError, check_ranges, unknown
 from worldmodel.models import settings_of, world_class
 from worldmodel.replay import Pool, Replay
 from worldmodel.seeding import Stream
-from worldmodel.types import Dynamics, EnvSpec, Transitions
+from worldmodel.types import ActionSpec, Dynamics, EnvSpec, Transitions
 
 LEARNERS = ("sac", "dqn")
 STALE = 1000  # updates without a new row after which paths are imagined anew: there are no steps
@@ -63,6 +63,19 @@ class MBPOConfig:
         self.model = settings_of(self.world, self.model)
 
 
+def _check_actions(action: ActionSpec, learner: str) -> None:
+    """ConfigError where this learner cannot take these actions."""
+    able = "sac" if action.kind == "continuous" else "dqn" if len(action.sizes) == 1 else None
+    if learner == able:
+        return
+    wanted = {"sac": "continuous actions", "dqn": "one discrete action"}[learner]
+    advice = "No learner of agent=mbpo takes them: use agent=dreamer"
+    raise ConfigError(
+        f"agent.learner={learner} needs {wanted}, but the actions of this environment are "
+        f"{action}. {f'Set agent.learner={able}' if able else advice}."
+    )
+
+
 class Tick(nn.Module):
     """The learner's step, and what the world makes of the observation; see `Agent.tick`."""
 
@@ -87,6 +100,7 @@ class MBPO(Agent):
                 "agent=mbpo imagines observations, but no world here knows which actions they "
                 "allow. Set env.action_mask=false, or use agent=dqn."
             )
+        _check_actions(spec.action, config.learner)
         self.learner: SAC | DQN
         if config.learner == "sac":
             self.learner = SAC(spec, replace(config.sac, batch_size=config.batch_size), device)

@@ -50,10 +50,12 @@ class RolloutConfig:
             "every": count, "starts": count, "epoch": count, "retain": count, "real_share": (0, 1),
             "schedule": (0, 1e9), "pessimism": (0, 1e9), "uncertainty_limit": (0, 1e30),
         })  # fmt: skip
-        if len(self.schedule) != 4 or self.schedule[2] < 1 or self.schedule[3] < 1:
+        given = self.schedule
+        if len(given) != 4 or min(given[2:]) < 1 or given[0] > given[1]:
             raise ConfigError(
-                f"schedule is {self.schedule}; allowed: [first epoch, last epoch, first length, "
-                "last length], lengths of at least 1. For example [20, 100, 1, 15]."
+                f"schedule is {given}; allowed: [first epoch, last epoch, first length, last "
+                "length], the first epoch not after the last and lengths of at least 1. For "
+                "example [20, 100, 1, 15]."
             )
 
     @property

@@ -121,8 +121,9 @@ def test_the_length_grows_as_the_schedule_says() -> None:
     config = RolloutConfig(schedule=[20, 100, 1, 15], retain=2, starts=100)
     assert [config.length(1000 * e) for e in (0, 20, 26, 60, 100, 500)] == [1, 1, 2, 8, 15, 15]
     assert config.capacity(8) == 2 * 8 * 100 * 4
-    for schedule in ([1.0], [0.0, 1.0, 0.0, 5.0]):
-        with pytest.raises(ConfigError, match="schedule is"):
+    assert RolloutConfig(schedule=[3, 3, 1, 5]).length(3000) == 1
+    for schedule in ([1.0], [0.0, 1.0, 0.0, 5.0], [5.0, 1.0, 5.0, 1.0]):
+        with pytest.raises(ConfigError, match=r"schedule is .* first epoch not after the last"):
             RolloutConfig(schedule=schedule)
 
 
@@ -192,8 +193,11 @@ def test_it_acts_as_its_learner_and_its_state_is_the_world_s() -> None:
     ("spec", "changes", "words"),
     [
         (VECTOR, {"learner": "ppo"}, "Unknown learner 'ppo'"),
-        (VECTOR, {"learner": "dqn"}, "agent=dqn needs one discrete action"),
-        (SPECS["discrete"], {}, "agent=sac needs continuous actions"),
+        (VECTOR, {"learner": "dqn"}, "agent.learner=dqn needs one discrete action, but the actions "
+         r"of this environment are continuous, 2 in \[-1, 1\]\. Set agent\.learner=sac\.$"),
+        (FLAGS, {}, "agent.learner=sac needs continuous actions, but the actions of this "
+         r"environment are discrete, 3\. Set agent\.learner=dqn\.$"),
+        (SPECS["multidiscrete"], {}, "discrete, 2 x 3. No learner of agent=mbpo takes them: use"),
         (VECTOR, {"dqn": DQNConfig(n_step=3)}, "dqn.n_step is 3.*1 and 0"),
         (VECTOR, {"world": "rssm", "model": None}, "world 'rssm' must offer"),
         (VECTOR, {"model": GaussianConfig(members=1, elites=1),

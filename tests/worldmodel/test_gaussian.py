@@ -195,9 +195,17 @@ def test_wrong_settings_are_one_clear_error(settings: dict[str, Any], words: str
 
 def test_it_refuses_what_it_would_not_see() -> None:
     image = EnvSpec({"image": ObsSpec("image", (32, 32, 3))}, SPEC.action)
-    symbol = EnvSpec({**SPEC.obs, "k": ObsSpec("discrete", (4,), (4,))}, SPEC.action)
-    for spec, word in ((image, "'image' is image"), (symbol, "'k' is discrete")):
-        with pytest.raises(ConfigError, match=word):
+    symbols = {"k": ObsSpec("discrete", (4,), (4,))}
+    some, only = (EnvSpec({**obs, **symbols}, SPEC.action) for obs in (SPEC.obs, {}))
+    all_three = EnvSpec({**image.obs, **some.obs}, SPEC.action)
+    for spec, words in (
+        (image, r"'image' is an image\. Set env\.pixels=false\. From images agent=dreamer"),
+        (some, r"'k' is discrete\. Set env\.keys=\[a,b\]\. Of symbols agent=dyna_q"),
+        (only, r"'k' is discrete\. Of symbols agent=dyna_q learns one\.$"),
+        (all_three, r"Set env\.pixels=false and env\.keys=\[a,b\]\."),
+        (EnvSpec({}, SPEC.action), "there is no vector"),
+    ):
+        with pytest.raises(ConfigError, match=words):
             make(spec)
 
 

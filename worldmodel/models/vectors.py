@@ -121,13 +121,20 @@ class Vectors(nn.Module):
 
 
 def _check_spec(spec: EnvSpec, keys: list[str]) -> None:
-    unseen = spec.keys("image") + spec.keys("discrete")
-    if unseen or not keys:
-        what = f"'{unseen[0]}' is {spec.obs[unseen[0]].kind}" if unseen else "there is no vector"
-        raise ConfigError(
-            f"A Gaussian world learns vectors, but {what}. Set env.pixels=false or env.keys=[...]; "
-            "from images agent=dreamer learns a world, and of symbols agent=dyna_q."
-        )
+    images, symbols = spec.keys("image"), spec.keys("discrete")
+    unseen = images + symbols
+    if keys and not unseen:
+        return
+    kind = "an image" if images else "discrete"
+    what = f"'{unseen[0]}' is {kind}" if unseen else "there is no vector"
+    ways = ["env.pixels=false"] if images else []
+    if keys and symbols:
+        ways.append(f"env.keys=[{','.join(keys)}]")
+    advice = f"Set {' and '.join(ways)}. " if ways else ""
+    others = ["from images agent=dreamer learns a world"] if images else []
+    others += ["of symbols agent=dyna_q learns one"] if symbols else []
+    advice += f"{'; '.join(others).capitalize()}." if others else "Give the environment one."
+    raise ConfigError(f"A Gaussian world learns vectors, but {what}. {advice}")
 
 
 def units(x: Tensor) -> tuple[Tensor, Tensor]:
