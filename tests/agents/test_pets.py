@@ -75,7 +75,16 @@ def test_before_there_is_enough_to_learn_from_it_acts() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["pets", "pets_small", "pets_cartpole", "pets_halfcheetah", "pets_reacher", "pets_pendulum"],
+    [
+        "pets",
+        "pets_small",
+        "pets_cartpole",
+        "pets_pendulum",
+        "pets_halfcheetah",
+        "pets_halfcheetah_small",
+        "pets_reacher",
+        "pets_reacher_small",
+    ],
 )
 def test_the_presets_are_whole(name: str) -> None:
     config = composed(f"experiment={name}")

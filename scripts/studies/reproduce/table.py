@@ -222,6 +222,13 @@ LEARNING: tuple[Claim, ...] = (
         Measure("worst evaluation from 500 steps on", evaluated(500, min), at_least=200),
     ),
     trained(
+        "pets_reacher",
+        "PETS, small, moves MuJoCo's Reacher to its target within 30 episodes (random: -126).",
+        "experiment=pets_reacher_small",
+        (-18, 12, 3),
+        "ENSEMBLES.md",
+    ),
+    trained(
         "pets_process",
         "A Gaussian process, planned in, swings Pendulum-v1 up within 10 episodes.",
         "experiment=pets_process",
