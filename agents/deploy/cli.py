@@ -160,7 +160,7 @@ def _deploy(asked: DeployCommand, world: World, planner: Any, say: Callable[[str
             say(f"{name}: could not be played ({type(error).__name__}: {config.first_line(error)})")
     for line in _report(asked, world, trial, others, summary, table):
         say(line)
-    if too_slow := slowness(asked, summary, planner):
+    if too_slow := slowness(asked, summary, planner, getattr(engine, "agent", None)):
         say(too_slow)
     trials = {"guarded": trial, **others}
     results = {name: asdict(one) | {"mean": one.mean} for name, one in trials.items()}
@@ -201,16 +201,29 @@ def _report(
     return [*lines, *(f"  {names[name]:<{width}}  {text}" for name, text in rows)]
 
 
-def slowness(asked: DeployCommand, summary: Mapping[str, Any], planner: Any = None) -> str:
-    """A warning where the agent is too slow for its cycle, or ""."""
+def slowness(
+    asked: DeployCommand,
+    summary: Mapping[str, Any],
+    planner: Any = None,
+    agent: agents.Agent | None = None,
+) -> str:
+    """A warning where the agent is too slow for its cycle, or "". planner: settings of the one that
+    the command names. agent: of a run folder; None of an export."""
     late = max(summary["reasons"].get(LATE, 0), summary["missed"])
     if late <= MANY * summary["ticks"]:
         return ""
     advice = "Give it a longer period."
     if planner:
         advice = "Give it a longer period, plan with fewer candidates, or in a smaller world."
-    elif not sources.is_export(asked.run):
+    elif agent is not None and agent.tick() is not None:
         advice = f"An export answers sooner (scripts/export.py run={asked.run}); or give it longer."
+    elif agent is not None and agent.planner is not None:
+        fewer = "simulations" if agent.planner.config.name == "mcts" else "candidates"
+        advice = (
+            f"Plan with planner={agent.planner.config.name}, which ends at deploy.soft_ms (or "
+            f"planner.bounds.deadline_ms), and with fewer planner.{fewer}; or give it a longer "
+            "period."
+        )
     return (
         f"warning: {late:,} of {summary['ticks']:,} ticks had no answer in time "
         f"(deploy.hard_ms={asked.deploy.hard_ms:g}, deploy.period_ms={asked.deploy.period_ms:g}). "

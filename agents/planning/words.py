@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import field, make_dataclass
 from typing import Any
 
 from agents.planning import PLANNERS, planner_class
@@ -29,8 +30,14 @@ def split_words(words: Sequence[str]) -> tuple[Any, list[str]]:
         )
     name = names[0]
     schema = planner_class(name).Config
-    settings = [word.partition(".")[2] for word in ours if word.startswith(f"{WORD}.")]
+    section = make_dataclass("Words", [(WORD, schema, field(default_factory=schema))])
+    settings = [word for word in ours if word.startswith(f"{WORD}.")]
+    if bare := next((word for word in settings if "=" not in word), ""):
+        raise ConfigError(
+            f"Cannot read '{bare}': settings of a planner are given as {WORD}.SETTING=value; "
+            f"--help {WORD}={name} lists them."
+        )
     try:
-        return config.from_cli(schema, settings), rest
+        return getattr(config.from_cli(section, settings), WORD), rest
     except ConfigError as error:
         raise ConfigError(f"planner={name}: {error}") from error

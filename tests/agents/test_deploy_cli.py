@@ -11,24 +11,28 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+import agents
 from agents.deploy import DeployConfig, FallbackConfig, RetrainConfig
 from agents.deploy.cli import DeployCommand, deploy_command, export_command, slowness
 from agents.deploy.config import ISOLATION
 from agents.deploy.fallback import rest_action
 from agents.deploy.loop import Sensed, run_loop
 from agents.deploy.sources import open_runtime, reward_range, spec_of
+from agents.mpc import MPCConfig
 from agents.planning import planner_class
 from agents.random import RandomConfig
 from agents.run.config import TrainConfig
 from agents.run.train import train
+from agents.sac import SACConfig
 from scripts.studies.bench_deploy import Settings, measure
 from tests.agents.deploy_doubles import Bench, check_starts, observation
 from tests.agents.rewards_run import LENGTH, make_run
 from worldmodel import config
 from worldmodel.config import ConfigError, RunError
 from worldmodel.envs import EnvConfig
-from worldmodel.types import ActionSpec
+from worldmodel.types import ActionSpec, EnvSpec, ObsSpec
 
 # Deadlines that a machine which is busy with other things keeps too.
 PATIENT = ["deploy.period_ms=20000", "deploy.soft_ms=9000", "deploy.hard_ms=9000", "pace=false"]
@@ -44,6 +48,13 @@ def told(command: Any, *words: str) -> tuple[int, str]:
     lines: list[str] = []
     code = command(lines.append, list(words))
     return code, "\n".join(lines)
+
+
+def agent_of(name: str) -> agents.Agent:
+    """A new agent for two numbers and one action."""
+    spec = EnvSpec({"v": ObsSpec("vector", (2,))}, ActionSpec("continuous", (1,)))
+    settings = {"sac": SACConfig(units=8), "mpc": MPCConfig(world="gaussian")}[name]
+    return agents.make(name, spec, settings, torch.device("cpu"))
 
 
 def test_deploy_plays_tells_and_logs(run: Path, tmp_path: Path) -> None:
@@ -66,8 +77,10 @@ def test_deploy_plays_tells_and_logs(run: Path, tmp_path: Path) -> None:
 
 def test_an_agent_that_is_too_slow_for_its_cycle_is_said() -> None:
     asked = DeployCommand(run="runs/demo")
-    for late, missed, words in ((10, 3, ""), (11, 3, "11 of 100"), (0, 95, "95 of 100")):
-        said = slowness(asked, {"ticks": 100, "reasons": {"late": late}, "missed": missed})
+    exported, planning = (agent_of(name) for name in ("sac", "mpc"))
+    for ticks, missed, words in ((10, 3, ""), (11, 3, "11 of 100"), (0, 95, "95 of 100")):
+        summary = {"ticks": 100, "reasons": {"late": ticks}, "missed": missed}
+        said = slowness(asked, summary, None, exported)
         assert bool(said) == bool(words)
         assert words in said
     assert "deploy.hard_ms=8" in said
@@ -76,6 +89,11 @@ def test_an_agent_that_is_too_slow_for_its_cycle_is_said() -> None:
     said = slowness(asked, late, planner_class("icem").Config())
     assert "scripts/export.py" not in said  # an export cannot plan
     assert "longer period, plan with fewer candidates, or in a smaller world" in said
+    said = slowness(asked, late, None, planning)
+    assert "scripts/export.py" not in said  # it plans by itself
+    for words in ("planner=cem", "deploy.soft_ms", "planner.bounds.deadline_ms", "candidates"):
+        assert words in said
+    assert slowness(asked, late).endswith(". Give it a longer period.")  # an export
 
 
 @pytest.mark.parametrize(

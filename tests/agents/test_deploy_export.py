@@ -342,7 +342,7 @@ def test_nothing_but_an_export_is_written_over(tmp_path: Path) -> None:
     spec = EnvSpec(IMAGES, ActionSpec("discrete", (3,)))
     other = Random(spec, Random.Config(), torch.device("cpu"))
     whole = Policy(other, spec, EnvConfig("x:Y"), torch.device("cpu"))
-    with pytest.raises(ConfigError, match="Random cannot be exported"):
+    with pytest.raises(ConfigError, match="agent=random cannot be exported"):
         export_agent(whole, tmp_path / "new", ExportOptions())
     with pytest.raises(ConfigError, match="Did you mean 'int8'"):
         ExportOptions(smaller=["int4", "int"])

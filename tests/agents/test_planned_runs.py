@@ -28,6 +28,7 @@ from agents.planning.words import split_words
 from agents.run.cli import train_command
 from tests.agents.play_runs import left_right, run_folder
 from tests.agents.small_runs import PATIENT, SILENT, check_evaluates_alike
+from worldmodel.config import ConfigError
 from worldmodel.envs import EnvConfig, env_spec, make_env
 from worldmodel.envs.table import world_table
 from worldmodel.models.oracle import CartPole, TableOracle
@@ -52,6 +53,21 @@ def says(command: Any, *words: str) -> tuple[int, str]:
 def test_the_same_seed_is_the_same_evaluation(run: Path) -> None:
     settings, _ = split_words(QUICK)
     check_evaluates_alike(planned(agents.load(run, "cpu"), settings, 0))
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("planner.bounds=5", r"'planner\.bounds' is a group .*: planner\.bounds\.budget=\.\.\., "),
+        ("planner.horizn=5", r"Unknown key 'planner\.horizn'\. Did you mean 'planner\.horizon'"),
+        ("planner.horizon=x", r"Wrong value for 'planner\.horizon'"),
+        ("planner.horizon=0", r"^planner=icem: horizon is 0; allowed: 1 to"),
+        ("planner.horizon", r"Cannot read 'planner\.horizon': .* --help planner=icem lists them"),
+    ],
+)
+def test_a_wrong_word_of_a_planner_is_named_as_it_was_given(word: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        split_words(["planner=icem", word])
 
 
 def test_an_evaluation_draws_one_decision_and_leaves_the_plain_one_alone(run: Path) -> None:

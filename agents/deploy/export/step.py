@@ -57,8 +57,8 @@ class Step(Named):
             searches = agent.planner is not None
             why = "a plan is a search, which no graph holds" if searches else "it has no tick()"
             raise ConfigError(
-                f"A {type(agent).__name__} cannot be exported: {why}. "
-                "agents.deploy.Runtime runs any agent without an export."
+                f"agent={agent.name} cannot be exported: {why}. Deploy the run itself: "
+                "scripts/deploy.py and agents.deploy.Runtime run any agent."
             )
         self.spec, self.tick, self.scorer = spec, tick, scorer
         # The scorer's parts use the world without owning it; a graph must know all weights.
