@@ -179,8 +179,10 @@ def check_can_learn(
     learning = steps + ranks * streams - max(prefill, rows)  # steps; the last ones go beyond
     if settings.first_updates + learning * ratio < 1:
         raise ConfigError(
-            f"steps={steps} earn less than one update with train_ratio={settings.train_ratio:g}, "
-            f"of which each takes {1 / ratio:,.0f} steps, so that nothing is learned. Raise one."
+            f"steps={steps} earn less than one update with train_ratio={settings.train_ratio:g}: "
+            f"each takes {1 / ratio:,.0f} steps, and {learning:,} are left after the first "
+            f"{max(prefill, rows):,}, so that nothing is learned. Raise steps or train_ratio, or "
+            "lower prefill."
         )
     if say is not None and (rows - prefill) * ratio >= 1:
         say(f"updates begin at about step {rows:,}, not at prefill={prefill}: {reason}")
