@@ -15,6 +15,7 @@ them. Ha and Schmidhuber, "World Models" (2018).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -238,10 +239,10 @@ class WorldModels(Agent):
 
     def _new_search(self) -> None:
         self._starts = None
-        seed = spawn(self.seed, f"search {self.iteration}")
-        self.search = Search(
-            self.controller.double().cpu().numpy().ravel(), self.config.search, seed
-        )
+        seed, config = spawn(self.seed, f"search {self.iteration}"), self.config.search
+        if self.iteration and config.later_sigma:
+            config = replace(config, sigma=config.later_sigma)
+        self.search = Search(self.controller.double().cpu().numpy().ravel(), config, seed)
         self.trials.new_generation()
 
     def _evolve(self, replay: Replay) -> dict[str, Any]:
@@ -251,8 +252,7 @@ class WorldModels(Agent):
         if c.evolve_in == "real":
             returns, steps = self.trials.returns, self.trials.lengths
         else:
-            found = self._dream(replay, self.search.ask())
-            returns, steps = found
+            returns, steps = self._dream(replay, self.search.ask())
         self.search.tell(returns.mean(1))
         mean = torch.from_numpy(self.search.mean).view_as(self.controller)
         self.controller.copy_(mean.to(self.controller))
@@ -268,8 +268,8 @@ class WorldModels(Agent):
 
     def _dream(self, replay: Replay, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns and lengths [P, R] of the candidates' dreams, which begin in the same states."""
-        weights = torch.as_tensor(candidates, dtype=torch.float32, device=self.device)
-        weights = weights.view(-1, *self.controller.shape)
+        shape = -1, *self.controller.shape
+        weights = torch.as_tensor(candidates, dtype=torch.float32, device=self.device).view(shape)
         start = self.dream_starts(replay, self.config.search.trials)
         c, about = self.config.search, (self.spec.action, self.config.one_sided)
         found = dream(self.model, weights, start, c.dream_steps, self.rng, *about, c.ends)

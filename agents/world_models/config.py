@@ -17,16 +17,18 @@ ENDS = ("likely", "expected")
 class SearchConfig:
     """CMA-ES. population: candidates of a generation, four or more. trials: dreams, or real
     episodes, of each; its fitness is their mean return. generations: of one iteration. sigma:
-    deviation of the first candidates. diagonal: adapt the variances alone, which is faster and,
-    with hundreds of weights, learns sooner. evolve_in: "dream", without a step in the environment,
-    or "real". dream_steps: after which a dream is cut off. ends: "likely", a dream ends where the
-    model finds that likelier than not, as published; "expected", it counts as far as the model
-    expects it to go on, so that no end is hidden below one half."""
+    deviation of the first candidates; later_sigma: of those of later iterations, which begin at C;
+    0: the same. diagonal: adapt the variances alone, which is faster and, with hundreds of weights,
+    learns sooner. evolve_in: "dream", without a step in the environment, or "real". dream_steps:
+    after which a dream is cut off. ends: "likely", a dream ends where the model finds that likelier
+    than not, as published; "expected", it counts as far as the model expects it to go on, so that
+    no end is hidden below one half."""
 
     population: int = 64
     trials: int = 16
     generations: int = 300
     sigma: float = 0.1
+    later_sigma: float = 0.0
     diagonal: bool = True
     evolve_in: str = "dream"
     dream_steps: int = 100
@@ -36,7 +38,7 @@ class SearchConfig:
         many = (1, 1 << 24)
         check_ranges(self, {
             "population": (4, 1 << 16), "trials": (1, 1 << 16), "generations": many,
-            "sigma": (1e-9, 1e3), "dream_steps": many,
+            "sigma": (1e-9, 1e3), "later_sigma": (0, 1e3), "dream_steps": many,
         })  # fmt: skip
         if self.evolve_in not in EVOLVE_IN:
             raise ConfigError(f"evolve_in is '{self.evolve_in}'; allowed: {', '.join(EVOLVE_IN)}.")
