@@ -31,6 +31,7 @@ from tests.agents.small_runs import (
     small_config,
     weights,
 )
+from tests.test_scripts import composed
 from worldmodel import tree
 from worldmodel.config import ConfigError, RunError
 from worldmodel.envs import EnvConfig
@@ -56,16 +57,15 @@ def make(spec: EnvSpec = SPEC, config: WorldModelsConfig = CONFIG, seed: int = 0
 # C and its search
 
 
-def test_c_has_867_weights_on_carracing() -> None:
+def test_the_carracing_preset_has_the_published_sizes() -> None:
     spec = EnvSpec({"image": ObsSpec("image", (64, 64, 3))}, ActionSpec("continuous", (3,)))
-    published = replace(CONFIG, vae=VAEConfig(published=True), rnn=MDNRNNConfig(end=False))
-    agent = make(spec, published)
-    assert agent.controller.numel() == 867
+    agent = make(spec, composed("experiment=world_models_carracing").agent)
     counts = {
         name: sum(t.numel() for t in part.tensors.values() if t.requires_grad)
         for name, part in agent.parts.items()
     }
-    assert counts == {"vae": 4_348_547, "rnn": 422_368 + 257, "controller": 867}
+    assert counts == {"vae": 4_348_547, "rnn": 422_368, "controller": 867}
+    assert not agent.controller.any()  # it begins at 0
 
 
 def test_its_actions_by_hand() -> None:
