@@ -162,10 +162,22 @@ def check_can_learn(
             f"steps={steps} must be more than prefill={prefill}, or nothing is learned."
         )
     if agent.agenda is not None:
-        if steps <= agent.agenda.prefill:
+        first = agent.agenda.prefill
+        if steps <= first:
             raise ConfigError(
-                f"steps={steps} must be more than the {agent.agenda.prefill:,} that agent="
+                f"steps={steps} must be more than the {first:,} that agent="
                 f"{settings.agent.name} collects before its first update, or nothing is learned."
+            )
+        if capacity < first:
+            raise ConfigError(
+                f"replay.capacity={capacity:,} is less than the {first:,} steps that agent="
+                f"{settings.agent.name} collects before its first update: the oldest would be lost "
+                "before it learns from them. Raise replay.capacity."
+            )
+        if prefill and say is not None:
+            say(
+                f"prefill={prefill} does nothing: agent={settings.agent.name} decides itself when "
+                "steps and updates come"
             )
         return
     rows = ranks * max(need, length * streams)

@@ -37,6 +37,7 @@ from worldmodel.config import ConfigError, RunError
 from worldmodel.envs import EnvConfig
 from worldmodel.models.mdnrnn import MDNRNNConfig
 from worldmodel.models.vae import VAEConfig
+from worldmodel.replay import ReplayConfig
 from worldmodel.types import ActionSpec, EnvSpec, ObsSpec
 
 CPU = torch.device("cpu")
@@ -364,6 +365,20 @@ def test_a_run_that_stops_before_its_end_says_so(tmp_path: Path) -> None:
     said: list[str] = []
     assert train(config_of(tmp_path, updates=3), said.append) == 0
     assert "unfinished   stopped in its phase 'vae': given more" in said[-1]
+
+
+def test_a_replay_that_forgets_what_is_collected_is_refused(tmp_path: Path) -> None:
+    config = config_of(tmp_path, replay=ReplayConfig(capacity=50))
+    with pytest.raises(
+        ConfigError, match="capacity=50 is less than the 60 steps that"
+    ):
+        train(config, SILENT)
+
+
+def test_it_says_that_prefill_does_nothing(tmp_path: Path) -> None:
+    said: list[str] = []
+    assert train(config_of(tmp_path, updates=3, prefill=7), said.append) == 0
+    assert any("prefill=7 does nothing: agent=world_models decides" in line for line in said)
 
 
 def test_sequences_that_no_environment_can_give_are_refused_before_v_learns(tmp_path: Path) -> None:
