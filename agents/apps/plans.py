@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.apps.play.world import picture_of
+from agents.apps.play.world import bars_words, picture_of
 from agents.planning.base import Plan
 from agents.planning.imagine import Scored
 from agents.planning.tree_rules import Trees
@@ -39,7 +39,7 @@ def draw_decision(
     if not isinstance(world, Decodes) or not isinstance(plan.searched, Scored):
         return []
     rows = imagined_rows(world, spec, state, plan, seed)
-    write_picture(folder / "plan.png", draw_rows(rows))
+    write_picture(folder / "plan.png", draw_rows(rows, bars_words(spec)))
     (folder / "plan.gif").write_bytes(gif(unfolding(rows), fps=4))
     return [folder / "plan.png", folder / "plan.gif"]
 
@@ -96,8 +96,9 @@ def frames(
     ]
 
 
-def draw_rows(rows: list[tuple[str, list[np.ndarray]]]) -> np.ndarray:
-    """Rows of frames below their titles, time from left to right, as one picture."""
+def draw_rows(rows: list[tuple[str, list[np.ndarray]]], words: list[str]) -> np.ndarray:
+    """Rows of frames below their titles, time from left to right, as one picture. words: lines
+    that say what the frames show."""
     length = len(rows[0][1])
     picks = np.linspace(0, length - 1, min(COLUMNS, length)).round().astype(int)
     parts = []
@@ -108,7 +109,7 @@ def draw_rows(rows: list[tuple[str, list[np.ndarray]]]) -> np.ndarray:
         parts += [films.lines([title], body.shape[1], ink), body]
     width = parts[1].shape[1]
     count = "imagined steps " + ", ".join(str(t + 1) for t in picks)
-    return np.concatenate([films.lines([count], width, films.DIM), *parts], 0)
+    return np.concatenate([films.lines([count, *words], width, films.INK), *parts], 0)
 
 
 def unfolding(rows: list[tuple[str, list[np.ndarray]]]) -> list[np.ndarray]:

@@ -17,7 +17,7 @@ from agents.apps.play.driver import Driver
 from agents.apps.play.session import Session
 from agents.apps.play.show import film_of, save_film, shown, write_numbered
 from agents.apps.play.walk import Node, label_of
-from agents.apps.play.world import World, allowed, allows, bars, picture_of
+from agents.apps.play.world import World, allowed, allows, bars, bars_words, picture_of
 from agents.base import Policy
 from agents.muzero.agent import MuZero
 from agents.muzero.config import MuZeroConfig
@@ -311,6 +311,7 @@ def test_numbers_are_drawn_where_there_is_no_image() -> None:
     assert up[:31, first].sum() > down[:31, first].sum()
     assert np.array_equal(up[::-1][:-1, first], down[1:, first])
     assert np.isfinite(bars(np.array([np.nan, np.inf]))).all()
+    assert bars_words(spec)[0].startswith("bars from left to right: count (4); up is above 0")
 
 
 def test_what_a_page_gets_is_plain_and_complete() -> None:

@@ -191,6 +191,16 @@ def picture_of(values: Mapping[str, Any], spec: EnvSpec) -> np.ndarray:
     return bars(np.concatenate([np.ravel(values[key]) for key in keys]))
 
 
+def bars_words(spec: EnvSpec) -> list[str]:
+    """What the bars of `picture_of` are, in a line; none where it shows images."""
+    if spec.keys("image"):
+        return []
+    sizes = {key: int(np.prod(spec.obs[key].shape)) for key in spec.keys("vector")}
+    sizes |= dict.fromkeys(spec.keys("discrete"), 1)
+    names = ", ".join(f"{key} ({size})" for key, size in sizes.items())
+    return [f"bars from left to right: {names}; up is above 0, the edge is 20, lengths log(1 + |x|)"]
+
+
 def bars(numbers: np.ndarray, height: int = 64) -> np.ndarray:
     """Numbers [N] as bars up or down from the middle, uint8 [height, W, 3].
 
