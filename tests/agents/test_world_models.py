@@ -369,9 +369,7 @@ def test_a_run_that_stops_before_its_end_says_so(tmp_path: Path) -> None:
 
 def test_a_replay_that_forgets_what_is_collected_is_refused(tmp_path: Path) -> None:
     config = config_of(tmp_path, replay=ReplayConfig(capacity=50))
-    with pytest.raises(
-        ConfigError, match="capacity=50 is less than the 60 steps that"
-    ):
+    with pytest.raises(ConfigError, match="capacity=50 is less than the 60 steps that"):
         train(config, SILENT)
 
 

@@ -198,7 +198,9 @@ def bars_words(spec: EnvSpec) -> list[str]:
     sizes = {key: int(np.prod(spec.obs[key].shape)) for key in spec.keys("vector")}
     sizes |= dict.fromkeys(spec.keys("discrete"), 1)
     names = ", ".join(f"{key} ({size})" for key, size in sizes.items())
-    return [f"bars from left to right: {names}; up is above 0, the edge is 20, lengths log(1 + |x|)"]
+    return [
+        f"bars from left to right: {names}; up is above 0, the edge is 20, lengths log(1 + |x|)"
+    ]
 
 
 def bars(numbers: np.ndarray, height: int = 64) -> np.ndarray:
