@@ -23,7 +23,11 @@ from worldmodel.log import METRICS
 
 PUBLISHED = Path(__file__).resolve().parents[3] / "docs" / "data" / "published_curves.csv"
 Published = dict[str, list[tuple[float, float, float]]]
-NAMES = {"dreamerv3": "DreamerV3, published", "drqv2": "DrQ-v2, published"}
+NAMES = {
+    "dreamerv3": ("DreamerV3, published", "#555555"),
+    "drqv2": ("DrQ-v2, published", "#aaaaaa"),
+    "tdmpc2": ("TD-MPC2, published (evaluations)", "black"),
+}
 POINTS = 20  # of the mean over seeds
 WINDOW = 20_000  # frames
 SHOWN = 100_000  # frames of published curves, where ours are shorter
@@ -114,9 +118,10 @@ def read(folder: Path) -> Run:
 def _draw_task(panel: Any, runs: Sequence[Run], published: Published) -> None:
     """One panel: its published curves, each seed's, and their mean."""
     curves, last = [], max(run.points[-1].frames for run in runs)
-    for colour, (method, points) in zip(("#555555", "#aaaaaa"), published.items(), strict=False):
+    for method, points in published.items():
+        name, colour = NAMES[method]
         x, y, deviation = np.array([p for p in points if p[0] <= max(last, SHOWN)]).T
-        curves.append(plots.Curve(NAMES[method], x, y, y - deviation, y + deviation, colour, "--"))
+        curves.append(plots.Curve(name, x, y, y - deviation, y + deviation, colour, "--"))
     for run in runs:
         frames, _, _, training, evaluation = np.array(run.points).T
         seen, dots = np.isfinite(training), np.isfinite(evaluation)
