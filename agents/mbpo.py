@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ class MBPOConfig:
     or dqn, with the settings of that name below. batch_size: transitions of one update. rollouts:
     what is imagined, when, and how far."""
 
+    choices: ClassVar = {"learner": LEARNERS}  # a setting that names the section which is read
     name: str = "mbpo"
     world: str = "gaussian"
     learner: str = "sac"

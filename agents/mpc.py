@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -57,6 +57,7 @@ class MPCConfig:
     a continuous action, and the share of discrete actions drawn at random. optim: of the loss of a
     world that does not fit itself."""
 
+    choices: ClassVar = {"planner": PLANNERS}  # a setting that names the section which is read
     name: str = "mpc"
     world: str = "rssm"
     batch_size: int = 50

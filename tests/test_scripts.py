@@ -15,6 +15,7 @@ import pytest
 
 import agents
 from agents.apps.evaluate import EvaluateConfig, evaluate_command
+from agents.mpc import MPCConfig
 from agents.planning import PLANNERS
 from agents.run import cli
 from agents.run.config import TrainConfig
@@ -155,6 +156,14 @@ def test_an_agent_with_the_config_of_another_is_refused() -> None:
         (["agent=tdmpc2", "size=1m"], "beside them. Did you mean size=tdmpc2/1m?"),
         (["size=huge"], "50m, tdmpc2/19m, tdmpc2/1m"),
         (["size=12"], "A choice of a group is a name"),
+        (
+            ["agent=mbpo", "agent.dqn.batch_size=3"],
+            "'agent.dqn.batch_size=3' is a setting of learner dqn, but agent.learner is sac",
+        ),
+        (
+            ["agent=mpc", "env.id=X", "agent.planner=cem", "agent.icem.horizon=3"],
+            "agent.planner is cem, which does not read it. Leave it out, or set",
+        ),
         (["env.id=Pendulm-v1"], "Did you mean 'Pendulum-v1'"),
         (["env.image_size=[30,30]"], "image_size is [30, 30]"),
         (["device=abacus"], "Unknown device 'abacus'"),
@@ -171,6 +180,13 @@ def test_mistakes_cost_one_clear_error_and_nothing_else(
     assert said.splitlines()[-1].startswith("error: ")
     assert message in said
     assert not (tmp_path / "made" / "config.yaml").exists()
+
+
+def test_a_sweep_over_planners_reads_the_settings_of_all() -> None:
+    words, settings = ["agent.icem.horizon=3"], MPCConfig()
+    with pytest.raises(config.ConfigError, match=r"agent.planner is cem"):
+        cli.check_heard(words, settings, [])
+    cli.check_heard(words, settings, ["agent.planner"])
 
 
 def test_train_then_evaluate_from_a_shell(tmp_path: Path) -> None:

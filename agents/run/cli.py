@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -90,9 +90,11 @@ def train_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
 
     run = next((word.partition("=")[2] for word in arguments if word.startswith("run=")), "")
     swept: set[str] = set()
+    typed: list[str] = []
 
     def start() -> int:
         words = complete_words(arguments)
+        typed.extend(words)
         register(words)
         given = for_hydra(words, texts(TrainConfig), _sweeps(words))
         if _sweeps(words):
@@ -108,11 +110,27 @@ def train_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:
             if swept and one_folder():
                 composed.run = str(Path(composed.run, swept_values(swept)))
             settings = config.build(composed, TrainConfig)
+            check_heard(typed, settings.agent, swept)
             return config.guarded(lambda: train(settings, say), say)
 
         return config.guarded(go, wrong)
 
     return config.guarded(start, wrong)
+
+
+def check_heard(words: Sequence[str], settings: Any, swept: Collection[str]) -> None:
+    """ConfigError for a word that sets a section of the agent which its choice leaves aside: with
+    `agent.planner=cem` nothing reads `agent.icem.horizon`. A sweep over the choice reads all."""
+    for choice, sections in getattr(type(settings), "choices", {}).items():
+        chosen, setting = getattr(settings, choice), f"{GROUP}.{choice}"
+        for word in words if setting not in swept else ():
+            group, _, rest = word.partition("=")[0].lstrip("+").partition(".")
+            section = rest.partition(".")[0]
+            if group == GROUP and section in sections and section != chosen:
+                raise config.ConfigError(
+                    f"'{word}' is a setting of {choice} {section}, but {setting} is {chosen}, which "
+                    f"does not read it. Leave it out, or set {setting}={section}."
+                )
 
 
 def _sweep_folder(run: str, one: bool, words: Sequence[str]) -> list[str]:
