@@ -8,6 +8,8 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -281,6 +283,20 @@ class EMACopy(nn.Module):
     def forward(self, *args: Any) -> Tensor:
         out: Tensor = self.module(*args)
         return out
+
+
+@contextmanager
+def held(*modules: nn.Module) -> Iterator[None]:
+    """No gradient reaches the weights of these modules from what they compute inside; it still
+    flows through them."""
+    weights = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for weight in weights:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)
 
 
 def count_parameters(module: nn.Module) -> int:

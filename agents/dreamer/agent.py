@@ -4,7 +4,8 @@
                               | start states, detached (cut 1)
                               v
           imagine H steps, actor inside -> reward, continue, value -> lambda-returns
-                              |-> actor loss   (features and advantage detached: cut 2)
+                              |-> actor loss   (features and advantage detached: cut 2; with
+                              |    actor_gradient=dynamics the returns' own gradient instead)
                               '-> critic loss  (target detached: cut 3)
 
 With `freeze_model` the first line is left out: the world model stays as it is, and imagination
@@ -25,20 +26,20 @@ import torch
 from torch import Tensor, nn
 
 from agents.base import Agent, Evaluation, Part, check_mode
-from agents.dreamer.acting import Actor, ActState, Tick
+from agents.dreamer.acting import ActState, Tick
 from agents.dreamer.config import DreamerConfig
-from agents.dreamer.parts import check_memory, fitted_tensors, parts_of
+from agents.dreamer.parts import check_fits, check_memory, fitted_tensors, networks, parts_of
 from agents.dreamer.pipeline import Pipeline
 from agents.normalize import ReturnScale
 from agents.returns import lambda_return, replay_return
 from worldmodel import seeding
 from worldmodel.accel.devices import autocast
 from worldmodel.accel.ranks import Ranks
-from worldmodel.nets import EMACopy
+from worldmodel.nets import EMACopy, held
 from worldmodel.optim import LaProp, Step
 from worldmodel.replay import Replay
 from worldmodel.replay.ring import available_memory
-from worldmodel.rssm import Head, HeadConfig, ModelOutput, WorldModel, filter_replay
+from worldmodel.rssm import ModelOutput, WorldModel, filter_replay
 from worldmodel.rssm.state import LatentState
 from worldmodel.types import MASK_KEY, Batch, EnvSpec
 
@@ -50,13 +51,7 @@ class Dreamer(Agent):
     joins = True
 
     def __init__(self, spec: EnvSpec, config: DreamerConfig, device: torch.device) -> None:
-        ours = {"actor", "critic", "replay_value", "disagreement"}
-        clash = ours & {*config.model.heads, *spec.obs}
-        if clash:
-            raise ValueError(
-                f"'{min(clash)}' names one of Dreamer's own losses, so no head or observation can "
-                "bear it. Rename that key."
-            )
+        check_fits(spec, config)
         self.spec, self.config, self.device = spec, config, device
         check_memory(lambda: networks(spec, config), available_memory())
         self.model, self.actor, self.critic = networks(spec, config)
@@ -222,26 +217,33 @@ class Dreamer(Agent):
         c = self.config
         # Cut 1: imagination starts at the posteriors and sends nothing back into them.
         starts, rows = self._pick_starts(output.states.map(Tensor.detach))
-        with torch.no_grad():  # REINFORCE needs the actions alone, the critic stopped features
+        reinforce = c.actor_gradient == "reinforce"  # it needs no gradient of what is imagined
+        with torch.no_grad() if reinforce else held(self.model, self.critic):
             states, actions = self.imagine(starts)  # [N, H+1, ...], [N, H+1, A]
             feat = states.feat
             reward = self.model.imagined_reward(feat, actions[:, :-1])  # [N, H+1]
             cont = self.model.discounted_cont(feat)
-            # How likely each state is reached at all; none is learned from beyond an ending.
-            weight = torch.cumprod(cont, 1)[:, :-1]
-        # Older torch keeps the weights that autocast has just cast without gradient; the actor
-        # would learn nothing below.
+            promised = None if reinforce else self.critic(feat).mean
+        feat = feat.detach()
+        # How likely each state is reached at all; none is learned from beyond an ending.
+        weight = torch.cumprod(cont.detach(), 1)[:, :-1]
+        # Older torch keeps weights that autocast cast without gradient: nothing would learn below.
         torch.clear_autocast_cache()
         critic = self.critic(feat)
         with torch.no_grad():  # cut 3: the critic follows its targets, not they it
             value, slow = critic.mean, self.slow_critic(feat).mean
-        returns = lambda_return(reward, cont, value, c.lam)  # [N, H]
+        path = lambda_return(reward, cont, value if promised is None else promised, c.lam)
+        returns = path.detach()  # [N, H]
         scale = self.return_scale.update(returns)
         policy = self._policy(feat[:, :-1])
         entropy = policy.entropy()
         # Cut 2: neither features nor advantage carry gradient.
         advantage = (returns - value[:, :-1]) / scale
-        gain = policy.log_prob(actions[:, :-1]) * advantage + c.entropy * entropy
+        if reinforce:
+            gain = policy.log_prob(actions[:, :-1]) * advantage
+        else:  # a later step's return would also pay for the way to where it begins
+            gain = nn.functional.pad(path[:, :1] / scale, (0, c.horizon - 1))
+        gain = gain + c.entropy * entropy
         critic_loss = -critic_log_prob(critic, returns, slow, c.slow_scale)
         losses = {
             "actor": (1.0, -(weight * gain).mean()),
@@ -252,7 +254,7 @@ class Dreamer(Agent):
             losses["replay_value"] = (c.replay_value_scale, loss)
         metrics = {
             "return_mean": returns.mean(), "return_scale": scale, "value_mean": value.mean(),
-            "reward_mean": reward.mean(), "cont_mean": cont.mean(),
+            "reward_mean": reward.detach().mean(), "cont_mean": cont.detach().mean(),
             "actor_entropy": entropy.detach().mean(), "advantage_std": advantage.std(),
         }  # fmt: skip
         return losses, metrics
@@ -331,15 +333,6 @@ class Dreamer(Agent):
         except RuntimeError as error:
             raise ValueError(f"The weights belong to another configuration: {error}") from error
         self.optim.load_state_dict(state["optim"])
-
-
-def networks(spec: EnvSpec, config: DreamerConfig) -> tuple[WorldModel, Actor, Head]:
-    """World model, actor and critic with fresh weights."""
-    units, bins = config.model.units, config.model.bins
-    model = WorldModel(spec, config.model)
-    actor = Actor(spec.action, model.feat_size, units, config.actor_layers, config.actor_unimix)
-    critic = HeadConfig("return", "twohot", config.critic_layers, outscale=0.0)
-    return model, actor, Head(critic, model.feat_size, units, bins)
 
 
 def critic_log_prob(dist: Any, target: Tensor, slow: Tensor, slow_scale: float) -> Tensor:

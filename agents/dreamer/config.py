@@ -9,14 +9,17 @@ from worldmodel.config import ConfigError, check_ranges, free, unknown
 from worldmodel.optim import OptimConfig
 from worldmodel.rssm import ModelConfig
 
+GRADIENTS = ("reinforce", "dynamics")
+
 
 @dataclass
 class DreamerConfig:
     """batch_size, batch_length: sequences and steps of one update. horizon: imagined steps.
-    lam: of the lambda-returns. entropy: weight of the policy's entropy, nats. actor_layers,
-    critic_layers: hidden layers. actor_unimix: share of uniform in discrete policies.
-    slow_rate: EMA rate of the slow critic. slow_scale: weight of staying near it.
-    replay_value_scale: weight of the critic's loss on recorded rewards.
+    lam: of the lambda-returns. actor_gradient: "reinforce" as published, or "dynamics", the
+    gradient of the imagined returns through the world model (continuous actions). entropy: weight
+    of the policy's entropy, nats. actor_layers, critic_layers: hidden layers. actor_unimix: share
+    of uniform in discrete policies. slow_rate: EMA rate of the slow critic. slow_scale: weight of
+    staying near it. replay_value_scale: weight of the critic's loss on recorded rewards.
     return_rate: EMA rate of the return range. imagination_starts: states of each sequence that
     start a rollout, drawn at random; 0 means all. store_latents: replay keeps the posterior states
     beside its rows, and sequences start from them. freeze_model: the world model learns nothing;
@@ -29,6 +32,7 @@ class DreamerConfig:
     batch_length: int = 64
     horizon: int = 15
     lam: float = 0.95
+    actor_gradient: str = "reinforce"
     entropy: float = 3e-4
     actor_layers: int = 3
     critic_layers: int = 3
@@ -57,5 +61,7 @@ class DreamerConfig:
             raise ConfigError(
                 "A frozen model dreams from the states in the replay: set agent.store_latents=true."
             )
+        if self.actor_gradient not in GRADIENTS:
+            raise ConfigError(unknown("actor_gradient", self.actor_gradient, GRADIENTS))
         if self.precision not in PRECISIONS:
             raise ConfigError(unknown("precision", self.precision, PRECISIONS))

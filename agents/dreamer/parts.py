@@ -1,5 +1,5 @@
-"""Dreamer's weights by named groups: to be loaded from another run, frozen, counted; and whether
-there is memory for them."""
+"""Dreamer's networks, and their weights by named groups: to be loaded from another run, frozen,
+counted; and whether there is memory for them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,38 @@ import torch
 from torch import Tensor, nn
 
 from agents.base import Part
+from agents.dreamer.acting import Actor
+from agents.dreamer.config import DreamerConfig
 from worldmodel.config import ConfigError
-from worldmodel.rssm import HeadConfig, WorldModel
+from worldmodel.rssm import Head, HeadConfig, WorldModel
 from worldmodel.rssm.fitted import read_head
+from worldmodel.types import EnvSpec
 
 WORLD = ("encoder", "core", "decoder", "heads", "ensemble")
+
+
+def check_fits(spec: EnvSpec, config: DreamerConfig) -> None:
+    """ValueError for a name that stands for a loss; ConfigError for actions without a gradient."""
+    ours = {"actor", "critic", "replay_value", "disagreement"}
+    if clash := ours & {*config.model.heads, *spec.obs}:
+        raise ValueError(
+            f"'{min(clash)}' names one of Dreamer's own losses, so no head or observation can "
+            "bear it. Rename that key."
+        )
+    if config.actor_gradient == "dynamics" and spec.action.kind != "continuous":
+        raise ConfigError(
+            "agent.actor_gradient=dynamics is for continuous actions; here they are "
+            f"{spec.action}. Set agent.actor_gradient=reinforce."
+        )
+
+
+def networks(spec: EnvSpec, config: DreamerConfig) -> tuple[WorldModel, Actor, Head]:
+    """World model, actor and critic with fresh weights."""
+    units, bins = config.model.units, config.model.bins
+    model = WorldModel(spec, config.model)
+    actor = Actor(spec.action, model.feat_size, units, config.actor_layers, config.actor_unimix)
+    critic = HeadConfig("return", "twohot", config.critic_layers, outscale=0.0)
+    return model, actor, Head(critic, model.feat_size, units, bins)
 
 
 def parts_of(module: nn.Module, frozen: bool) -> dict[str, Part]:

@@ -128,8 +128,8 @@ def check_heard(words: Sequence[str], settings: Any, swept: Collection[str]) -> 
             section = rest.partition(".")[0]
             if group == GROUP and section in sections and section != chosen:
                 raise config.ConfigError(
-                    f"'{word}' is a setting of {choice} {section}, but {setting} is {chosen}, which "
-                    f"does not read it. Leave it out, or set {setting}={section}."
+                    f"'{word}' is a setting of {choice} {section}, but {setting} is {chosen}, "
+                    f"which does not read it. Leave it out, or set {setting}={section}."
                 )
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.dreamer import Dreamer, DreamerConfig
+from agents.dreamer.config import GRADIENTS
 from agents.run.collect import Collector
 from tests.model_batches import VECTOR, spec_of, tiny
 from worldmodel.distributions import FactoredOneHot
@@ -183,12 +184,14 @@ class Point(KnownWorld):
 
 
 @pytest.mark.slow
-def test_continuous_actions_find_the_optimum_of_a_controlled_point() -> None:
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_continuous_actions_find_the_optimum_of_a_controlled_point(gradient: str) -> None:
     world = Point()
     k, p, c = world.solve()
     assert k == pytest.approx(0.483, abs=1e-3)
     optim = OptimConfig(lr=4e-3, warmup=10)
-    agent = train(world, ActionSpec("continuous", (1,)), 500, optim=optim)
+    action = ActionSpec("continuous", (1,))
+    agent = train(world, action, 500, optim=optim, actor_gradient=gradient)
     x = torch.linspace(-1, 1, 9)
     feat = world.state(torch.stack([x, torch.zeros(9)], -1)).feat
     with torch.no_grad():

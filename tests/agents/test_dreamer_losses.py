@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from agents.dreamer import Dreamer, DreamerConfig
+from agents.dreamer.config import GRADIENTS
 from tests.model_batches import (
     CONTINUOUS,
     DISCRETE,
@@ -21,6 +22,7 @@ from tests.model_batches import (
     spec_of,
     tiny,
 )
+from worldmodel.config import ConfigError
 from worldmodel.distributions import TwoHot
 from worldmodel.optim import OptimConfig
 from worldmodel.rssm import ModelOutput
@@ -45,9 +47,8 @@ GROUPS = {
 def make(kind: str = "continuous", **overrides: Any) -> Dreamer:
     torch.manual_seed(0)
     settings = {"batch_size": 3, "batch_length": 5, "horizon": 4} | overrides
-    model = tiny(free_nats=0.0)
-    optim = OptimConfig(lr=1e-3, warmup=0)
-    config = DreamerConfig(**settings, model=model, optim=optim)
+    settings = {"model": tiny(free_nats=0.0)} | settings
+    config = DreamerConfig(**settings, optim=OptimConfig(lr=1e-3, warmup=0))
     agent = Dreamer(SPECS[kind], config, torch.device("cpu"))
     scramble(agent.module, scale=0.1)
     for head in (agent.critic, agent.slow_critic.module, agent.model.heads["reward"]):
@@ -159,6 +160,56 @@ def test_the_actor_loss_by_hand(kind: str) -> None:
     np.testing.assert_allclose(found["actor"][1].item(), expected, rtol=1e-3)
 
 
+def test_the_dynamics_loss_by_hand() -> None:
+    agent, batch = make(entropy=0.3, actor_gradient="dynamics"), random_batch(SPECS["continuous"])
+    agent.return_scale.high.fill_(4.0)
+    output, found = losses(agent, batch)
+    x = imagined(agent, output)
+    returns = returns_of(x)
+    low, high = np.quantile(returns, [0.05, 0.95])
+    spread = max(1.0, (0.99 * 4 + 0.01 * high) - 0.01 * low)
+    with torch.no_grad():
+        hidden = agent.actor.mlp(torch.tensor(x["feat"][:, :-1]).float())
+        raw = double(agent.actor.spread(hidden))
+    std = 0.9 / (1 + np.exp(-(raw + 2))) + 0.1
+    entropy = (np.log(std) + 0.5 * np.log(2 * np.pi * np.e)).sum(-1)
+    weight = np.cumprod(x["cont"], 1)[:, :-1]
+    first = weight[:, 0] * returns[:, 0] / spread  # over H, as a step's gain is
+    expected = -((weight * 0.3 * entropy).mean() + first.mean() / 4)
+    np.testing.assert_allclose(found["actor"][1].item(), expected, rtol=1e-4)
+
+
+def test_the_dynamics_gradient_is_that_of_the_returns() -> None:
+    # Against differences: no weight, clipped action or range of returns changes with the policy.
+    agent = make(
+        entropy=0.0, actor_gradient="dynamics", return_rate=0.0, model=tiny(latent="gaussian")
+    )
+    agent.return_scale.high.fill_(4.0)
+    with torch.no_grad():
+        agent.model.heads["cont"].out.weight.zero_()  # type: ignore[union-attr, operator]
+        agent.actor.spread.bias.fill_(-20.0)  # the least deviation
+    batch = random_batch(SPECS["continuous"])
+    output, found = losses(agent, batch)
+    assert np.abs(imagined(agent, output)["action"]).max() < 1
+    assert agent.return_scale.scale.item() == 4.0
+    bias = agent.actor.out.bias
+    (grad,) = torch.autograd.grad(found["actor"][1], bias)
+    step, ends = 0.003 * torch.sign(grad), []
+    for sign in (1, -1):
+        with torch.no_grad():
+            bias.copy_(bias + sign * step)
+        ends.append(losses(agent, batch)[1]["actor"][1].item())
+        with torch.no_grad():
+            bias.copy_(bias - sign * step)
+    assert grad.abs().min() > 1e-4
+    np.testing.assert_allclose((ends[0] - ends[1]) / 2, (step * grad).sum().item(), rtol=0.01)
+
+
+def test_the_gradient_of_dynamics_needs_continuous_actions() -> None:
+    with pytest.raises(ConfigError, match=r"here they are discrete.*=reinforce"):
+        make("discrete", actor_gradient="dynamics")
+
+
 def test_the_replay_value_loss_by_hand() -> None:
     agent, batch = make(), random_batch(SPECS["continuous"])
     output, found = losses(agent, batch)
@@ -230,9 +281,12 @@ def test_imagination_starts_at_every_posterior_or_at_some_of_each_sequence() -> 
 # Who learns from what
 
 
-@pytest.mark.parametrize("kind", SPECS)
-def test_who_learns_from_each_loss(kind: str) -> None:
-    agent = make(kind)
+@pytest.mark.parametrize(
+    ("kind", "gradient"),
+    [("continuous", "reinforce"), ("discrete", "reinforce"), ("continuous", "dynamics")],
+)
+def test_who_learns_from_each_loss(kind: str, gradient: str) -> None:
+    agent = make(kind, actor_gradient=gradient)
     _, found = losses(agent, random_batch(SPECS[kind]))
     latent = {"encoder", "posterior", "recurrence"}
     expected = {"actor": {"actor"}, "critic": {"critic"}, "replay_value": {"critic", *latent}}
@@ -241,9 +295,10 @@ def test_who_learns_from_each_loss(kind: str) -> None:
         assert learners(found[name][1], agent.module, GROUPS) == groups, name
 
 
-def test_behaviour_leaves_the_gradient_of_the_world_model_alone() -> None:
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_behaviour_leaves_the_gradient_of_the_world_model_alone(gradient: str) -> None:
     # Only the replay value reaches the model; without it a whole update is the model's own.
-    agent = make(replay_value_scale=0.0)
+    agent = make(replay_value_scale=0.0, actor_gradient=gradient)
     batch = random_batch(SPECS["continuous"])
     torch.manual_seed(1)
     alone, _ = agent.model.loss(batch)
