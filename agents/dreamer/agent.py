@@ -239,10 +239,7 @@ class Dreamer(Agent):
         entropy = policy.entropy()
         # Cut 2: neither features nor advantage carry gradient.
         advantage = (returns - value[:, :-1]) / scale
-        if reinforce:
-            gain = policy.log_prob(actions[:, :-1]) * advantage
-        else:  # a later step's return would also pay for the way to where it begins
-            gain = nn.functional.pad(path[:, :1] / scale, (0, c.horizon - 1))
+        gain = policy.log_prob(actions[:, :-1]) * advantage if reinforce else path / scale
         gain = gain + c.entropy * entropy
         critic_loss = -critic_log_prob(critic, returns, slow, c.slow_scale)
         losses = {
