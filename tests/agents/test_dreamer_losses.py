@@ -174,8 +174,7 @@ def test_the_dynamics_loss_by_hand() -> None:
     std = 0.9 / (1 + np.exp(-(raw + 2))) + 0.1
     entropy = (np.log(std) + 0.5 * np.log(2 * np.pi * np.e)).sum(-1)
     weight = np.cumprod(x["cont"], 1)[:, :-1]
-    first = weight[:, 0] * returns[:, 0] / spread  # over H, as a step's gain is
-    expected = -((weight * 0.3 * entropy).mean() + first.mean() / 4)
+    expected = -(weight * (returns / spread + 0.3 * entropy)).mean()
     np.testing.assert_allclose(found["actor"][1].item(), expected, rtol=1e-4)
 
 
