@@ -11,12 +11,16 @@ from tests.model_batches import SPECS, random_batch, tiny
 META = torch.device("meta")
 
 
+@pytest.mark.parametrize(
+    ("spec", "gradient"), [("image", "reinforce"), ("image", "dynamics"), ("mixed", "reinforce")]
+)
 @pytest.mark.parametrize("latent", ["categorical", "gaussian"])
-@pytest.mark.parametrize("spec", ["image", "mixed"])
-def test_an_update_reads_nothing_until_it_is_done(spec: str, latent: str) -> None:
+def test_an_update_reads_nothing_until_it_is_done(spec: str, latent: str, gradient: str) -> None:
     """A GPU that is asked for a number on the way idles, and the update could not be recorded."""
     model = tiny(latent=latent, centre_images=True)
-    config = DreamerConfig(batch_size=3, batch_length=5, horizon=3, model=model)
+    config = DreamerConfig(
+        batch_size=3, batch_length=5, horizon=3, model=model, actor_gradient=gradient
+    )
     agent = Dreamer(SPECS[spec], config, META)
     batch = random_batch(SPECS[spec]).to(META)
     metrics, states, step = agent._learn(batch)

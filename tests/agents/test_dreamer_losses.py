@@ -294,16 +294,23 @@ def test_who_learns_from_each_loss(kind: str, gradient: str) -> None:
         assert learners(found[name][1], agent.module, GROUPS) == groups, name
 
 
+@pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("gradient", GRADIENTS)
-def test_behaviour_leaves_the_gradient_of_the_world_model_alone(gradient: str) -> None:
+def test_behaviour_leaves_the_gradient_of_the_world_model_alone(gradient: str, half: bool) -> None:
     # Only the replay value reaches the model; without it a whole update is the model's own.
     agent = make(replay_value_scale=0.0, actor_gradient=gradient)
     batch = random_batch(SPECS["continuous"])
-    torch.manual_seed(1)
-    alone, _ = agent.model.loss(batch)
     params = [p for _, p in agent.model.named_parameters()]
+
+    def casting() -> torch.autocast:  # with its memory of cast weights
+        return torch.autocast("cpu", torch.bfloat16, enabled=half)
+
+    torch.manual_seed(1)
+    with casting():
+        alone, _ = agent.model.loss(batch)
     expected = torch.autograd.grad(alone, params)
-    output, found = losses(agent, batch)
+    with casting():
+        output, found = losses(agent, batch)
     total = sum(agent.model.scale(k) * v.mean() for k, v in output.losses.items())
     total = torch.as_tensor(total) + sum(scale * loss for scale, loss in found.values())
     for ours, theirs in zip(torch.autograd.grad(total, params), expected, strict=True):
