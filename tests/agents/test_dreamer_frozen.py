@@ -10,6 +10,7 @@ import torch
 
 from agents.base import parameters_count
 from agents.dreamer import Dreamer, DreamerConfig
+from agents.dreamer.config import GRADIENTS
 from tests.agents.test_dreamer import filled
 from tests.model_batches import SPECS, random_batch, scramble, tiny
 from worldmodel.config import ConfigError
@@ -39,8 +40,9 @@ def states_at(agent: Dreamer, replay: Replay, index: RowIndex) -> LatentState:
     return agent.model.unpack(replay.gather(index, columns=agent.columns).columns)
 
 
-def test_updates_move_actor_and_critic_alone() -> None:
-    agent = make()
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_updates_move_actor_and_critic_alone(gradient: str) -> None:
+    agent = make(actor_gradient=gradient)
     replay = filled(agent)
     agent.prepare(replay)
     before = {k: v.clone() for k, v in agent.module.named_parameters()}
