@@ -292,6 +292,26 @@ def test_what_the_system_refuses_is_one_line(
     assert "The folder that the command was given in is gone" in capfd.readouterr().out
 
 
+def test_a_warning_is_one_line(here: Path) -> None:
+    (here / "worries.py").write_text(
+        "import warnings\n"
+        "def command(say, words):\n"
+        "    warnings.warn('It rains.')\n"
+        "    warnings.warn('Old.', FutureWarning)\n"
+        "    return 0\n"
+        "if __name__ == '__main__':\n"
+        "    from worldmodel.entry import enter\n"
+        "    enter(command, __file__, __doc__)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "worries.py"], cwd=here, text=True, capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    first, second, _ = done.stderr.splitlines()
+    assert first == "warning: It rains."
+    assert second.endswith("worries.py:4: FutureWarning: Old.")
+
+
 def test_an_output_that_takes_nothing_is_said_elsewhere(here: Path) -> None:
     done = subprocess.run(
         ["sh", "-c", '"$0" "$1" --help >/dev/full', sys.executable,

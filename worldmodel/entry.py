@@ -4,7 +4,8 @@ A command is a function of `say`, which takes the lines that it prints, and of i
 an exit code. Here is what holds for all of them: names like `module:Class` are found in the folder
 that the command was given in; text that a terminal cannot show is spelled out; Ctrl-C and SIGTERM
 close what is open and say one line; what the system refuses (a name too long, a full disk) is one
-line; and a pipe that nobody reads ends a command without noise.
+line; a warning is its text, without the line of code that it came from; and a pipe that nobody
+reads ends a command without noise.
 
 Nothing heavy is imported before `enter` runs, so that all of it holds for the imports too.
 """
@@ -18,10 +19,11 @@ import os
 import select
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from worldmodel import progress
 
@@ -58,6 +60,7 @@ def enter(command: str | Command, script: str, about: str | None) -> NoReturn:
     for stream in _pipes():
         stream.reconfigure(errors=PLAIN, line_buffering=True)
     signal.signal(signal.SIGTERM, _ask_to_end)
+    warnings.showwarning = _warned
     try:
         with progress.shown() if os.environ.get("RANK", "0") == "0" else nullcontext():
             code = _run(command, Path(script).resolve().parent, about)
@@ -140,6 +143,20 @@ def _unusable(words: Sequence[str]) -> str:
 
 def _ask_to_end(number: int, frame: object) -> None:
     raise Ended
+
+
+def _warned(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int,
+    file: TextIO | None = None, line: str | None = None,
+) -> None:  # fmt: skip
+    """Show a warning; those for programmers with their place."""
+    text = f"warning: {message}\n"
+    if category is not UserWarning or WANTS_TRACEBACK:
+        text = warnings.formatwarning(message, category, filename, lineno, line)
+    progress.clear()
+    with suppress(OSError, AttributeError):  # nobody reads it, or it is closed (None)
+        (file or sys.stderr).write(text)
+    progress.said()
 
 
 def _refused(error: OSError) -> None:
