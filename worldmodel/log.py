@@ -179,6 +179,8 @@ def write_video(path: Path, frames: Sequence[np.ndarray], fps: int = 15) -> None
             with out:
                 for frame in frames:
                     out.append_data(enlarged(as_rgb(frame)))
+            if b"moov" not in fresh.read_bytes():  # ffmpeg failed after it had read all frames
+                raise OSError(f"ffmpeg did not finish the video '{path}'.")
         except OSError as error:  # of a pipe to ffmpeg, which does not say why it ended
             if shutil.disk_usage(fresh.parent).free > LEAST_SPACE:
                 raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from io import BytesIO
 from pathlib import Path
 
 import imageio.v2 as imageio
@@ -129,3 +130,23 @@ def test_json_is_replaced_as_a_whole(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         write_json(tmp_path / "x.json", {"a": object()})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": 1}
+
+
+def test_a_video_that_ffmpeg_gave_up_replaces_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Lost(BytesIO):
+        def append_data(self, frame: np.ndarray) -> None:
+            """Taken, and never written."""
+
+    def writer(path: Path, **_: object) -> Lost:
+        path.write_bytes(b"ftyp mdat")
+        return Lost()
+
+    path = tmp_path / "film.mp4"
+    path.write_text("before")
+    monkeypatch.setattr("imageio.v2.get_writer", writer)
+    with pytest.raises(OSError, match=r"ffmpeg did not finish the video '.*film.mp4'"):
+        write_video(path, [np.zeros((8, 8, 3), np.uint8)])
+    assert path.read_text() == "before"
+    assert [p.name for p in tmp_path.iterdir()] == ["film.mp4"]
