@@ -31,7 +31,7 @@ from worldmodel.ood.config import DetectorConfig
 from worldmodel.ood.conformal import episodes_needed, rank
 from worldmodel.ood.detector import Detector
 from worldmodel.ood.heat import draw_heat_maps
-from worldmodel.ood.parts import WorstPatch
+from worldmodel.ood.pictures import WorstPatch
 
 TUNING = 1 / 3  # the share of the fresh episodes that sets the units; the rest sets the thresholds
 LEAST_TUNING = 10  # episodes

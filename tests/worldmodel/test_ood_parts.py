@@ -12,21 +12,18 @@ from worldmodel import tree
 from worldmodel.ood import density
 from worldmodel.ood.density import Flow, Mixture, Neighbours
 from worldmodel.ood.detector import Stamps
-from worldmodel.ood.parts import (
-    Disagreement,
+from worldmodel.ood.pictures import (
     Divergence,
-    Drift,
     Frozen,
-    Pushed,
     Reconstruction,
-    Surprise,
+    Statistics,
     Typicality,
-    Weaker,
     WorstPatch,
     code_length,
     patch_errors,
 )
 from worldmodel.ood.scorer import Look
+from worldmodel.ood.steps import Disagreement, Drift, Pushed, Surprise, Weaker
 from worldmodel.rssm.state import LatentState
 
 
@@ -82,6 +79,40 @@ def test_the_mean_hides_what_the_worst_patch_shows() -> None:
         0
     ].quantile(0.9)
     assert part(Look(error=small), {})[0] > 2 * part(Look(error=error), {})[0].max()
+
+
+def test_brightness_contrast_and_sharpness_of_a_picture() -> None:
+    frames = np.concatenate([track.obs["image"] for track in tracks(20, seed=0)])
+    held, fresh = torch.from_numpy(frames.transpose(0, 3, 1, 2)).float().div(255).split([160, 80])
+    part = Statistics(3)
+    part.fit(Look(image=held))
+
+    flat = fresh.double().numpy().reshape(80, 3, -1)  # the same by numpy, in float64
+    across = np.abs(np.diff(fresh.double().numpy(), axis=3)).mean((2, 3))
+    down = np.abs(np.diff(fresh.double().numpy(), axis=2)).mean((2, 3))
+    logs = np.log(np.stack([flat.std(2), across + down]) + 1e-3)
+    numbers = np.concatenate([flat.mean(2), *logs], 1)
+    np.testing.assert_allclose(part.numbers(fresh), numbers, rtol=1e-4, atol=1e-5)
+
+    score, _ = part(Look(image=fresh), {})
+    known = part.numbers(held).double().numpy()
+    off, cov = numbers - known.mean(0), np.cov(known.T, bias=True)
+    wanted = np.sqrt(np.einsum("bi,ij,bj->b", off, np.linalg.inv(cov + 1e-6 * np.eye(9)), off))
+    np.testing.assert_allclose(score, wanted, rtol=1e-2)
+
+    dim = 0.5 + 0.8 * (fresh - 0.5)
+    blurred = torch.nn.functional.avg_pool2d(fresh, 3, 1, 1, count_include_pad=False)
+    for changed in (dim, blurred, fresh + 0.05):
+        assert part(Look(image=changed), {})[0].min() > 3 * score.max()
+
+
+def test_still_pictures_have_statistics_too() -> None:
+    part = Statistics(1)
+    part.fit(Look(image=torch.full((10, 1, 8, 8), 0.5)))
+    same, _ = part(Look(image=torch.full((1, 1, 8, 8), 0.5)), {})
+    other, _ = part(Look(image=torch.full((1, 1, 8, 8), 0.6)), {})
+    assert same < 0.1
+    assert 50 < other < 1e6
 
 
 def test_code_length_is_the_kl_of_normals() -> None:

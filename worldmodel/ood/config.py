@@ -10,13 +10,13 @@ from typing import Any
 from worldmodel.capabilities import Decodes, Expects, Surprises, Uncertain
 from worldmodel.config import ConfigError, check_ranges, unknown
 from worldmodel.models.vae import VAE, VAEConfig
-from worldmodel.ood import parts
+from worldmodel.ood import pictures, steps
 from worldmodel.ood.density import Flow, Mixture, Neighbours
 from worldmodel.ood.scorer import SLOW, Part
 from worldmodel.types import EnvSpec
 
 BASELINE = "reconstruction"
-OF_IMAGES = (BASELINE, "typicality", "patch", "kl")
+OF_IMAGES = (BASELINE, "typicality", "patch", "kl", "statistics")
 OF_FEATURES = ("density", "flow", "neighbours", "frozen")  # of images or vectors
 OF_WORLDS = ("forecast", "surprise", "drift", "weaker", "pushed", "disagreement")
 KNOWN = (*OF_IMAGES, *OF_FEATURES, *OF_WORLDS)
@@ -38,7 +38,7 @@ class DetectorConfig:
     rows: int = 4096
     parts: list[str] = field(
         default_factory=lambda: [
-            BASELINE, "typicality", "patch", "kl", "density", "neighbours", "frozen",
+            BASELINE, "typicality", "patch", "kl", "statistics", "density", "neighbours", "frozen",
             "surprise", "drift", "weaker", "pushed", "disagreement",
         ]
     )  # fmt: skip
@@ -78,16 +78,17 @@ def make_parts(config: DetectorConfig, spec: EnvSpec, vae: VAE | None, world: An
     keys = [*spec.keys("vector"), *spec.keys("discrete")]
     size = sum(math.prod(spec.obs[key].shape) for key in keys)
     if size:
-        makers |= {"frozen": lambda: parts.Frozen("vector", (size,))}
+        makers |= {"frozen": lambda: pictures.Frozen("vector", (size,))}
     if vae is not None:
         height, width, channels = vae.shape
         size += vae.config.latent + 2
         makers |= {
-            BASELINE: parts.Reconstruction,
-            "typicality": parts.Typicality,
-            "patch": parts.WorstPatch,
-            "kl": parts.Divergence,
-            "frozen": lambda: parts.Frozen("image", (channels, height, width)),
+            BASELINE: pictures.Reconstruction,
+            "typicality": pictures.Typicality,
+            "patch": pictures.WorstPatch,
+            "kl": pictures.Divergence,
+            "statistics": lambda: pictures.Statistics(channels),
+            "frozen": lambda: pictures.Frozen("image", (channels, height, width)),
         }
     if size:
         makers |= {
@@ -96,18 +97,18 @@ def make_parts(config: DetectorConfig, spec: EnvSpec, vae: VAE | None, world: An
             "neighbours": lambda: Neighbours(size),
         }
     if isinstance(world, Surprises):
-        makers |= {"surprise": lambda: parts.Surprise(world)}
+        makers |= {"surprise": lambda: steps.Surprise(world)}
         if spec.action.kind == "continuous":
             makers |= {
-                "weaker": lambda: parts.Weaker(world),
-                "pushed": lambda: parts.Pushed(world, spec.action.size),
+                "weaker": lambda: steps.Weaker(world),
+                "pushed": lambda: steps.Pushed(world, spec.action.size),
             }
     if isinstance(world, Expects) and isinstance(world, Surprises):
-        makers |= {"drift": lambda: parts.Drift(world, config.drift_steps)}
+        makers |= {"drift": lambda: steps.Drift(world, config.drift_steps)}
     if isinstance(world, Expects) and isinstance(world, Decodes) and vae is not None:
-        makers |= {"forecast": lambda: parts.Forecast(world, spec.keys("image"))}
+        makers |= {"forecast": lambda: steps.Forecast(world, spec.keys("image"))}
     if isinstance(world, Uncertain):
-        makers |= {"disagreement": lambda: parts.Disagreement(world)}
+        makers |= {"disagreement": lambda: steps.Disagreement(world)}
     made = [makers[name]() for name in config.parts if name in makers]
     if not made:
         raise ConfigError(

@@ -16,7 +16,7 @@ from torch import Tensor
 from worldmodel import progress, seeding
 from worldmodel.distributions import symlog
 from worldmodel.ood.api import Memory
-from worldmodel.ood.parts import TINY, code_length, mean_error
+from worldmodel.ood.pictures import TINY, code_length, mean_error
 from worldmodel.ood.scorer import Look, Part
 
 ROWS = 4096  # that a density is fitted on

@@ -15,7 +15,8 @@ from worldmodel.config import ConfigError
 from worldmodel.distributions import symexp
 from worldmodel.ood.detector import Detector
 from worldmodel.ood.fitting import checked
-from worldmodel.ood.parts import Forecast, WorstPatch
+from worldmodel.ood.pictures import WorstPatch
+from worldmodel.ood.steps import Forecast
 
 BRIGHTEST = 3.0  # thresholds at the end of the colour scale
 
