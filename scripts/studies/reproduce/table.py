@@ -124,6 +124,16 @@ LEARNING: tuple[Claim, ...] = (
         about="WORLD_MODELS.md",
     ),
     Claim(
+        "world_models_pendulum",
+        PIXELS,
+        "World Models swings Pendulum-v1 up from pixels (random -1201), after dreams alone.",
+        (f"{TRAIN} experiment=world_models_pendulum",),
+        (Measure("return", RETURN, at_least=-319), Measure("training, s", summary("wall_clock_s"))),
+        minutes=12,
+        seeds=(0, 1, 2),
+        about="WORLD_MODELS.md",
+    ),
+    Claim(
         "muzero_pixels",
         PIXELS,
         "MuZero plays Dodge (random 15, perfect 100) from its pixels.",
