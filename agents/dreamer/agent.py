@@ -5,7 +5,8 @@
                               v
           imagine H steps, actor inside -> reward, continue, value -> lambda-returns
                               |-> actor loss   (features and advantage detached: cut 2; with
-                              |    actor_gradient=dynamics the returns' own gradient instead)
+                              |    actor_gradient=dynamics the returns' own gradient instead;
+                              |    mixed: both)
                               '-> critic loss  (target detached: cut 3)
 
 With `freeze_model` the first line is left out: the world model stays as it is, and imagination
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from agents.base import Agent, Evaluation, Part, check_mode
 from agents.dreamer.acting import ActState, Tick
 from agents.dreamer.config import DreamerConfig
+from agents.dreamer.gradient import REINFORCE, follow
 from agents.dreamer.parts import check_fits, check_memory, fitted_tensors, networks, parts_of
 from agents.dreamer.pipeline import Pipeline
 from agents.normalize import ReturnScale
@@ -217,9 +219,10 @@ class Dreamer(Agent):
         c = self.config
         # Cut 1: imagination starts at the posteriors and sends nothing back into them.
         starts, rows = self._pick_starts(output.states.map(Tensor.detach))
-        reinforce = c.actor_gradient == "reinforce"  # it needs no gradient of what is imagined
+        reinforce = c.actor_gradient == REINFORCE  # it needs no gradient of what is imagined
         with torch.no_grad() if reinforce else held(self.model, self.critic):
-            states, actions = self.imagine(starts)  # [N, H+1, ...], [N, H+1, A]
+            states, drawn = self.imagine(starts)  # [N, H+1, ...], H+1 of [N, A]
+            actions = torch.stack(drawn, 1)
             feat = states.feat
             reward = self.model.imagined_reward(feat, actions[:, :-1])  # [N, H+1]
             cont = self.model.discounted_cont(feat)
@@ -239,17 +242,17 @@ class Dreamer(Agent):
         entropy = policy.entropy()
         # Cut 2: neither features nor advantage carry gradient.
         advantage = (returns - value[:, :-1]) / scale
-        gain = policy.log_prob(actions[:, :-1]) * advantage if reinforce else path / scale
-        gain = gain + c.entropy * entropy
+        way = follow(c.actor_gradient, policy, drawn[:-1], path / scale, advantage, weight)
+        gain = way.gain + c.entropy * entropy
         critic_loss = -critic_log_prob(critic, returns, slow, c.slow_scale)
         losses = {
-            "actor": (1.0, -(weight * gain).mean()),
+            "actor": (1.0, -(weight * gain).mean() - way.pull),
             "critic": (1.0, (weight * critic_loss).mean()),
         }
         if c.replay_value_scale:
             loss = self.replay_value_loss(batch, output, returns[:, 0], rows)
             losses["replay_value"] = (c.replay_value_scale, loss)
-        metrics = {
+        metrics = way.metrics | {
             "return_mean": returns.mean(), "return_scale": scale, "value_mean": value.mean(),
             "reward_mean": reward.detach().mean(), "cont_mean": cont.detach().mean(),
             "actor_entropy": entropy.detach().mean(), "advantage_std": advantage.std(),
@@ -269,16 +272,18 @@ class Dreamer(Agent):
         rows = (times + first).flatten()
         return flat.map(lambda x: x[rows]), rows
 
-    def imagine(self, start: LatentState) -> tuple[LatentState, Tensor]:
-        """H steps under the actor from start [N, ...]: states and actions, both [N, H+1, ...]."""
+    def imagine(self, start: LatentState) -> tuple[LatentState, list[Tensor]]:
+        """H steps under the actor from start [N, ...]: states [N, H+1, ...], and the H + 1 actions
+        [N, A] that it drew in them."""
+        drawn: list[Tensor] = []
 
         def sampled(state: LatentState) -> Tensor:
-            action: Tensor = self._policy(state.feat).sample()
-            return action
+            drawn.append(self._policy(state.feat).sample())
+            return drawn[-1]
 
-        states, actions = self.model.imagine(start, sampled, self.config.horizon)
-        last = sampled(states.map(lambda x: x[:, -1]))
-        return states, torch.cat([actions, last.unsqueeze(1)], 1)
+        states, _ = self.model.imagine(start, sampled, self.config.horizon)
+        sampled(states.map(lambda x: x[:, -1]))
+        return states, drawn
 
     def replay_value_loss(
         self, batch: Batch, output: ModelOutput, returns: Tensor, rows: Tensor

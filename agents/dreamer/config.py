@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from agents.dreamer.gradient import GRADIENTS
 from worldmodel.accel.devices import PRECISIONS
 from worldmodel.config import ConfigError, check_ranges, free, unknown
 from worldmodel.optim import OptimConfig
 from worldmodel.rssm import ModelConfig
 
-GRADIENTS = ("reinforce", "dynamics")
-
 
 @dataclass
 class DreamerConfig:
     """batch_size, batch_length: sequences and steps of one update. horizon: imagined steps.
-    lam: of the lambda-returns. actor_gradient: "reinforce" as published, or "dynamics", the
-    gradient of the imagined returns through the world model (continuous actions). entropy: weight
-    of the policy's entropy, nats. actor_layers, critic_layers: hidden layers. actor_unimix: share
-    of uniform in discrete policies. slow_rate: EMA rate of the slow critic. slow_scale: weight of
+    lam: of the lambda-returns. actor_gradient: "reinforce" as published; "dynamics", the gradient
+    of the imagined returns through the world model (continuous actions); "mixed": both. entropy:
+    weight of the policy's entropy, nats. actor_layers, critic_layers: hidden layers.
+    actor_unimix: share of uniform in discrete policies. slow_rate: EMA rate of the slow critic. slow_scale: weight of
     staying near it. replay_value_scale: weight of the critic's loss on recorded rewards.
     return_rate: EMA rate of the return range. imagination_starts: states of each sequence that
     start a rollout, drawn at random; 0 means all. store_latents: replay keeps the posterior states

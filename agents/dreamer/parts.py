@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from agents.base import Part
 from agents.dreamer.acting import Actor
 from agents.dreamer.config import DreamerConfig
+from agents.dreamer.gradient import REINFORCE
 from worldmodel.config import ConfigError
 from worldmodel.rssm import Head, HeadConfig, WorldModel
 from worldmodel.rssm.fitted import read_head
@@ -28,9 +29,9 @@ def check_fits(spec: EnvSpec, config: DreamerConfig) -> None:
             f"'{min(clash)}' names one of Dreamer's own losses, so no head or observation can "
             "bear it. Rename that key."
         )
-    if config.actor_gradient == "dynamics" and spec.action.kind != "continuous":
+    if config.actor_gradient != REINFORCE and spec.action.kind != "continuous":
         raise ConfigError(
-            "agent.actor_gradient=dynamics is for continuous actions; here they are "
+            f"agent.actor_gradient={config.actor_gradient} is for continuous actions; here they are "
             f"{spec.action}. Set agent.actor_gradient=reinforce."
         )
 

@@ -204,7 +204,8 @@ def test_imagination_obeys_the_predicted_mask() -> None:
     with torch.no_grad():
         head.weight.zero_()
         head.bias.copy_(torch.tensor([3.0, -3.0, 3.0]))
-    states, actions = agent.imagine(agent.model.initial(200))
+    states, drawn = agent.imagine(agent.model.initial(200))
+    actions = torch.stack(drawn, 1)
     assert states.deter.shape == (200, 4, 16)
     assert actions.shape == (200, 4, 3)
     assert actions[..., 1].sum() == 0

@@ -10,7 +10,7 @@ import torch
 
 from agents.base import parameters_count
 from agents.dreamer import Dreamer, DreamerConfig
-from agents.dreamer.config import GRADIENTS
+from agents.dreamer.gradient import GRADIENTS
 from tests.agents.test_dreamer import filled
 from tests.model_batches import SPECS, random_batch, scramble, tiny
 from worldmodel.config import ConfigError

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.dreamer import Dreamer, DreamerConfig
-from agents.dreamer.config import GRADIENTS
+from agents.dreamer.gradient import GRADIENTS
 from agents.run.collect import Collector
 from tests.model_batches import VECTOR, spec_of, tiny
 from worldmodel.distributions import FactoredOneHot

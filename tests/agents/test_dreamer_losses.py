@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from agents.dreamer import Dreamer, DreamerConfig
-from agents.dreamer.config import GRADIENTS
+from agents.dreamer.gradient import GRADIENTS
 from tests.model_batches import (
     CONTINUOUS,
     DISCRETE,
@@ -91,7 +91,8 @@ def imagined(agent: Dreamer, output: ModelOutput) -> dict[str, np.ndarray]:
     starts = output.states.map(lambda x: x.detach().flatten(0, 1))
     torch.manual_seed(2)
     with torch.no_grad():
-        states, actions = agent.imagine(starts)
+        states, drawn = agent.imagine(starts)
+        actions = torch.stack(drawn, 1)
         feat = states.feat
         return {
             "feat": double(feat),
@@ -282,7 +283,7 @@ def test_imagination_starts_at_every_posterior_or_at_some_of_each_sequence() -> 
 
 @pytest.mark.parametrize(
     ("kind", "gradient"),
-    [("continuous", "reinforce"), ("discrete", "reinforce"), ("continuous", "dynamics")],
+    [*(("continuous", gradient) for gradient in GRADIENTS), ("discrete", "reinforce")],
 )
 def test_who_learns_from_each_loss(kind: str, gradient: str) -> None:
     agent = make(kind, actor_gradient=gradient)

@@ -1,0 +1,84 @@
+"""Which way the actor goes: what the gradient of imagined returns at the actions drawn is made of.
+
+"reinforce": log-probabilities times advantages, as published; right on average whatever the world
+    is like, and noisy.
+"dynamics": the returns' own gradient through the world model, as in the first Dreamers; quiet
+    where the world is smooth. Where bodies meet it grows with every step backwards, until it says
+    nothing.
+"mixed": both, at every imagined step, each weighing the more the less noisy it is there and then.
+
+Suh et al., "Do Differentiable Simulators Give Better Policy Gradients?" (ICML 2022), weigh so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+REINFORCE, DYNAMICS, MIXED = GRADIENTS = ("reinforce", "dynamics", "mixed")
+MOST = 10.0  # medians: a rollout of the mix pulls no harder
+
+
+class Way(NamedTuple):
+    """What is to be maximised: the mean of weight times `gain` [N, H], and `pull`, 0 by value."""
+
+    gain: Tensor
+    pull: Tensor | float
+    metrics: dict[str, Tensor]
+
+
+def follow(
+    kind: str, policy: Any, drawn: Sequence[Tensor], returns: Tensor, advantage: Tensor,
+    weight: Tensor,
+) -> Way:  # fmt: skip
+    """What moves the policy in H imagined steps of N rollouts.
+
+    policy: as it learns, [N, H]. drawn: the actions that it drew there, H of [N, A]. returns:
+    [N, H], as they depend on these; advantage, weight: [N, H], without gradient.
+    """
+    taken = torch.stack([action.detach() for action in drawn], 1)
+    if kind == REINFORCE:
+        return Way(policy.log_prob(taken) * advantage, 0.0, {})
+    dynamics = _through_world(weight * returns, drawn)
+    if kind == DYNAMICS:
+        return Way(returns.detach(), _towards(policy, taken, dynamics), {})
+    dynamics = _clipped(dynamics)
+    share = _share_of_dynamics(policy, taken, weight * advantage, dynamics)
+    gain = (1 - share) * policy.log_prob(taken) * advantage
+    pull = _towards(policy, taken, share.unsqueeze(-1) * dynamics)
+    return Way(gain, pull, {"dynamics_share": share.mean()})
+
+
+def _through_world(returns: Tensor, drawn: Sequence[Tensor]) -> Tensor:
+    """The gradient [N, H, A] of the sum of `returns` at each action drawn, H of [N, A], through
+    all that follows from it: the states, and the actions that the actor takes in them."""
+    return torch.stack(torch.autograd.grad(returns.sum(), list(drawn)), 1).float()
+
+
+def _towards(policy: Any, actions: Tensor, gradient: Tensor) -> Tensor:
+    """A mean, 0 by value, whose gradient moves normals, from which `actions` [N, H, A] were drawn,
+    as `gradient` at those actions says."""
+    noise = (actions - policy.mean.detach()) / policy.std.detach()
+    again = policy.mean + policy.std * noise  # the same numbers, but of the policy as it learns
+    return (gradient * (again - again.detach())).sum(-1).mean()
+
+
+def _clipped(gradient: Tensor) -> Tensor:
+    """The same [N, H, A], no longer than MOST times the median length at its step."""
+    length = gradient.norm(dim=-1, keepdim=True)
+    most = MOST * length.median(0, keepdim=True).values
+    return gradient * (most / length.clamp_min(1e-30)).clamp_max(1.0)
+
+
+def _share_of_dynamics(policy: Any, actions: Tensor, scores: Tensor, dynamics: Tensor) -> Tensor:
+    """How much [H] the gradient through the world counts in the mix; REINFORCE has the rest.
+
+    actions [N, H, A] of the policy (normals); scores: their advantages [N, H]; dynamics: the other
+    gradient [N, H, A]. Inverse variances over the N rollouts, of the gradients at the policy's mean.
+    """
+    score = scores.unsqueeze(-1) * (actions - policy.mean) / policy.std.square()
+    theirs, ours = (x.detach().var(0).sum(-1) for x in (score, dynamics))
+    return theirs / (theirs + ours).clamp_min(1e-30)
