@@ -77,7 +77,7 @@ def _share_of_dynamics(policy: Any, actions: Tensor, scores: Tensor, dynamics: T
     """How much [H] the gradient through the world counts in the mix; REINFORCE has the rest.
 
     actions [N, H, A] of the policy (normals); scores: their advantages [N, H]; dynamics: the other
-    gradient [N, H, A]. Inverse variances over the N rollouts, of the gradients at the policy's mean.
+    gradient [N, H, A]. Inverse variances over the N rollouts, of gradients at the policy's mean.
     """
     score = scores.unsqueeze(-1) * (actions - policy.mean) / policy.std.square()
     theirs, ours = (x.detach().var(0).sum(-1) for x in (score, dynamics))

@@ -31,8 +31,8 @@ def check_fits(spec: EnvSpec, config: DreamerConfig) -> None:
         )
     if config.actor_gradient != REINFORCE and spec.action.kind != "continuous":
         raise ConfigError(
-            f"agent.actor_gradient={config.actor_gradient} is for continuous actions; here they are "
-            f"{spec.action}. Set agent.actor_gradient=reinforce."
+            f"agent.actor_gradient={config.actor_gradient} is for continuous actions; here they "
+            f"are {spec.action}. Set agent.actor_gradient=reinforce."
         )
 
 
