@@ -5,7 +5,7 @@
 "dynamics": the returns' own gradient through the world model, as in the first Dreamers; quiet
     where the world is smooth. Where bodies meet it grows with every step backwards, until it says
     nothing.
-"mixed": both, at every imagined step, each weighing the more the less noisy it is there and then.
+"mixed": both, each weighing the more the less noisy it is in the rollouts of this update.
 
 Suh et al., "Do Differentiable Simulators Give Better Policy Gradients?" (ICML 2022), weigh so.
 """
@@ -48,8 +48,8 @@ def follow(
     dynamics = _clipped(dynamics)
     share = _share_of_dynamics(policy, taken, weight * advantage, dynamics)
     gain = (1 - share) * policy.log_prob(taken) * advantage
-    pull = _towards(policy, taken, share.unsqueeze(-1) * dynamics)
-    return Way(gain, pull, {"dynamics_share": share.mean()})
+    pull = _towards(policy, taken, share * dynamics)
+    return Way(gain, pull, {"dynamics_share": share})
 
 
 def _through_world(returns: Tensor, drawn: Sequence[Tensor]) -> Tensor:
@@ -73,12 +73,13 @@ def _clipped(gradient: Tensor) -> Tensor:
     return gradient * (most / length.clamp_min(1e-30)).clamp_max(1.0)
 
 
-def _share_of_dynamics(policy: Any, actions: Tensor, scores: Tensor, dynamics: Tensor) -> Tensor:
-    """How much [H] the gradient through the world counts in the mix; REINFORCE has the rest.
+def _share_of_dynamics(policy: Any, taken: Tensor, scores: Tensor, dynamics: Tensor) -> Tensor:
+    """How much [] the gradient through the world counts in the mix; REINFORCE has the rest.
 
-    actions [N, H, A] of the policy (normals); scores: their advantages [N, H]; dynamics: the other
-    gradient [N, H, A]. Inverse variances over the N rollouts, of gradients at the policy's mean.
+    taken: actions [N, H, A] of the policy (normals); scores: their advantages [N, H]; dynamics:
+    the other gradient [N, H, A]. Inverse variances over the N rollouts, of the gradients at the
+    policy's mean, all steps together.
     """
-    score = scores.unsqueeze(-1) * (actions - policy.mean) / policy.std.square()
-    theirs, ours = (x.detach().var(0).sum(-1) for x in (score, dynamics))
+    score = scores.unsqueeze(-1) * (taken - policy.mean) / policy.std.square()
+    theirs, ours = (x.detach().var(0).mean() for x in (score, dynamics))
     return theirs / (theirs + ours).clamp_min(1e-30)
