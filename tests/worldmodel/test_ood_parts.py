@@ -25,6 +25,9 @@ from worldmodel.ood.pictures import (
 from worldmodel.ood.scorer import Look
 from worldmodel.ood.steps import Disagreement, Drift, Pushed, Surprise, Weaker
 from worldmodel.rssm.state import LatentState
+from worldmodel.types import ActionSpec
+
+TWO = ActionSpec("continuous", (2,))
 
 
 def coded(count: int, seed: int = 0, size: int = 3) -> Look:
@@ -210,11 +213,14 @@ def test_drift_is_an_open_loop_rollout() -> None:
 
 
 class Sum:
-    """A world that adds the action [B, 2] to where it was, and is surprised by the square of what
-    is left, in units of its noise."""
+    """A world that adds the action [B, 2], times `pushes` [2], to where it was, and is surprised by
+    the square of what is left, in units of its noise."""
+
+    def __init__(self, *pushes: float) -> None:
+        self.pushes = torch.tensor(pushes or (1.0, 1.0))
 
     def surprise(self, state: Tensor, obs: dict[str, Tensor], action: Tensor) -> Tensor:
-        left = (obs["x"] - state).unsqueeze(1) - action
+        left = (obs["x"] - state).unsqueeze(1) - action * self.pushes
         return (left / 0.1).square().sum(-1)
 
 
@@ -234,7 +240,7 @@ def summed(part: Weaker | Pushed, rows: Look) -> list[float]:
     return scores
 
 
-@pytest.mark.parametrize("part", [Weaker(Sum()), Pushed(Sum(), 2)])  # type: ignore[arg-type]
+@pytest.mark.parametrize("part", [Weaker(Sum(), TWO), Pushed(Sum(), 2)])  # type: ignore[arg-type]
 def test_a_robot_that_does_not_do_what_it_is_told(part: Weaker | Pushed) -> None:
     part.fit(moved(count=2000, seed=1))
     usual = summed(part, moved())
@@ -245,6 +251,27 @@ def test_a_robot_that_does_not_do_what_it_is_told(part: Weaker | Pushed) -> None
     over = summed(part, tree.cat([moved(gain=0.2, wind=0.5), moved(count=200)]))
     assert max(over) == 30  # no more, so that it ends
     assert over[-1] < 8
+
+
+def test_a_weaker_choice_is_by_a_tenth_the_others() -> None:
+    part = Weaker(Sum(), ActionSpec("discrete", (2, 3)))  # type: ignore[arg-type]
+    sent = torch.tensor([[1.0, 0, 0, 1, 0], [0, 1, 1, 0, 0]])
+    wanted = torch.tensor([[0.9, 0.1, 0.05, 0.9, 0.05], [0.1, 0.9, 0.9, 0.05, 0.05]])
+    torch.testing.assert_close(part.others(sent), wanted.unsqueeze(1))
+
+    world = Sum(-1.0, 1.0)  # what the two choices do
+
+    def rows(gain: float, count: int, seed: int) -> Look:
+        rng = torch.Generator().manual_seed(seed)
+        choice = torch.eye(2)[torch.randint(2, (count,), generator=rng)]
+        before = torch.randn(count, 2, generator=rng)
+        move = gain * choice * world.pushes + 0.2 * torch.randn(count, 2, generator=rng)
+        return Look(obs={"x": before + move}, before=before, action=choice)
+
+    part = Weaker(world, ActionSpec("discrete", (2,)))  # type: ignore[arg-type]
+    part.fit(rows(1.0, 2000, 1))
+    usual = summed(part, rows(1.0, 300, 2))
+    assert max(summed(part, rows(0.75, 100, 3))) > 2 * max(usual)
 
 
 def test_surprises_under_many_actions_are_those_under_each() -> None:

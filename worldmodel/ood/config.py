@@ -97,12 +97,12 @@ def make_parts(config: DetectorConfig, spec: EnvSpec, vae: VAE | None, world: An
             "neighbours": lambda: Neighbours(size),
         }
     if isinstance(world, Surprises):
-        makers |= {"surprise": lambda: steps.Surprise(world)}
+        makers |= {
+            "surprise": lambda: steps.Surprise(world),
+            "weaker": lambda: steps.Weaker(world, spec.action),
+        }
         if spec.action.kind == "continuous":
-            makers |= {
-                "weaker": lambda: steps.Weaker(world),
-                "pushed": lambda: steps.Pushed(world, spec.action.size),
-            }
+            makers |= {"pushed": lambda: steps.Pushed(world, spec.action.size)}
     if isinstance(world, Expects) and isinstance(world, Surprises):
         makers |= {"drift": lambda: steps.Drift(world, config.drift_steps)}
     if isinstance(world, Expects) and isinstance(world, Decodes) and vae is not None:

@@ -15,8 +15,9 @@ from worldmodel.capabilities import Surprises, Uncertain
 from worldmodel.ood.api import Memory
 from worldmodel.ood.pictures import WorstPatch
 from worldmodel.ood.scorer import Look, Part, present
+from worldmodel.types import ActionSpec
 
-PUSH = 0.15  # of the full action
+PUSH, WEAKER = 0.15, 0.1  # of the full action
 MOST_GAIN, MOST_SUM = 3.0, 30.0  # standard deviations: one tick is one tick, and sums end
 
 
@@ -128,16 +129,22 @@ class _Otherwise(Part):
 
 class Weaker(_Otherwise):
     """Whether an action a tenth weaker would explain better what is seen: a weaker motor, a heavier
-    load, an action that comes late or turned round."""
+    load, an action that comes late or turned round. Of discrete actions, one that is by a tenth the
+    others: a world of one-hot vectors answers between them, too."""
 
     name = "weaker"
     allowance = 0.5
 
-    def __init__(self, world: Surprises[Any]) -> None:
+    def __init__(self, world: Surprises[Any], action: ActionSpec) -> None:
         super().__init__(world, 1)
+        shares = torch.zeros(action.size)
+        if action.kind == "discrete":
+            shares = torch.cat([torch.full((n,), 1 / max(1, n - 1)) for n in action.sizes])
+        self.register_buffer("shares", WEAKER * shares, persistent=False)
 
     def others(self, action: Tensor) -> Tensor:
-        return 0.9 * action.unsqueeze(1)
+        shares: Tensor = self.shares  # type: ignore[assignment]
+        return ((1 - WEAKER) * action + shares * (1 - action)).unsqueeze(1)
 
 
 class Pushed(_Otherwise):
