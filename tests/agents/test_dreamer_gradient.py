@@ -82,7 +82,8 @@ def test_the_mix_follows_what_is_less_noisy(last: World, least: float, most: flo
     assert least < share < most
     reinforce, dynamics = (Rollouts(worlds).follow(kind)[0] for kind in GRADIENTS[:2])
     if last is smooth:
-        torch.testing.assert_close(mean, (1 - share) * reinforce + share * dynamics)
+        mixed = (1 - share) * reinforce + share * dynamics
+        torch.testing.assert_close(mean, mixed, atol=0, rtol=0.01)  # but for what was trimmed
     else:
         torch.testing.assert_close(mean, reinforce, atol=0.02, rtol=0.02)
         assert (dynamics[2] - reinforce[2]).abs().max() > 0.5  # what it was spared
