@@ -6,7 +6,7 @@
           imagine H steps, actor inside -> reward, continue, value -> lambda-returns
                               |-> actor loss   (features and advantage detached: cut 2; with
                               |    actor_gradient=dynamics the returns' own gradient instead;
-                              |    mixed: both)
+                              |    quieter: either)
                               '-> critic loss  (target detached: cut 3)
 
 With `freeze_model` the first line is left out: the world model stays as it is, and imagination

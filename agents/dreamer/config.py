@@ -15,8 +15,8 @@ from worldmodel.rssm import ModelConfig
 class DreamerConfig:
     """batch_size, batch_length: sequences and steps of one update. horizon: imagined steps.
     lam: of the lambda-returns. actor_gradient: "reinforce" as published; "dynamics", the
-    gradient of the imagined returns through the world model (continuous actions); "mixed":
-    both. entropy: weight of the policy's entropy, nats. actor_layers, critic_layers: hidden
+    gradient of the imagined returns through the world model (continuous actions); "quieter":
+    of the two. entropy: weight of the policy's entropy, nats. actor_layers, critic_layers: hidden
     layers. actor_unimix: share of uniform in discrete policies. slow_rate: EMA rate of the slow
     critic. slow_scale: weight of staying near it. replay_value_scale: weight of the critic's
     loss on recorded rewards. return_rate: EMA rate of the return range. imagination_starts:

@@ -5,9 +5,10 @@
 "dynamics": the returns' own gradient through the world model, as in the first Dreamers; quiet
     where the world is smooth. Where bodies meet it grows with every step backwards, until it says
     nothing.
-"mixed": both, each weighing the more the less noisy it is in the rollouts of this update.
+"quieter": in every update the one of the two that is less noisy there.
 
-Suh et al., "Do Differentiable Simulators Give Better Policy Gradients?" (ICML 2022), weigh so.
+Suh et al., "Do Differentiable Simulators Give Better Policy Gradients?" (ICML 2022), mix the two
+by their variances. Mixtures learned more slowly here than the better of the two (docs/DREAMER.md).
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-REINFORCE, DYNAMICS, MIXED = GRADIENTS = ("reinforce", "dynamics", "mixed")
-MOST = 0.98  # of the rollouts pull less than any may in the mix
+REINFORCE, DYNAMICS, QUIETER = GRADIENTS = ("reinforce", "dynamics", "quieter")
+MOST = 0.98  # of the rollouts count as they are when noise is measured, stronger ones as these
 
 
 class Way(NamedTuple):
@@ -45,11 +46,11 @@ def follow(
     dynamics = _through_world(weight * returns, drawn)
     if kind == DYNAMICS:
         return Way(returns.detach(), _towards(policy, taken, dynamics), {})
-    dynamics = _clipped(dynamics)
-    share = _share_of_dynamics(policy, taken, weight * advantage, dynamics)
-    gain = (1 - share) * policy.log_prob(taken) * advantage
-    pull = _towards(policy, taken, share * dynamics)
-    return Way(gain, pull, {"dynamics_share": share})
+    share = _quietness(policy, taken, weight * advantage, dynamics)
+    quiet = share > 0.5  # False where it is not a number
+    gain = torch.where(quiet, returns.detach(), policy.log_prob(taken) * advantage)
+    pull = _towards(policy, taken, torch.where(quiet, dynamics, 0.0))
+    return Way(gain, pull, {"dynamics_quietness": share})
 
 
 def _through_world(returns: Tensor, drawn: Sequence[Tensor]) -> Tensor:
@@ -66,20 +67,20 @@ def _towards(policy: Any, actions: Tensor, gradient: Tensor) -> Tensor:
     return (gradient * (again - again.detach())).sum(-1).mean()
 
 
-def _clipped(gradient: Tensor) -> Tensor:
+def _trimmed(gradient: Tensor) -> Tensor:
     """The same [N, H, A], at each step no longer than all but the longest few are."""
     length = gradient.norm(dim=-1, keepdim=True)
     most = torch.quantile(length, MOST, 0, keepdim=True)
     return gradient * (most / length.clamp_min(1e-30)).clamp_max(1.0)
 
 
-def _share_of_dynamics(policy: Any, taken: Tensor, scores: Tensor, dynamics: Tensor) -> Tensor:
-    """How much [] the gradient through the world counts in the mix; REINFORCE has the rest.
+def _quietness(policy: Any, taken: Tensor, scores: Tensor, dynamics: Tensor) -> Tensor:
+    """The noise of REINFORCE as a share [] of both: above a half, the other one is quieter.
 
     taken: actions [N, H, A] of the policy (normals); scores: their advantages [N, H]; dynamics:
-    the other gradient [N, H, A]. Inverse variances over the N rollouts, of the gradients at the
-    policy's mean, all steps together.
+    the other gradient [N, H, A]. Noise is the variance over the N rollouts of the gradient at the
+    policy's mean, averaged over steps and entries.
     """
-    score = scores.unsqueeze(-1) * (taken - policy.mean) / policy.std.square()
-    theirs, ours = (x.detach().var(0).mean() for x in (score, dynamics))
-    return theirs / (theirs + ours).clamp_min(1e-30)
+    score = scores.unsqueeze(-1) * (taken - policy.mean.detach()) / policy.std.detach().square()
+    noise, other = (_trimmed(x).var(0).mean() for x in (score, dynamics))
+    return noise / (noise + other)
