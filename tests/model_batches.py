@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from worldmodel import tree
 from worldmodel.rssm import ModelConfig
 from worldmodel.rssm.state import LatentState
 from worldmodel.types import MASK_KEY, ActionSpec, Batch, EnvSpec, ObsSpec
@@ -114,3 +115,15 @@ def learners(loss: Tensor, module: nn.Module, groups: dict[str, str]) -> set[str
         if grad is not None and grad.abs().max() > 0:
             found.add(next(group for prefix, group in groups.items() if name.startswith(prefix)))
     return found
+
+
+def check_each_action(world: Any, state: Any, obs: dict[str, Tensor], size: int) -> None:
+    """A world says of several actions at once what it says of each."""
+    count = tree.batch_size(state)
+    actions = 2 * torch.rand(count, 3, size) - 1
+    for believed in (None, tree.map(torch.clone, world.initial(count))):
+        with torch.no_grad():
+            found = world.surprise(state, obs, actions, believed)
+            alone = [world.surprise(state, obs, actions[:, k], believed) for k in range(3)]
+        torch.testing.assert_close(found, torch.stack(alone, 1))
+        assert found.std(1).max() > 0  # the actions tell

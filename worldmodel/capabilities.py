@@ -6,11 +6,13 @@ so that isinstance is right.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
+from worldmodel import tree
 from worldmodel.types import Batch, Column, Prediction
 
 S = TypeVar("S")  # the state of a world
@@ -61,6 +63,24 @@ class Surprises(Protocol[S_contra]):
         before it, where that is given. [B, K] for K actions [B, K, A] that may have led to it.
         Draws nothing."""
         ...
+
+
+def for_each_action(surprise: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`Surprises.surprise` of a world that answers for one action [B, A], made to answer for K of
+    them [B, K, A], too: all else is repeated."""
+
+    @functools.wraps(surprise)
+    def answer(
+        world: Any, state: Any, obs: dict[str, Tensor], action: Tensor, believed: Any = None
+    ) -> Tensor:
+        if action.dim() == 2:
+            return surprise(world, state, obs, action, believed)
+        count = action.shape[1]
+        given = tree.map(lambda x: x.repeat_interleave(count, 0), (state, obs, believed))
+        nats = surprise(world, given[0], given[1], action.flatten(0, 1), given[2])
+        return nats.unflatten(0, (-1, count))
+
+    return answer
 
 
 @runtime_checkable

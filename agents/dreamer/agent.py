@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from agents.base import Agent, Evaluation, Part, check_mode
 from agents.dreamer.acting import ActState, Tick
 from agents.dreamer.config import DreamerConfig
-from agents.dreamer.gradient import REINFORCE, follow
+from agents.dreamer.gradient import REINFORCE, actor_objective
 from agents.dreamer.parts import check_fits, check_memory, fitted_tensors, networks, parts_of
 from agents.dreamer.pipeline import Pipeline
 from agents.normalize import ReturnScale
@@ -242,17 +242,17 @@ class Dreamer(Agent):
         entropy = policy.entropy()
         # Cut 2: neither features nor advantage carry gradient.
         advantage = (returns - value[:, :-1]) / scale
-        way = follow(c.actor_gradient, policy, drawn[:-1], path / scale, advantage, weight)
-        gain = way.gain + c.entropy * entropy
+        aim = actor_objective(c.actor_gradient, policy, drawn[:-1], path / scale, advantage, weight)
+        gain = aim.gain + c.entropy * entropy
         critic_loss = -critic_log_prob(critic, returns, slow, c.slow_scale)
         losses = {
-            "actor": (1.0, -(weight * gain).mean() - way.pull),
+            "actor": (1.0, -(weight * gain).mean() - aim.surrogate),
             "critic": (1.0, (weight * critic_loss).mean()),
         }
         if c.replay_value_scale:
             loss = self.replay_value_loss(batch, output, returns[:, 0], rows)
             losses["replay_value"] = (c.replay_value_scale, loss)
-        metrics = way.metrics | {
+        metrics = aim.metrics | {
             "return_mean": returns.mean(), "return_scale": scale, "value_mean": value.mean(),
             "reward_mean": reward.detach().mean(), "cont_mean": cont.detach().mean(),
             "actor_entropy": entropy.detach().mean(), "advantage_std": advantage.std(),

@@ -15,17 +15,18 @@ from worldmodel.rssm import ModelConfig
 class DreamerConfig:
     """batch_size, batch_length: sequences and steps of one update. horizon: imagined steps.
     lam: of the lambda-returns. actor_gradient: "reinforce" as published; "dynamics", the
-    gradient of the imagined returns through the world model (continuous actions); "quieter":
-    of the two. entropy: weight of the policy's entropy, nats. actor_layers, critic_layers: hidden
-    layers. actor_unimix: share of uniform in discrete policies. slow_rate: EMA rate of the slow
-    critic. slow_scale: weight of staying near it. replay_value_scale: weight of the critic's
-    loss on recorded rewards. return_rate: EMA rate of the return range. imagination_starts:
-    states of each sequence that start a rollout, drawn at random; 0 means all. store_latents:
-    replay keeps the posterior states beside its rows, and sequences start from them.
-    freeze_model: the world model learns nothing; actor and critic alone do, in its dreams.
-    precision: of the networks on a GPU ("bfloat16" or "float32"); a CPU computes in float32.
-    cuda_graph: on a GPU, an update is recorded once and then launched whole, while the host
-    goes on (see `agents.dreamer.pipeline`)."""
+    gradient of the imagined returns through the world model (continuous actions); "quieter": in
+    every update the one of lower variance, see `agents.dreamer.gradient`. entropy: weight of
+    the policy's entropy, nats. actor_layers, critic_layers: hidden layers. actor_unimix: share
+    of uniform in discrete policies. slow_rate: EMA rate of the slow critic. slow_scale: weight
+    of staying near it. replay_value_scale: weight of the critic's loss on recorded rewards.
+    return_rate: EMA rate of the return range. imagination_starts: states of each sequence that
+    start a rollout, drawn at random; 0 means all. store_latents: replay keeps the posterior
+    states beside its rows, and sequences start from them. freeze_model: the world model learns
+    nothing; actor and critic alone do, in its dreams. precision: of the networks on a GPU
+    ("bfloat16" or "float32"); a CPU computes in float32. cuda_graph: on a GPU, an update is
+    recorded once and then launched whole, while the host goes on (see
+    `agents.dreamer.pipeline`)."""
 
     name: str = "dreamer"
     batch_size: int = 16

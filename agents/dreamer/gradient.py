@@ -1,11 +1,12 @@
-"""Which way the actor goes: what the gradient of imagined returns at the actions drawn is made of.
+"""What the actor maximises, and with which gradient.
 
-"reinforce": log-probabilities times advantages, as published; right on average whatever the world
-    is like, and noisy.
-"dynamics": the returns' own gradient through the world model, as in the first Dreamers; quiet
-    where the world is smooth. Where bodies meet it grows with every step backwards, until it says
-    nothing.
-"quieter": in every update the one of the two that is less noisy there.
+"reinforce": log-probabilities times advantages, as published. Unbiased whatever the world is like,
+    and of high variance.
+"dynamics": the gradient of the returns themselves through the world model, as in the first
+    Dreamers. Of low variance where the world is smooth; through contacts it grows with every step
+    backwards until it is noise.
+"quieter": in every update whichever of the two has the lower variance over the rollouts; with
+    several ranks each decides for its own. What differs from start to start counts as variance.
 
 Suh et al., "Do Differentiable Simulators Give Better Policy Gradients?" (ICML 2022), mix the two
 by their variances. Mixtures learned more slowly here than the better of the two (docs/DREAMER.md).
@@ -20,37 +21,40 @@ import torch
 from torch import Tensor
 
 REINFORCE, DYNAMICS, QUIETER = GRADIENTS = ("reinforce", "dynamics", "quieter")
-MOST = 0.98  # of the rollouts count as they are when noise is measured, stronger ones as these
+TRIM = 0.98  # of the rollouts count as they are when variances are measured, longer ones as these
+MOST = 10.0  # times that length: no rollout moves the actor by more
 
 
-class Way(NamedTuple):
-    """What is to be maximised: the mean of weight times `gain` [N, H], and `pull`, 0 by value."""
+class Objective(NamedTuple):
+    """To be maximised: the mean of weight times `gain` [N, H], and `surrogate`, whose value is 0
+    and whose gradient is that through the world."""
 
     gain: Tensor
-    pull: Tensor | float
+    surrogate: Tensor | float
     metrics: dict[str, Tensor]
 
 
-def follow(
+def actor_objective(
     kind: str, policy: Any, drawn: Sequence[Tensor], returns: Tensor, advantage: Tensor,
     weight: Tensor,
-) -> Way:  # fmt: skip
-    """What moves the policy in H imagined steps of N rollouts.
+) -> Objective:  # fmt: skip
+    """Of H imagined steps of N rollouts, by one of GRADIENTS.
 
     policy: as it learns, [N, H]. drawn: the actions that it drew there, H of [N, A]. returns:
     [N, H], as they depend on these; advantage, weight: [N, H], without gradient.
     """
     taken = torch.stack([action.detach() for action in drawn], 1)
     if kind == REINFORCE:
-        return Way(policy.log_prob(taken) * advantage, 0.0, {})
+        return Objective(policy.log_prob(taken) * advantage, 0.0, {})
     dynamics = _through_world(weight * returns, drawn)
     if kind == DYNAMICS:
-        return Way(returns.detach(), _towards(policy, taken, dynamics), {})
+        return Objective(returns.detach(), _surrogate(policy, taken, dynamics), {})
     share = _quietness(policy, taken, weight * advantage, dynamics)
     quiet = share > 0.5  # False where it is not a number
     gain = torch.where(quiet, returns.detach(), policy.log_prob(taken) * advantage)
-    pull = _towards(policy, taken, torch.where(quiet, dynamics, 0.0))
-    return Way(gain, pull, {"dynamics_quietness": share})
+    followed = torch.where(quiet, _trimmed(dynamics, MOST), 0.0)
+    surrogate = _surrogate(policy, taken, followed)
+    return Objective(gain, surrogate, {"dynamics_quietness": share})
 
 
 def _through_world(returns: Tensor, drawn: Sequence[Tensor]) -> Tensor:
@@ -59,28 +63,30 @@ def _through_world(returns: Tensor, drawn: Sequence[Tensor]) -> Tensor:
     return torch.stack(torch.autograd.grad(returns.sum(), list(drawn)), 1).float()
 
 
-def _towards(policy: Any, actions: Tensor, gradient: Tensor) -> Tensor:
-    """A mean, 0 by value, whose gradient moves normals, from which `actions` [N, H, A] were drawn,
-    as `gradient` at those actions says."""
+def _surrogate(policy: Any, actions: Tensor, gradient: Tensor) -> Tensor:
+    """Of value 0; its gradient is `gradient`, at the actions [N, H, A], taken on to the policy
+    (normals) that drew them: the reparameterised draw with the same noise. A mean over [N, H]."""
     noise = (actions - policy.mean.detach()) / policy.std.detach()
-    again = policy.mean + policy.std * noise  # the same numbers, but of the policy as it learns
+    again = policy.mean + policy.std * noise
     return (gradient * (again - again.detach())).sum(-1).mean()
 
 
-def _trimmed(gradient: Tensor) -> Tensor:
-    """The same [N, H, A], at each step no longer than all but the longest few are."""
+def _trimmed(gradient: Tensor, times: float = 1.0) -> Tensor:
+    """The same [N, H, A]; at each step none is longer than `times` the length that TRIM of the
+    rollouts do not exceed."""
     length = gradient.norm(dim=-1, keepdim=True)
-    most = torch.quantile(length, MOST, 0, keepdim=True)
+    most = times * torch.quantile(length, TRIM, 0, keepdim=True)
     return gradient * (most / length.clamp_min(1e-30)).clamp_max(1.0)
 
 
 def _quietness(policy: Any, taken: Tensor, scores: Tensor, dynamics: Tensor) -> Tensor:
-    """The noise of REINFORCE as a share [] of both: above a half, the other one is quieter.
+    """The variance of REINFORCE as a share [] of both: above a half, the other one is quieter.
 
     taken: actions [N, H, A] of the policy (normals); scores: their advantages [N, H]; dynamics:
-    the other gradient [N, H, A]. Noise is the variance over the N rollouts of the gradient at the
-    policy's mean, averaged over steps and entries.
+    the other gradient [N, H, A]. Variances over the N rollouts of the gradient at the policy's
+    mean, averaged over steps and entries.
     """
     score = scores.unsqueeze(-1) * (taken - policy.mean.detach()) / policy.std.detach().square()
-    noise, other = (_trimmed(x).var(0).mean() for x in (score, dynamics))
-    return noise / (noise + other)
+    ours, theirs = (_trimmed(x).var(0).mean() for x in (score, dynamics))
+    both = ours + theirs
+    return torch.where(both == 0, 0.5, ours / both)  # nothing is to be gained yet

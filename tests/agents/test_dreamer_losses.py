@@ -205,9 +205,10 @@ def test_the_dynamics_gradient_is_that_of_the_returns() -> None:
     np.testing.assert_allclose((ends[0] - ends[1]) / 2, (step * grad).sum().item(), rtol=0.01)
 
 
-def test_the_gradient_of_dynamics_needs_continuous_actions() -> None:
-    with pytest.raises(ConfigError, match=r"here they are discrete.*=reinforce"):
-        make("discrete", actor_gradient="dynamics")
+@pytest.mark.parametrize("gradient", ["dynamics", "quieter"])
+def test_a_gradient_through_the_world_needs_continuous_actions(gradient: str) -> None:
+    with pytest.raises(ConfigError, match=rf"={gradient} is .* here they are discrete.*=reinforce"):
+        make("discrete", actor_gradient=gradient)
 
 
 def test_the_replay_value_loss_by_hand() -> None:
@@ -263,7 +264,7 @@ def test_imagination_starts_at_every_posterior_or_at_some_of_each_sequence() -> 
 
         def spy(
             start: LatentState, seen: Any = seen, imagine: Any = imagine
-        ) -> tuple[LatentState, Tensor]:
+        ) -> tuple[LatentState, list[Tensor]]:
             seen.append(start)
             return imagine(start)
 

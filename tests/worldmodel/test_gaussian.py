@@ -14,6 +14,7 @@ from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 from torch import Tensor
 
 from tests.agents.small_runs import filled_replay
+from tests.model_batches import check_each_action
 from worldmodel import tree
 from worldmodel.capabilities import Decodes, Expects, Features, Fits, Learns, Surprises, Uncertain
 from worldmodel.config import ConfigError
@@ -115,6 +116,8 @@ def test_every_kind_is_a_world_that_doubts(kind: str) -> None:
         assert value.shape == (7,)
         assert (value >= 0).all()
     assert world.uncertainty_unit
+    if kind != "dropout":  # whose passes are drawn
+        check_each_action(world, state, obs, 1)
 
 
 def test_what_nobody_can_disagree_about_has_no_uncertainty() -> None:

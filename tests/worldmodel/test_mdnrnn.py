@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.model_batches import check_each_action
 from worldmodel.capabilities import Decodes, Deterministic, Expects, Features, Learns, Surprises
 from worldmodel.dream import DreamEnv, open_loop, rows_of_frames
 from worldmodel.models.mdnrnn import MDNRNN, MDNRNNConfig, Mixture, VMWorld
@@ -151,9 +152,9 @@ def test_it_is_a_world_with_what_it_can_do() -> None:
     assert model.feat(after).shape == (3, model.feat_size) == (3, 12)
     picture = model.decode(after)["image"]
     assert picture.shape == (3, 32, 32, 3)
-    assert model.surprise(state, {"image": batch.obs["image"][:, 1]}, batch.action[:, 1]).shape == (
-        3,
-    )
+    obs = {"image": batch.obs["image"][:, 1]}
+    assert model.surprise(state, obs, batch.action[:, 1]).shape == (3,)
+    check_each_action(model, state, obs, 2)
     bare = world(reward=False, end=False)
     _, reward, cont = bare.step(bare.initial(2), torch.zeros(2, 2))
     assert reward.tolist() == [0.0, 0.0]

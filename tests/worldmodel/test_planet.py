@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.model_batches import random_batch, spec_of
+from tests.model_batches import check_each_action, random_batch, spec_of
 from worldmodel import tree
 from worldmodel.capabilities import Decodes, Expects, Features, Learns, Surprises
 from worldmodel.config import ConfigError
@@ -37,6 +37,15 @@ def test_sizes_are_the_paper_s() -> None:
         assert shape in layers
     for capability in (Dynamics, Decodes, Expects, Features, Learns, Surprises):
         assert isinstance(world, capability)
+
+
+def test_it_is_surprised_by_each_action() -> None:
+    world = make()
+    batch = random_batch(SPEC, 2, 3)
+    obs = {key: value[:, 0] for key, value in batch.obs.items()}
+    first = torch.ones(2, dtype=torch.bool)
+    state = world.observe(world.initial(2), obs, batch.action[:, 0], first)
+    check_each_action(world, state, obs, batch.action.shape[-1])
 
 
 def test_colours_have_five_bits() -> None:

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from worldmodel.capabilities import for_each_action
 from worldmodel.config import ConfigError, check_ranges, unknown
 from worldmodel.models.closed_form import CLOSED, closed_form
 from worldmodel.models.dealing import fresh_opinions, kept_opinions
@@ -211,6 +212,7 @@ class Gaussian(nn.Module):
         """The state's numbers [..., D]."""
         return state.values
 
+    @for_each_action
     def surprise(
         self, state: GaussianState, obs: dict[str, Tensor], action: Tensor,
         believed: GaussianState | None = None,
@@ -222,8 +224,6 @@ class Gaussian(nn.Module):
         variance = (found.aleatoric + found.epistemic)[..., : self.feat_size].clamp_min(1e-12)
         mean = self.vectors.base * before.values + found.mean[..., : self.feat_size]
         return 0.5 * ((self.vectors.flat(obs) - mean).square() / variance).sum(-1)
-
-    # What it knows of itself.
 
     def moments(self, state: GaussianState, action: Tensor) -> Moments:
         """Of all opinions together, for states [B] and actions [B, A]."""

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldmodel.capabilities import for_each_action
 from worldmodel.config import ConfigError, check_ranges
 from worldmodel.models.vae import VAE
 from worldmodel.types import Batch, EnvSpec, Prediction
@@ -262,6 +263,7 @@ class VMWorld(nn.Module):
         """What the controller sees: z and h, [..., F]."""
         return torch.cat([state.z, state.h], -1)
 
+    @for_each_action
     def surprise(
         self,
         state: VMState,

@@ -16,7 +16,7 @@ TINY = 1e-12  # of a mean squared error, before its logarithm
 SHARE = 8  # patches in the picture's height
 SELDOM = 0.99  # the share of rows whose error at a place lies below that place's unit
 LEAST = 0.25  # of the typical unit: no place is so still that nothing may ever happen there
-LEVEL = 1e-3  # of a picture's statistics, which lie around 1
+LEVEL = 1e-3  # the least deviation of a picture's statistics, and what their logarithms begin at
 SAME = 0.5 / 255  # less than one level of one pixel
 
 
@@ -113,7 +113,7 @@ class Statistics(Part):
         return torch.cat([mean, (spread + LEVEL).log(), (across + down + LEVEL).log()], -1)
 
     def fit(self, held: Look) -> None:
-        numbers = self.numbers(present(held.image)).double()
+        numbers = self.numbers(present(held.image)).cpu().double()
         centred = numbers - numbers.mean(0)
         # Less than a thousandth is no difference, however still the pictures stand.
         covariance = centred.T @ centred / len(centred) + LEVEL**2 * torch.eye(len(self.usual))

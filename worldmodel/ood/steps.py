@@ -129,22 +129,26 @@ class _Otherwise(Part):
 
 class Weaker(_Otherwise):
     """Whether an action a tenth weaker would explain better what is seen: a weaker motor, a heavier
-    load, an action that comes late or turned round. Of discrete actions, one that is by a tenth the
-    others: a world of one-hot vectors answers between them, too."""
+    load, an action that comes late or turned round. Of a discrete one a tenth is spread over the
+    other classes: a world of one-hot vectors answers between them, too."""
 
     name = "weaker"
     allowance = 0.5
 
     def __init__(self, world: Surprises[Any], action: ActionSpec) -> None:
         super().__init__(world, 1)
-        shares = torch.zeros(action.size)
+        weaker = (1 - WEAKER) * torch.eye(action.size)
         if action.kind == "discrete":
-            shares = torch.cat([torch.full((n,), 1 / max(1, n - 1)) for n in action.sizes])
-        self.register_buffer("shares", WEAKER * shares, persistent=False)
+            weaker = torch.block_diag(*[
+                torch.eye(n) if n == 1
+                else (1 - WEAKER) * torch.eye(n) + WEAKER * (1 - torch.eye(n)) / (n - 1)
+                for n in action.sizes
+            ])  # fmt: skip
+        self.register_buffer("weaker", weaker, persistent=False)
 
     def others(self, action: Tensor) -> Tensor:
-        shares: Tensor = self.shares  # type: ignore[assignment]
-        return ((1 - WEAKER) * action + shares * (1 - action)).unsqueeze(1)
+        weaker: Tensor = self.weaker  # type: ignore[assignment]
+        return (action @ weaker).unsqueeze(1)
 
 
 class Pushed(_Otherwise):

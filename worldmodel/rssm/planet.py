@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel import tree
+from worldmodel.capabilities import for_each_action
 from worldmodel.config import ConfigError, check_ranges
 from worldmodel.distributions import Normal
 from worldmodel.rssm.state import LatentState
@@ -197,6 +198,7 @@ class PlaNet(nn.Module):
         x = self.decoder(feat.flatten(0, -2)).movedim(1, -1)
         return x.reshape(*feat.shape[:-1], *x.shape[1:])
 
+    @for_each_action
     def surprise(
         self,
         state: LatentState,
