@@ -4,7 +4,8 @@ speed: a generation, 64 candidates x 16 dreams of 100 steps, small and published
 estimate: how long the published CarRacing would take here, from the rates of its phases.
 temperature: in the world of `run`, for every tau and seed: C evolved anew in dreams of that
 temperature, what it earns in them and what in the real environment. parts: C that sees z alone
-beside C that sees z and h. With to=FOLDER both leave a CSV and a picture there.
+beside C that sees z and h, in dreams and in reality over the generations. With to=FOLDER both
+leave a CSV and a picture there.
 film: the dream that the run's own C was evolved in, as GIF and as a strip.
 """
 
@@ -50,7 +51,8 @@ FRAMES, VAE_UPDATES, RNN_UPDATES, GENERATIONS = 10_000_000, 1_000_000, 4_000, 1_
 @dataclass
 class Settings:
     """run: whose V and M; for temperature and parts. taus, seeds, generations, population, trials:
-    of the searches, which are else as the run's. episodes: of each evaluation, dreamt and real.
+    of the searches, which are else as the run's. episodes: of each evaluation, dreamt and real;
+    every: generations between the real ones of parts, which have a fifth of them.
     episode_steps: of a real episode of CarRacing, for the estimate. threads: inside operations.
     to: a folder for pictures."""
 
@@ -62,6 +64,7 @@ class Settings:
     population: int = 32
     trials: int = 8
     episodes: int = 100
+    every: int = 10
     episode_steps: int = 1000
     env_ms: float = 5.0  # of one step of CarRacing
     threads: int = 0
@@ -72,8 +75,8 @@ class Settings:
         many = (1, 1 << 20)
         check_ranges(self, {
             "taus": (0, 100), "seeds": (0, 1 << 31), "generations": many, "population": (4, 4096),
-            "trials": many, "episodes": many, "episode_steps": many, "env_ms": (0, 1e6),
-            "threads": (0, 1024),
+            "trials": many, "episodes": many, "every": many, "episode_steps": many,
+            "env_ms": (0, 1e6), "threads": (0, 1024),
         })  # fmt: skip
         if not self.run and {"temperature", "parts", "film"} & set(self.tasks):
             raise ConfigError(
@@ -155,7 +158,7 @@ def _estimate(settings: Settings) -> Iterator[dict[str, Any]]:
 
 def _temperature(settings: Settings) -> Iterator[dict[str, Any]]:
     found = []
-    for one in _evolved(settings, [(tau, True) for tau in settings.taus]):
+    for one in _evolved(settings, [(tau, True) for tau in settings.taus], every=0):
         found.append(one)
         yield one
     if settings.to:
@@ -164,7 +167,7 @@ def _temperature(settings: Settings) -> Iterator[dict[str, Any]]:
 
 def _parts(settings: Settings) -> Iterator[dict[str, Any]]:
     found = []
-    for one in _evolved(settings, [(1.0, False), (1.0, True)]):
+    for one in _evolved(settings, [(1.0, False), (1.0, True)], settings.every):
         found.append(one)
         yield one
     if settings.to:
@@ -186,14 +189,22 @@ def draw_temperature(found: list[dict[str, Any]], folder: Path) -> Path:
 
 
 def draw_generations(found: list[dict[str, Any]], folder: Path) -> Path:
-    """The population's dreamt return over the generations, by what C sees; the picture's path."""
-    curves = []
-    for sees in sorted({one["sees"] for one in found}):
-        runs = np.array([one["curve"] for one in found if one["sees"] == sees])
-        curves.append(plots.mean_curve(f"C sees {sees}", np.arange(1, runs.shape[1] + 1), runs))
-    made, axes = plots.figure()
-    plots.draw(axes[0][0], curves, "The population's mean", "generation", "return in dreams")
-    plots.write_curves(folder / "generations.csv", {"generations": curves})
+    """Returns over the generations by what C sees, the population's in dreams beside the search's
+    mean in reality; the picture's path."""
+    made, axes = plots.figure(2)
+    panels = {}
+    for panel, (key, title, ylabel) in zip(axes[0], (
+        ("curve", "The population in dreams", "return of a dream"),
+        ("real_curve", "The search's mean in the real environment", "return of an episode"),
+    ), strict=True):  # fmt: skip
+        curves = []
+        for sees in sorted({one["sees"] for one in found}):
+            runs = np.array([one[key] for one in found if one["sees"] == sees])  # [seeds, N, 2]
+            curves.append(plots.mean_curve(f"C sees {sees}", runs[0, :, 0], runs[..., 1]))
+        plots.draw(panel, curves, title, "generation", ylabel)
+        panels[title] = curves
+    plots.caption(made, f"{len(found) // 2} searches each, in one world")
+    plots.write_curves(folder / "generations.csv", panels)
     return plots.save(made, folder / "generations.png")
 
 
@@ -229,17 +240,26 @@ def _trained(settings: Settings) -> tuple[Policy, torch.Tensor]:
     return policy, first_codes(agents.load_replay(settings.run), CODES, STARTS)
 
 
-def _evolved(settings: Settings, cases: list[tuple[float, bool]]) -> Iterator[dict[str, Any]]:
-    """A search for every case (tau, whether C sees h) and seed."""
+def _evolved(
+    settings: Settings, cases: list[tuple[float, bool]], every: int
+) -> Iterator[dict[str, Any]]:
+    """A search for every case (tau, whether C sees h) and seed. every: generations between
+    evaluations in the real environment; 0: at the end alone."""
     policy, codes = _trained(settings)
     todo = [(*case, seed) for case in cases for seed in settings.seeds]
     for tau, sees_h, seed in progress.each(todo, "evolving a controller"):
-        yield _one(settings, policy, codes, tau, sees_h, seed)
+        yield _one(settings, policy, codes, tau, sees_h, seed, every)
 
 
 @torch.no_grad()
 def _one(
-    settings: Settings, policy: Policy, codes: torch.Tensor, tau: float, sees_h: bool, seed: int
+    settings: Settings,
+    policy: Policy,
+    codes: torch.Tensor,
+    tau: float,
+    sees_h: bool,
+    seed: int,
+    every: int,
 ) -> dict[str, Any]:
     agent: Any = policy.agent
     world, (actions, features) = agent.model, agent.controller.shape
@@ -264,17 +284,23 @@ def _one(
         found = dream(world, controller_of(weights), start, steps, rng, *about)
         return found.returns.mean(1).numpy()
 
-    curve = []
-    for _ in range(settings.generations):
+    def in_reality(episodes: int) -> Any:
+        agent.controller.copy_(controller_of(search.mean[None])[0])
+        return evaluate(agent, policy.spec, policy.env, episodes, seed=seed)
+
+    curve, real_curve = [], []
+    for generation in range(1, settings.generations + 1):
         returns = dreams(search.ask(), settings.trials)
         search.tell(returns)
-        curve.append(rounded(float(returns.mean())))
-    agent.controller.copy_(controller_of(search.mean[None])[0])
+        curve.append((generation, rounded(float(returns.mean()))))
+        if every and (generation == 1 or generation % every == 0):
+            mean = in_reality(max(1, settings.episodes // 5)).mean
+            real_curve.append((generation, rounded(mean)))
     dreamt = float(dreams(search.mean[None], settings.episodes)[0])
-    real = evaluate(agent, policy.spec, policy.env, settings.episodes, seed=seed)
+    real = in_reality(settings.episodes)
     world.temperature = agent.config.rnn.temperature
     return {
         "figure": "temperature", "tau": tau, "sees": "z, h" if sees_h else "z", "seed": seed,
         "dream": rounded(dreamt), "dream_steps": steps, "real": rounded(real.mean),
-        "real_std": rounded(real.std), "curve": curve,
+        "real_std": rounded(real.std), "curve": curve, "real_curve": real_curve,
     }  # fmt: skip

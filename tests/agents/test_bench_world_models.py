@@ -26,7 +26,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_temperature_parts_and_film(tmp_path: Path, run: Path) -> None:
     settings = bench.Settings(
         ["temperature", "parts", "film"], str(run), [0.1, 1.0], [0, 1], generations=2,
-        population=4, trials=2, episodes=2, to=str(tmp_path),
+        population=4, trials=2, episodes=2, every=2, to=str(tmp_path),
     )  # fmt: skip
     found = list(bench.measure(settings))
     searched = [one for one in found if one["figure"] == "temperature"]
@@ -35,6 +35,8 @@ def test_temperature_parts_and_film(tmp_path: Path, run: Path) -> None:
     expected += [(1.0, sees, seed) for sees in ("z", "z, h") for seed in (0, 1)]
     assert cases == expected
     assert all(len(one["curve"]) == 2 and one["dream"] != one["real"] for one in searched)
+    on_the_way = [[generation for generation, _ in one["real_curve"]] for one in searched]
+    assert on_the_way == [[]] * 4 + [[1, 2]] * 4
     with (tmp_path / "temperature.csv").open() as file:
         assert [row["x"] for row in csv.DictReader(file)] == ["0.1", "1.0"] * 2
     for name in ("temperature.png", "generations.png", "dream.gif", "dream_strip.png"):
