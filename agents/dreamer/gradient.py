@@ -9,7 +9,7 @@
     several ranks each decides for its own. What differs from start to start counts as variance.
 
 Suh et al., "Do Differentiable Simulators Give Better Policy Gradients?" (ICML 2022), mix the two
-by their variances. Mixtures learned more slowly here than the better of the two (docs/DREAMER.md).
+by their variances. What one run of each gave here, which ranks nothing: docs/DREAMER.md.
 """
 
 from __future__ import annotations
