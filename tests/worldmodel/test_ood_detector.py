@@ -124,6 +124,29 @@ def test_the_value_is_the_largest_part_that_decides() -> None:
     assert set(score.parts) == {"reconstruction", "patch"}
 
 
+def test_odd_episodes_of_one_column_do_not_blind_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    detector = Detector(SPEC, tiny_config(), MODEL)
+    detector.fit(tracks(4, 1, MODEL), tracks(4, 2, MODEL))
+
+    def maxima(episodes: list[Track]) -> np.ndarray:
+        """Levels from 0.5 to 1.5, but that one column shows a 6 in one of forty episodes."""
+        levels = np.tile(np.linspace(0.5, 1.5, len(episodes)), (len(detector.scorer.names), 1)).T
+        levels[::40, 0] = 6.0
+        return levels.astype(np.float32)
+
+    monkeypatch.setattr(detector, "maxima", maxima)
+    detector._set_units(tracks(120, 2, MODEL))
+    detector.calibrate(tracks(230, 3, MODEL), 0.01)
+    ordinary = torch.ones(1, len(detector.scorer.names))
+    assert float(detector.scorer.value(ordinary)) < 1
+    for column in range(1, len(detector.scorer.names)):
+        strange = ordinary.clone()
+        strange[0, column] = 2.2  # as far beyond as no ordinary episode went
+        assert float(detector.scorer.value(strange)) > 1
+
+
 def test_where_no_part_can_tell_nothing_is_known(detector: Detector) -> None:
     nothing = torch.full((2, len(detector.scorer.names)), torch.nan)
     nothing[1, 0] = 0.0

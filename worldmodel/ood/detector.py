@@ -22,8 +22,9 @@ from worldmodel.types import EnvSpec
 HELD_OUT = 4  # of the known episodes, every fourth tunes where no others are given
 BITS = 1e-6  # of a float32, which knows seven digits; rounding takes one
 SELDOM = 0.99  # the share of ordinary ticks below the level of 1, before the symlog
-LEAST, LEAST_SLOW = 0.1, 0.02  # of a unit, in levels: 0.69 is that of one seldom tick
-NEAR = 2.0  # excesses: no threshold lies nearer to what an ordinary episode reaches
+LEAST, LEAST_SLOW = 0.25, 0.05  # of a unit, in levels: 0.69 is that of one seldom tick
+FARTHEST = 3  # of the tuning episodes: how far those went is a column's unit
+NEAR = 1.0  # excesses: no threshold lies nearer to what an ordinary episode reaches
 STALE = 2.0  # thresholds: there is nothing to calibrate about a repeated time stamp
 
 
@@ -136,9 +137,9 @@ class Detector:
         scorer.seldom.copy_(torch.as_tensor(usual + spread))
         maxima = self.maxima(tuning)
         worst = np.median(maxima, 0)
-        # The deviation upwards, and no quantile far out: few episodes tell little about the tail.
-        above = np.clip(maxima - worst, 0, None)
-        spread = np.sqrt(np.square(above).sum(0) / np.maximum((above > 0).sum(0), 1))
+        # Out where the threshold will lie: the odd episodes of one column, which a deviation of
+        # all episodes hardly feels, would else set the threshold of every other.
+        spread = np.sort(maxima, 0)[-FARTHEST:].mean(0) - worst
         least = [LEAST_SLOW if name.endswith(SLOW) else LEAST for name in scorer.names]
         scorer.worst.copy_(torch.as_tensor(worst))
         scorer.unit.copy_(torch.as_tensor(np.maximum(spread, least)))

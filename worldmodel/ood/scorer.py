@@ -3,8 +3,8 @@
 obs, state, action -> Look -> raw score of each part
     -> level:   symlog of (raw - usual) / (seldom - usual), 0 on ordinary days
     -> slow:    a running mean of the level, for parts whose small signs add up
-    -> excess:  level or slow, above what an ordinary episode reaches, in units of how far ordinary
-                episodes go beyond that
+    -> excess:  level or slow, above what an ordinary episode reaches, in units of how far the
+                farthest ordinary episodes go beyond that
     -> value:   the largest excess of the combined ones, 0 at an ordinary tick, 1 at the threshold
 
 The largest of many is only as good as its units. Counted in such excesses, a small sign that an
@@ -113,9 +113,9 @@ class Scorer(nn.Module):
     the value. slow: names of parts that have a running mean too, and its rate.
 
     Buffers of fitting, [P] for parts and [K] for columns: usual, seldom (raw scores); worst, the
-    level that an ordinary episode reaches at its worst tick, and unit, how far others go beyond it;
-    limit, each column's own threshold (a level); rest and final, the largest excess at an ordinary
-    tick and at the threshold.
+    level that an ordinary episode reaches at its worst tick, and unit, how far the farthest go
+    beyond it; limit, each column's own threshold (a level); rest and final, the largest excess at
+    an ordinary tick and at the threshold.
     """
 
     usual: Tensor
