@@ -58,6 +58,24 @@ def test_a_small_shadow_map_is_not_seen(monkeypatch: pytest.MonkeyPatch) -> None
     assert abs(pictures[0] - pictures[1]).mean() < 0.2  # of 255
 
 
+def test_samples_are_averaged_and_so_edges_are_smooth() -> None:
+    def first(size: int, **kwargs: Any) -> np.ndarray:
+        env = make_env(
+            dmc("cartpole_swingup", fast_render=True, image_size=[size, size], **kwargs), seed=0
+        )
+        image = env.reset()[0]["image"].astype(float)
+        env.close()
+        return image
+
+    large = first(128).reshape(32, 4, 32, 4, 3).mean((1, 3))
+    assert abs(first(32, supersample=4) - large).max() <= 1  # of rounding
+    assert abs(first(32) - large).max() > 50  # a pole that is half as wide as a pixel
+    cropped = first(32, supersample=4, crop=[8, 0, 4, 4])
+    assert cropped.shape == (32, 32, 3)
+    with pytest.raises(EnvError, match="supersample is 4, but only dmc"):
+        EnvConfig("Pendulum-v1", supersample=4)
+
+
 def test_dmc_state_reproduces_and_is_cut_off_after_1000_steps() -> None:
     env = make_env(dmc("point_mass_easy", pixels=False, action_repeat=10))
     assert env_spec(env).keys("vector") == ["position", "velocity"]

@@ -15,6 +15,7 @@ from worldmodel.images import ASKED
 MOST_SIDE = 1024  # pixels of an image
 MOST_ENVS = 1024  # of one vector, each perhaps a process
 MOST_REPEATS = 1000  # environment steps for one action
+MOST_SAMPLES = 8  # along each side of a pixel
 
 
 class EnvError(ConfigError):
@@ -84,6 +85,7 @@ class EnvConfig:
     # pixels cut off at the [top, bottom, left, right] of the frame before it is resized
     crop: list[int] | None = None
     fast_render: bool = False  # dmc: no shadows, no multisampling; faster, other pixels
+    supersample: int = 1  # dmc: drawn so many times as large, and averaged; edges become smooth
     kwargs: dict[str, Any] = field(default_factory=dict)  # for the environment's constructor
     # The same where episodes are played for their return, entry by entry in place of `kwargs`:
     # {opponent: minimax} judges by perfect play what learned against itself.
@@ -113,11 +115,16 @@ class EnvConfig:
                 f"image_size is {size}, but must be [height, width], each a multiple of 16, at "
                 f"least 32 and at most {MOST_SIDE}. For example [64, 64]."
             )
+        if self.supersample > 1 and self.suite != "dmc":
+            raise EnvError(
+                f"supersample is {self.supersample}, but only dmc draws its own frames (suite is "
+                f"{self.suite}). Leave it at 1: other frames are averaged to image_size anyway."
+            )
         if self.vector not in ("sync", "async"):
             raise unknown("vector mode", self.vector, ("sync", "async"))
         for name, most in (
             ("action_repeat", MOST_REPEATS), ("num_envs", MOST_ENVS), ("time_limit", math.inf),
-            ("longest_episode", math.inf),
+            ("longest_episode", math.inf), ("supersample", MOST_SAMPLES),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not 1 <= value <= most:

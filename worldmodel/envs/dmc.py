@@ -10,6 +10,7 @@ from gymnasium import spaces
 
 from .config import EnvConfig, EnvError, unknown
 from .making import made
+from .observe import area
 from .rendering import prepare
 from .wrappers import Guard, Repeat
 
@@ -61,7 +62,7 @@ class ControlSuite(gymnasium.Env[Any, Any]):
         high = np.broadcast_to(action.maximum, action.shape)
         self.action_space = spaces.Box(low, high, action.shape, np.float64)
         self._camera_id = CAMERAS.get(domain, 0) if config.camera is None else config.camera
-        self._size = _frame_size(config)
+        self._size, self._times = _frame_size(config), config.supersample
         self._fast = config.fast_render
         self._camera: Any = None
         if config.pixels:
@@ -88,10 +89,15 @@ class ControlSuite(gymnasium.Env[Any, Any]):
             from dm_control.mujoco.engine import Camera
 
             # Kept, since a camera's scene costs more to build than a small frame to draw.
-            height, width = self._size
+            height, width = self._drawn
             self._camera = Camera(self._env.physics, height, width, self._camera_id)
         flags = {"shadow": False} if self._fast else None
-        return self._camera.render(render_flag_overrides=flags)
+        return area(self._camera.render(render_flag_overrides=flags), self._size)
+
+    @property
+    def _drawn(self) -> tuple[int, int]:
+        """Height and width before samples are averaged."""
+        return self._size[0] * self._times, self._size[1] * self._times
 
     def close(self) -> None:
         self._camera = None
@@ -105,7 +111,7 @@ class ControlSuite(gymnasium.Env[Any, Any]):
                 f"camera is {self._camera_id}, but this task has the cameras -1 (free) to "
                 f"{model.ncam - 1}."
             )
-        height, width = self._size
+        height, width = self._drawn
         buffer = model.vis.global_
         buffer.offheight = max(buffer.offheight, height)
         buffer.offwidth = max(buffer.offwidth, width)
