@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import subprocess
 import sys
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -72,8 +73,9 @@ def test_samples_are_averaged_and_so_edges_are_smooth() -> None:
     assert abs(first(32) - large).max() > 50  # a pole that is half as wide as a pixel
     cropped = first(32, supersample=4, crop=[8, 0, 4, 4])
     assert cropped.shape == (32, 32, 3)
-    with pytest.raises(EnvError, match="supersample is 4, but only dmc"):
-        EnvConfig("Pendulum-v1", supersample=4)
+    for given in ({"supersample": 4}, {"fast_render": True}):
+        with pytest.raises(EnvError, match=f"{next(iter(given))} is .*, but only dmc draws"):
+            EnvConfig("Pendulum-v1", **given)
 
 
 def test_dmc_state_reproduces_and_is_cut_off_after_1000_steps() -> None:
@@ -143,6 +145,17 @@ def test_state_only_needs_no_opengl() -> None:
     )
     result = run_python(code)
     assert result.stdout.strip() == "(2,)", result.stderr
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="this PyTorch brings no compiler")
+@pytest.mark.parametrize("env", ["'cartpole_balance', suite='dmc'", "'InvertedPendulum-v5'"])
+def test_drawing_and_then_compiling_does_not_crash(env: str) -> None:
+    code = (
+        "from worldmodel.envs import *\n"
+        f"make_env(EnvConfig({env}, image_size=[32, 32])).reset()\n"
+        "import triton\n"
+    )
+    assert run_python(code).returncode == 0
 
 
 def test_the_environment_processes_start_without_torch() -> None:

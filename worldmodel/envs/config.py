@@ -115,10 +115,11 @@ class EnvConfig:
                 f"image_size is {size}, but must be [height, width], each a multiple of 16, at "
                 f"least 32 and at most {MOST_SIDE}. For example [64, 64]."
             )
-        if self.supersample > 1 and self.suite != "dmc":
+        drawn = {"supersample": self.supersample > 1, "fast_render": self.fast_render}
+        for name in (name for name, given in drawn.items() if given and self.suite != "dmc"):
             raise EnvError(
-                f"supersample is {self.supersample}, but only dmc draws its own frames (suite is "
-                f"{self.suite}). Leave it at 1: other frames are averaged to image_size anyway."
+                f"{name} is {getattr(self, name)}, but only dmc draws its own frames (suite is "
+                f"{self.suite}). Leave it out: other frames are averaged to image_size anyway."
             )
         if self.vector not in ("sync", "async"):
             raise unknown("vector mode", self.vector, ("sync", "async"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib
 import logging
 import os
 import subprocess
@@ -37,6 +39,7 @@ def choose_backend() -> str:
 
     Raises EnvError where neither EGL nor OSMesa can draw, and where MUJOCO_GL switches drawing off.
     """
+    _load_triton()
     given = _chosen_by_import() or os.environ.get(VARIABLE, "").lower().strip()
     if given in OFF:
         raise EnvError(
@@ -61,6 +64,16 @@ def choose_backend() -> str:
         f"({failures['osmesa']}). On Debian or Ubuntu install one of them: "
         f"`apt-get install libegl1` or `apt-get install libosmesa6`. Or set env.pixels=false."
     )
+
+
+def _load_triton() -> None:
+    """Loads the compiler that most of PyTorch's builds bring, if one is there.
+
+    It carries an LLVM, as software OpenGL does. Loaded after that one it crashes the process, and
+    PyTorch loads it whenever it likes; the other way round both work.
+    """
+    with contextlib.suppress(ImportError):
+        importlib.import_module("triton._C.libtriton")
 
 
 def prepare(pixels: bool) -> None:
