@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from worldmodel.folders import make_folder
 from worldmodel.log import write_video
 
 MOST_EPISODES = 1_000_000
+LONGEST = 120  # characters of a folder's name
 
 
 @dataclass
@@ -37,8 +39,8 @@ class EvaluateConfig:
     reward. planner=NAME and planner.SETTING=... (--help planner=NAME lists them): plan each action
     in the run's world. env: settings of the environment that are others than in training:
     env.time_limit=300, or another level, env.kwargs.level=2; what it observes and takes must stay
-    the same. to: folder for returns, video and drawings; empty: <run>/evaluation, and in it a
-    folder of the planner's name, or control.
+    the same. to: folder for returns, video and drawings; empty: <run>/evaluation, and in it folders
+    of the planner's name, of control, and of what is other about the environment.
     """
 
     run: str = MISSING
@@ -58,6 +60,11 @@ class EvaluateConfig:
     def folder(self, planner: Any) -> Path:
         """Where results go: nobody's replace those of the policy itself."""
         kinds = ([planner.name] if planner else []) + (["control"] if self.control else [])
+        if self.env:
+            others = ",".join(
+                f"{name}={value}" for name, value in sorted(config.keys_of(self.env).items())
+            )
+            kinds.append(re.sub(r"[^\w.,=+-]", "_", others)[:LONGEST])
         return Path(self.to or Path(self.run, "evaluation", *kinds))
 
 

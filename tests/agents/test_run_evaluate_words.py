@@ -26,18 +26,26 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("words", "lengths"),
+    ("words", "lengths", "folder"),
     [
-        ([], [6, 6]),
-        (["env.time_limit=4"], [4, 4]),
-        (["env={time_limit: 4}"], [4, 4]),
-        (["env.kwargs.length=9"], [9, 9]),
-        (["env.kwargs.length=99", "env.longest_episode=11"], [11, 11]),
+        ([], [6, 6], ""),
+        (["env.time_limit=4"], [4, 4], "time_limit=4"),
+        (["env={time_limit: 4}"], [4, 4], "time_limit=4"),
+        (["env.kwargs.length=9"], [9, 9], "kwargs.length=9"),
+        (
+            ["env.kwargs.length=99", "env.longest_episode=11"],
+            [11, 11],
+            "kwargs.length=99,longest_episode=11",
+        ),
     ],
 )
-def test_another_level_or_limit(run: Path, words: list[str], lengths: list[int]) -> None:
+def test_another_level_or_limit(
+    run: Path, words: list[str], lengths: list[int], folder: str
+) -> None:
+    """Each in a folder of its own, so that none replaces another."""
     assert evaluate_command(SILENT, [f"run={run}", "episodes=2", *words]) == 0
-    assert json.loads((run / "evaluation" / "returns.json").read_text())["eval_lengths"] == lengths
+    path = run / "evaluation" / folder / "returns.json"
+    assert json.loads(path.read_text())["eval_lengths"] == lengths
 
 
 @pytest.mark.parametrize(
@@ -72,7 +80,8 @@ def test_evaluations_in_another_world_than_training(tmp_path: Path) -> None:
     assert {line["episode/length"] for line in lengths if "episode/length" in line} == {6}
     for words, length in ([], 8), (["env.kwargs.length=9"], 9), (["env.eval_kwargs.length=7"], 7):
         assert evaluate_command(SILENT, [f"run={tmp_path}", "episodes=1", *words]) == 0
-        found = json.loads((tmp_path / "evaluation" / "returns.json").read_text())
+        folder = tmp_path / "evaluation" / "".join(words).removeprefix("env.")
+        found = json.loads((folder / "returns.json").read_text())
         assert found["eval_lengths"] == [length]
 
 
