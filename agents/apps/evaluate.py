@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -61,11 +62,17 @@ class EvaluateConfig:
         """Where results go: nobody's replace those of the policy itself."""
         kinds = ([planner.name] if planner else []) + (["control"] if self.control else [])
         if self.env:
-            others = ",".join(
-                f"{name}={value}" for name, value in sorted(config.keys_of(self.env).items())
-            )
-            kinds.append(re.sub(r"[^\w.,=+-]", "_", others)[:LONGEST])
+            kinds.append(_folder_of(self.env))
         return Path(self.to or Path(self.run, "evaluation", *kinds))
+
+
+def _folder_of(env: Mapping[str, Any]) -> str:
+    """A name for these settings of an environment, of which no others have the same."""
+    others = ",".join(f"{name}={value}" for name, value in sorted(config.keys_of(env).items()))
+    plain = re.sub(r"[^A-Za-z0-9_.,=+-]", "_", others)
+    if plain == others and len(plain) <= LONGEST:
+        return plain
+    return f"{plain[:LONGEST]}-{hashlib.sha256(others.encode()).hexdigest()[:8]}"
 
 
 def evaluate_command(say: Callable[[str], None], arguments: Sequence[str]) -> int:

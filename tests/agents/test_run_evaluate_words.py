@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.apps.evaluate import evaluate_command
+from agents.apps.evaluate import EvaluateConfig, evaluate_command
 from agents.run.train import train
 from tests.agents.test_run_train import SILENT, settings
 from worldmodel.config import ConfigError
@@ -46,6 +46,14 @@ def test_another_level_or_limit(
     assert evaluate_command(SILENT, [f"run={run}", "episodes=2", *words]) == 0
     path = run / "evaluation" / folder / "returns.json"
     assert json.loads(path.read_text())["eval_lengths"] == lengths
+
+
+def test_no_two_environments_share_a_folder() -> None:
+    long = "a" * 200
+    values = ["a/b", "a:b", f"{long}/1", f"{long}/2", "Käse", "K\u00e4ze", 4]
+    names = {EvaluateConfig("run", env={"kwargs": {"level": x}}).folder(None).name for x in values}
+    assert len(names) == len(values)
+    assert all(len(name) < 200 and name.isascii() for name in names)
 
 
 @pytest.mark.parametrize(

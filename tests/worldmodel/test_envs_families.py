@@ -155,7 +155,30 @@ def test_drawing_and_then_compiling_does_not_crash(env: str) -> None:
         f"make_env(EnvConfig({env}, image_size=[32, 32])).reset()\n"
         "import triton\n"
     )
-    assert run_python(code).returncode == 0
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "from dm_control import suite",
+        "import gymnasium\n"
+        "env = gymnasium.make('InvertedPendulum-v5', render_mode='rgb_array')\n"
+        "env.reset(), env.render()",
+    ],
+)
+def test_opengl_that_is_there_already_is_no_crash(first: str) -> None:
+    code = (
+        "import os\n"
+        "os.environ['MUJOCO_GL'] = 'egl'\n"
+        f"{first}\n"
+        "from worldmodel.envs import *\n"
+        "env = EnvConfig('cartpole_balance', suite='dmc', image_size=[32, 32])\n"
+        "print(make_env(env).reset()[0]['image'].shape)\n"
+    )
+    result = run_python(code)
+    assert result.returncode >= 0, result.stderr  # below 0: killed by a signal
 
 
 def test_the_environment_processes_start_without_torch() -> None:

@@ -116,7 +116,7 @@ class ControlSuite(gymnasium.Env[Any, Any]):
         buffer.offheight = max(buffer.offheight, height)
         buffer.offwidth = max(buffer.offwidth, width)
         quality = model.vis.quality
-        quality.shadowsize = min(quality.shadowsize, SHADOW * max(height, width))
+        quality.shadowsize = min(quality.shadowsize, SHADOW * max(self._size))
         if self._fast:
             quality.offsamples = 0
 

@@ -15,6 +15,10 @@ from .config import EnvError
 VARIABLE = "MUJOCO_GL"
 VARIABLES = (VARIABLE, "PYOPENGL_PLATFORM")
 BACKENDS = ("egl", "osmesa")
+# Whoever imported one of these may have loaded OpenGL.
+DRAWING = (
+    "OpenGL", "dm_control._render", "glfw", "mujoco.egl", "mujoco.glfw", "mujoco.osmesa"
+)  # fmt: skip
 OFF = ("disable", "disabled", "off", "false", "0")
 
 # Drawing one frame of an empty world is the only honest answer to "does it work?", and a crash of
@@ -39,7 +43,8 @@ def choose_backend() -> str:
 
     Raises EnvError where neither EGL nor OSMesa can draw, and where MUJOCO_GL switches drawing off.
     """
-    _load_triton()
+    if not any(name in sys.modules for name in DRAWING):
+        _load_triton()
     given = _chosen_by_import() or os.environ.get(VARIABLE, "").lower().strip()
     if given in OFF:
         raise EnvError(
@@ -72,7 +77,7 @@ def _load_triton() -> None:
     It carries an LLVM, as software OpenGL does. Loaded after that one it crashes the process, and
     PyTorch loads it whenever it likes; the other way round both work.
     """
-    with contextlib.suppress(ImportError):
+    with contextlib.suppress(ImportError, OSError):
         importlib.import_module("triton._C.libtriton")
 
 
