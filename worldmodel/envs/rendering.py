@@ -15,10 +15,6 @@ from .config import EnvError
 VARIABLE = "MUJOCO_GL"
 VARIABLES = (VARIABLE, "PYOPENGL_PLATFORM")
 BACKENDS = ("egl", "osmesa")
-# Whoever imported one of these may have loaded OpenGL.
-DRAWING = (
-    "OpenGL", "dm_control._render", "glfw", "mujoco.egl", "mujoco.glfw", "mujoco.osmesa"
-)  # fmt: skip
 OFF = ("disable", "disabled", "off", "false", "0")
 
 # Drawing one frame of an empty world is the only honest answer to "does it work?", and a crash of
@@ -43,7 +39,7 @@ def choose_backend() -> str:
 
     Raises EnvError where neither EGL nor OSMesa can draw, and where MUJOCO_GL switches drawing off.
     """
-    if not any(name in sys.modules for name in DRAWING):
+    if not _has_llvm():
         _load_triton()
     given = _chosen_by_import() or os.environ.get(VARIABLE, "").lower().strip()
     if given in OFF:
@@ -69,6 +65,16 @@ def choose_backend() -> str:
         f"({failures['osmesa']}). On Debian or Ubuntu install one of them: "
         f"`apt-get install libegl1` or `apt-get install libosmesa6`. Or set env.pixels=false."
     )
+
+
+def _has_llvm() -> bool:
+    """Whether an LLVM is in this process already, as software OpenGL brings one; never known but
+    on Linux, where alone it matters."""
+    try:
+        with open("/proc/self/maps", encoding="utf-8", errors="replace") as file:
+            return "libLLVM" in file.read()
+    except OSError:
+        return False
 
 
 def _load_triton() -> None:
