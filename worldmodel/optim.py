@@ -120,6 +120,11 @@ class Optimizer(ABC):
         """Steps that moved the weights."""
         return int(self._updates)
 
+    @property
+    def done(self) -> Tensor:
+        """The same [] where the weights are, for what changes with it in a recorded update."""
+        return self._updates
+
     @updates.setter
     def updates(self, value: int) -> None:
         self._updates.fill_(value)

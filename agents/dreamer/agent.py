@@ -133,8 +133,12 @@ class Dreamer(Agent):
 
     def dream_config(self, world: WorldModel, updates: int) -> DreamerConfig:
         """These settings with that world, frozen."""
-        optim = replace(self.config.optim, anneal=updates if self.config.optim.anneal else 0)
-        return replace(self.config, freeze_model=True, model=world.config, optim=optim)
+        c = self.config
+        return replace(
+            c, freeze_model=True, model=world.config,
+            entropy_anneal=updates if c.entropy_anneal else 0,
+            optim=replace(c.optim, anneal=updates if c.optim.anneal else 0),
+        )  # fmt: skip
 
     # Learning.
 
@@ -243,7 +247,7 @@ class Dreamer(Agent):
         # Cut 2: neither features nor advantage carry gradient.
         advantage = (returns - value[:, :-1]) / scale
         aim = actor_objective(c.actor_gradient, policy, drawn[:-1], path / scale, advantage, weight)
-        gain = aim.gain + c.entropy * entropy
+        gain = aim.gain + c.entropy_weight(self.optim.done) * entropy
         critic_loss = -critic_log_prob(critic, returns, slow, c.slow_scale)
         losses = {
             "actor": (1.0, -(weight * gain).mean() - aim.surrogate),

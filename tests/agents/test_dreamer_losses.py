@@ -161,6 +161,17 @@ def test_the_actor_loss_by_hand(kind: str) -> None:
     np.testing.assert_allclose(found["actor"][1].item(), expected, rtol=1e-3)
 
 
+@pytest.mark.parametrize(("done", "weight"), [(0, 0.3), (5, 0.165), (10, 0.03), (30, 0.03)])
+def test_the_weight_of_entropy_falls_to_a_tenth_on_request(done: int, weight: float) -> None:
+    agent, same = make(entropy=0.3, entropy_anneal=10), make(entropy=weight)
+    agent.optim.updates = same.optim.updates = done
+    batch = random_batch(SPECS["continuous"])
+    found, expected = (losses(one, batch)[1]["actor"][1].item() for one in (agent, same))
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert same.dream_config(same.model, updates=7).entropy_anneal == 0
+    assert agent.dream_config(agent.model, updates=7).entropy_anneal == 7
+
+
 def test_the_dynamics_loss_by_hand() -> None:
     agent, batch = make(entropy=0.3, actor_gradient="dynamics"), random_batch(SPECS["continuous"])
     agent.return_scale.high.fill_(4.0)

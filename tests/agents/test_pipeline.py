@@ -46,8 +46,9 @@ def _definitions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def make(spec: str, **config: Any) -> Dreamer:
     torch.manual_seed(0)
-    optim = OptimConfig(lr=1e-3, warmup=6, anneal=9)  # the step size differs at every update
-    settings = {"batch_size": 3, "batch_length": 5, "horizon": 3, "optim": optim} | config
+    optim = OptimConfig(lr=1e-3, warmup=6, anneal=9)  # every update differs from the one before
+    settings = {"entropy_anneal": 9, "batch_size": 3, "batch_length": 5, "horizon": 3} | config
+    settings = {"optim": optim} | settings
     model = tiny(**settings.pop("model", {}))
     return Dreamer(SPECS[spec], DreamerConfig(**settings, model=model), CPU)
 
