@@ -116,14 +116,14 @@ class Optimizer(ABC):
         """Move the weights along `grad`, which has these norms, where finite is True."""
 
     @property
+    def done(self) -> Tensor:
+        """`updates` [] where the weights are, for what changes with it in a recorded update."""
+        return self._updates
+
+    @property
     def updates(self) -> int:
         """Steps that moved the weights."""
         return int(self._updates)
-
-    @property
-    def done(self) -> Tensor:
-        """The same [] where the weights are, for what changes with it in a recorded update."""
-        return self._updates
 
     @updates.setter
     def updates(self, value: int) -> None:

@@ -246,7 +246,8 @@ class Dreamer(Agent):
         entropy = policy.entropy()
         # Cut 2: neither features nor advantage carry gradient.
         advantage = (returns - value[:, :-1]) / scale
-        aim = actor_objective(c.actor_gradient, policy, drawn[:-1], path / scale, advantage, weight)
+        about = policy, drawn[:-1], path / scale, advantage, weight, self.return_scale.ranks
+        aim = actor_objective(c.actor_gradient, *about)
         gain = aim.gain + c.entropy_weight(self.optim.done) * entropy
         critic_loss = -critic_log_prob(critic, returns, slow, c.slow_scale)
         losses = {

@@ -5,8 +5,8 @@
 "dynamics": the gradient of the returns themselves through the world model, as in the first
     Dreamers. Of low variance where the world is smooth; through contacts it grows with every step
     backwards until it is noise.
-"quieter": in every update whichever of the two has the lower variance over the rollouts; with
-    several ranks each decides for its own. What differs from start to start counts as variance.
+"quieter": in every update whichever of the two has the lower variance over the rollouts, on all
+    ranks the same. What differs from start to start counts as variance.
 
 Suh et al., "Do Differentiable Simulators Give Better Policy Gradients?" (ICML 2022), mix the two
 by their variances. What one run of each gave here, which ranks nothing: docs/DREAMER.md.
@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from worldmodel.accel.ranks import Ranks
 
 REINFORCE, DYNAMICS, QUIETER = GRADIENTS = ("reinforce", "dynamics", "quieter")
 TRIM = 0.98  # of the rollouts count as they are when variances are measured, longer ones as these
@@ -36,12 +38,13 @@ class Objective(NamedTuple):
 
 def actor_objective(
     kind: str, policy: Any, drawn: Sequence[Tensor], returns: Tensor, advantage: Tensor,
-    weight: Tensor,
+    weight: Tensor, ranks: Ranks | None = None,
 ) -> Objective:  # fmt: skip
     """Of H imagined steps of N rollouts, by one of GRADIENTS.
 
     policy: as it learns, [N, H]. drawn: the actions that it drew there, H of [N, A]. returns:
-    [N, H], as they depend on these; advantage, weight: [N, H], without gradient.
+    [N, H], as they depend on these; advantage, weight: [N, H], without gradient. ranks: of those
+    that learn together.
     """
     taken = torch.stack([action.detach() for action in drawn], 1)
     if kind == REINFORCE:
@@ -49,7 +52,7 @@ def actor_objective(
     dynamics = _through_world(weight * returns, drawn)
     if kind == DYNAMICS:
         return Objective(returns.detach(), _surrogate(policy, taken, dynamics), {})
-    share = _quietness(policy, taken, weight * advantage, dynamics)
+    share = _quietness(policy, taken, weight * advantage, dynamics, ranks)
     quiet = share > 0.5  # False where it is not a number
     gain = torch.where(quiet, returns.detach(), policy.log_prob(taken) * advantage)
     followed = torch.where(quiet, _trimmed(dynamics, MOST), 0.0)
@@ -79,14 +82,18 @@ def _trimmed(gradient: Tensor, times: float = 1.0) -> Tensor:
     return gradient * (most / length.clamp_min(1e-30)).clamp_max(1.0)
 
 
-def _quietness(policy: Any, taken: Tensor, scores: Tensor, dynamics: Tensor) -> Tensor:
+def _quietness(
+    policy: Any, taken: Tensor, scores: Tensor, dynamics: Tensor, ranks: Ranks | None
+) -> Tensor:
     """The variance of REINFORCE as a share [] of both: above a half, the other one is quieter.
 
     taken: actions [N, H, A] of the policy (normals); scores: their advantages [N, H]; dynamics:
     the other gradient [N, H, A]. Variances over the N rollouts of the gradient at the policy's
-    mean, averaged over steps and entries.
+    mean, averaged over steps and entries, and over ranks.
     """
     score = scores.unsqueeze(-1) * (taken - policy.mean.detach()) / policy.std.detach().square()
-    ours, theirs = (_trimmed(x).var(0).mean() for x in (score, dynamics))
-    both = ours + theirs
+    apart = torch.stack([_trimmed(x).var(0).mean() for x in (score, dynamics)])
+    if ranks is not None:
+        ranks.all_reduce_mean(apart)
+    ours, both = apart[0], apart.sum()
     return torch.where(both == 0, 0.5, ours / both)  # nothing is to be gained yet

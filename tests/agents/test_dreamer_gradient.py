@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from agents.dreamer.gradient import GRADIENTS, TRIM, actor_objective
+from worldmodel.accel.ranks import Ranks
 from worldmodel.distributions import Normal
 
 N, H, A = 400, 3, 2
@@ -46,10 +47,12 @@ class Rollouts:
     def policy(self) -> Normal:
         return Normal(self.mean.expand(N, H, A), self.std)
 
-    def follow(self, kind: str) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def follow(
+        self, kind: str, ranks: Ranks | None = None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Gradients of mean and deviation, which are to be climbed; and metrics."""
         aim = actor_objective(
-            kind, self.policy, self.drawn, self.returns, self.advantage, self.weight
+            kind, self.policy, self.drawn, self.returns, self.advantage, self.weight, ranks
         )
         total = (self.weight * aim.gain).mean() + aim.surrogate
         return *torch.autograd.grad(total, [self.mean, self.std]), aim.metrics
@@ -99,6 +102,25 @@ def test_of_the_two_it_takes_the_one_that_is_less_noisy(last: World) -> None:
     share = noise[0] / sum(noise)
     assert share > 0.8 if last is smooth else share < 0.02
     np.testing.assert_allclose(float(metrics["dynamics_quietness"]), share, rtol=1e-4)
+
+
+def test_all_ranks_take_the_same_one() -> None:
+    class TwoRanks(Ranks):
+        other = torch.zeros(2)  # the variances on the other one
+
+        def all_reduce_mean(self, tensor: Tensor) -> None:
+            tensor.copy_((tensor + self.other) / 2)
+
+    worlds: list[World] = [smooth] * H
+    ranks = TwoRanks()
+    ranks.other = torch.tensor([1.0, 1e6])  # the gradient through its world is noise there
+    found = Rollouts(worlds).follow("quieter", ranks)
+    assert found[2]["dynamics_quietness"] < 0.01
+    for ours, theirs in zip(found[:2], Rollouts(worlds).follow("reinforce")[:2], strict=True):
+        torch.testing.assert_close(ours, theirs)
+    ranks.other = torch.tensor([float("nan"), 1.0])
+    for ours, theirs in zip(Rollouts(worlds).follow("quieter", ranks), found[:2], strict=False):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_what_explodes_is_not_followed() -> None:
